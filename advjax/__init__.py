@@ -1,0 +1,1 @@
+"""Adversarial robustness in JAX: attacks, training methods, evaluation."""

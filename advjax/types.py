@@ -1,0 +1,72 @@
+"""The nouns of advjax.
+
+Everything the parts of the package say to each other is one of these types.  Images are float32 arrays in pixel space
+[0, 1], NHWC (one image is HWC); labels are integers; normalisation is a layer inside the model.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+"""A typed PRNG key (``jax.random.key``), or an array of them."""
+PyTree: TypeAlias = Any
+
+LogitsFn: TypeAlias = Callable[[Array], Array]
+"""``images [n, h, w, c] -> logits [n, classes]``: any JAX function."""
+
+StochasticLogitsFn: TypeAlias = Callable[[Array, Key], Array]
+"""``(images, rng) -> logits``: a defence with randomness; equal keys give equal logits."""
+
+Defense: TypeAlias = Callable[[LogitsFn], LogitsFn]
+"""A test-time defence around a classifier."""
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, one entry per image."""
+
+    images: Array
+    """Adversarial images [n, h, w, c]; always inside the threat model."""
+    logits: Array
+    """Logits of ``images``, from one forward pass of the whole batch after the attack."""
+    success: Array
+    """bool [n]: ``logits`` are wrong (or right for the target, if targeted) and the image is allowed."""
+    distance: Array
+    """float32 [n]: size of the perturbation in the norm of the threat model."""
+    steps: Array
+    """int32 [n]: steps taken until the image was done."""
+
+
+AttackFn: TypeAlias = Callable[[LogitsFn, Array, Array, Key], AttackResult]
+"""``(logits_fn, images, labels, rng) -> AttackResult``; ``rng`` is one key, or one key per image."""
+
+
+class Batch(NamedTuple):
+    """One step's examples.  Images are float32 in [0, 1] once the batch is on the device."""
+
+    images: Array
+    """[n, h, w, c]: what the model is trained on."""
+    labels: Array
+    """int32 [n]: the true classes."""
+    targets: Array
+    """float32 [n, classes]: the distribution that the loss is taken against."""
+    index: Array
+    """int32 [n]: position in the data set; randomness per example is folded from it."""
+    mask: Array
+    """bool [n]: False for the examples that only fill up the last batch."""
+    clean: Array | None = None
+    """[n, h, w, c]: the images before ``perturb`` replaced them by adversarial ones."""
+
+
+class Variables(NamedTuple):
+    """Everything a model needs to be applied."""
+
+    params: PyTree
+    model_state: PyTree
+    """Batch statistics and the like, {} if there are none."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: ``main`` prints its one line and exits with 2."""

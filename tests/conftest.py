@@ -1,0 +1,24 @@
+"""Shared fixtures.  The environment is set before JAX is imported: four virtual CPU devices, thread pools that cannot starve."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# More virtual devices than cores: XLA's thread pool must still hold one thread per device, or collectives never meet.
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pathlib
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """Folder with the development data (real CIFAR-10 and MNIST, reference outputs of the original attacks)."""
+    folder = pathlib.Path(os.environ.get("ADVJAX_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "reference").is_dir():
+        pytest.skip(f"development data not found at {folder}; set ADVJAX_SHARED to the folder that holds them")
+    return folder
