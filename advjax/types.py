@@ -68,5 +68,5 @@ class Variables(NamedTuple):
     """Batch statistics and the like, {} if there are none."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake that the user can mend: ``main`` prints its one line and exits with 2."""

@@ -97,21 +97,21 @@ def auto_pgd(
         return sign * loss_fn(logits, label)
 
     def init(problem: Problem) -> AutoPGDState:
-        image = problem.image
+        image, loss_dtype = problem.image, problem.clean_logits.dtype
         point = threat_model.surface(image, problem.rng) if problem.start is None else problem.start
         first = 2 * threat_model.epsilon if step_size is None else step_size
         return AutoPGDState(
             index=jnp.int32(0),
             point=point,
             previous_point=point,
-            loss=jnp.zeros((), image.dtype),
-            best=first_kept(point),
+            loss=jnp.zeros((), loss_dtype),
+            best=first_kept(point, loss_dtype),
             best_gradient=jnp.zeros_like(image),
             step_size=jnp.asarray(first, image.dtype),
             increases=jnp.int32(0),
-            best_loss_at_check=jnp.zeros((), image.dtype),
+            best_loss_at_check=jnp.zeros((), loss_dtype),
             halved_at_check=jnp.asarray(True),
-            kept=first_kept(point),
+            kept=first_kept(point, loss_dtype),
         )
 
     def cotangents(problem: Problem, state: AutoPGDState, logits: Array) -> Array:

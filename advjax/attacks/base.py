@@ -102,11 +102,10 @@ class Attack:
         return Problem(images, labels, keys_per_image(rng, len(images)), clean_logits, start)
 
     def _run(self, logits_fn, problems):
-        states = jax.vmap(self.init)(problems)
         count = len(problems.image)
-        # Tied to the images so that under shard_map the counters vary over devices as the images do.
-        zeros = jnp.zeros_like(problems.label)
-        finished = zeros.astype(bool)
+        states, finished, zeros = _varying_like(
+            problems, (jax.vmap(self.init)(problems), jnp.zeros(count, bool), jnp.zeros(count, jnp.int32))
+        )
         if self.stop_on_success:
             finished = self._fooled(problems.clean_logits, problems.label)
 
@@ -188,7 +187,8 @@ def trajectory(
         states = attack._update(problems, states, *attack._ask(logits_fn, problems, states))
         return states, states
 
-    return jax.lax.scan(step, jax.vmap(attack.init)(problems), length=attack.num_steps + 1)[1]
+    states = _varying_like(problems, jax.vmap(attack.init)(problems))
+    return jax.lax.scan(step, states, length=attack.num_steps + 1)[1]
 
 
 class Kept(NamedTuple):
@@ -199,9 +199,9 @@ class Kept(NamedTuple):
     success: Array
 
 
-def first_kept(image: Array) -> Kept:
-    """Nothing observed yet: ``image`` is what the attack falls back on."""
-    return Kept(image, jnp.asarray(-jnp.inf, image.dtype), jnp.asarray(False))
+def first_kept(image: Array, loss_dtype: jnp.dtype) -> Kept:
+    """Nothing observed yet: ``image`` is what the attack falls back on.  Losses have the dtype of the logits."""
+    return Kept(image, jnp.asarray(-jnp.inf, loss_dtype), jnp.asarray(False))
 
 
 KEEP_RULES: dict[str, Callable[[Kept, Kept], Array]] = {
@@ -245,3 +245,13 @@ def _where(flags: Array, if_true: Any, if_false: Any) -> Any:
         return jnp.where(_per_image(flags, a), a, b)
 
     return jax.tree.map(select, if_true, if_false)
+
+
+def _varying_like(problems: Problem, tree: Any) -> Any:
+    """``tree``, varying over the devices of a surrounding ``shard_map`` wherever the problems do.
+
+    Loops want the types of their carry unchanged, and a state that starts as a constant is the same on all devices.
+    """
+    known = jax.tree.leaves(problems._replace(rng=jax.random.key_data(problems.rng)))
+    never = sum(jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in known)
+    return _where(never > 0, tree, tree)

@@ -22,7 +22,9 @@ def check_inputs(images: Array, labels: Array, bounds: tuple[float, float]) -> N
             f"labels must be integers of shape ({images.shape[0]},), one per image, got {labels.dtype} {labels.shape}"
         )
     if is_concrete(images) and images.size:
-        low, high = float(jnp.min(images)), float(jnp.max(images))
+        # What is known may still stand inside a jitted function, where it would be traced.
+        with jax.ensure_compile_time_eval():
+            low, high = float(jnp.min(images)), float(jnp.max(images))
         if not (bounds[0] <= low and high <= bounds[1]):
             raise ValueError(
                 f"images must lie in {list(bounds)}, got values in [{low:g}, {high:g}]: "
@@ -38,8 +40,11 @@ def check_logits(logits: Array, images: Array, labels: Array) -> None:
             f"got {logits.shape}"
         )
     if is_concrete(labels) and labels.size:
-        low, high = int(np.min(labels)), int(np.max(labels))
+        low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for these logits, got {low}..{high}")
-    if is_concrete(logits) and bool(jnp.any(jnp.isnan(jax.lax.stop_gradient(logits)))):
-        raise ValueError("logits_fn returns NaN on the unperturbed images")
+    if is_concrete(logits):
+        with jax.ensure_compile_time_eval():
+            nan_free = not bool(jnp.any(jnp.isnan(jax.lax.stop_gradient(logits))))
+        if not nan_free:
+            raise ValueError("logits_fn returns NaN on the unperturbed images")

@@ -102,7 +102,7 @@ def pgd(
             point = threat_model.sample(problem.image, problem.rng)
         else:
             point = problem.image
-        return PGDState(point, first_kept(point))
+        return PGDState(point, first_kept(point, problem.clean_logits.dtype))
 
     def cotangents(problem: Problem, state: PGDState, logits: Array) -> Array:
         return jax.grad(objective)(logits, problem.label)[None]
@@ -110,7 +110,7 @@ def pgd(
     def update(problem: Problem, state: PGDState, logits: Array, gradients: Array) -> PGDState:
         success = (jnp.argmax(logits) == problem.label) == targeted
         seen = Kept(state.point, objective(logits, problem.label), success)
-        moved = state.point + step_size * threat_model.norm.ascent(gradients[0])
+        moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradients[0])
         return PGDState(threat_model.project(problem.image, moved), keep(state.kept, seen))
 
     return Attack(

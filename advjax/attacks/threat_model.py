@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from advjax.types import Array, Key
 
@@ -125,7 +124,7 @@ def _towards(image: Array, delta: Array) -> Array:
 
 def _shrunk(image: Array, epsilon: Array) -> Array:
     """Radius that leaves room for the rounding of a norm summed over all pixels."""
-    return epsilon * (1 - jnp.finfo(image.dtype).eps * np.sqrt(image.size))
+    return epsilon * (1 - float(jnp.finfo(image.dtype).eps) * math.sqrt(image.size))
 
 
 def _project_linf(image, candidate, epsilon):

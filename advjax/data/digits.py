@@ -1,0 +1,41 @@
+"""Scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that need no download."""
+
+import numpy as np
+
+from advjax.data.dataset import Dataset
+from advjax.data.splits import train_validation
+from advjax.types import UserError
+
+NUM_TEST = 359
+"""20 % of the 1,797 images."""
+_WHITE = 16
+
+
+def load_digits(split: str) -> Dataset:
+    """The "train" (1,438) or "test" (359) images: a stratified split that is a constant of the data set.
+
+    The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI 1998).  Their
+    values 0 .. 16 become uint8 ``round(255 v / 16)``; the order of scikit-learn is kept within each split.
+
+    Args:
+      split: "train" or "test".
+
+    Returns:
+      ``Dataset`` with images uint8 [n, 8, 8, 1] and ten classes.
+
+    Raises:
+      UserError: if the split is another one, or scikit-learn is not installed.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"digits has no split {split!r}; it has: train, test")
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise UserError("the data set digits comes with scikit-learn: run pip install 'advjax[digits]'") from error
+    values, targets = datasets.load_digits(return_X_y=True)
+    images = np.round(np.asarray(values) * (255 / _WHITE)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = np.asarray(targets, np.int32)
+    train, test = train_validation(labels, num_validation=NUM_TEST, seed=0, name="digits test split")
+    positions = train if split == "train" else test
+    index = np.arange(len(positions), dtype=np.int32)
+    return Dataset("digits", images[positions], labels[positions], index, tuple(str(i) for i in range(10)))

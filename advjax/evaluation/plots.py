@@ -1,0 +1,199 @@
+"""Plots of a report as SVG text.
+
+The text is self-contained and depends on the data alone: no date, no random identifiers.  Colors are CSS variables
+with a light default, so that a page may restyle a plot for dark mode; words stay words, in the font of the page.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from advjax.evaluation.report import ALL, Report, Row
+from advjax.evaluation.table import Block, blocks
+
+Svg: TypeAlias = str
+
+
+class _Colors(NamedTuple):
+    ink: str = "#1d2129"
+    muted: str = "#6b7280"
+    grid: str = "#e3e5e9"
+    transfer: str = "#3b74b9"
+    robust: str = "#c8442d"
+    third: str = "#3d8b5f"
+    fourth: str = "#8a5bb0"
+
+
+_COLORS = _Colors()
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "advjax",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": _COLORS.ink,
+    "axes.labelcolor": _COLORS.muted,
+    "axes.edgecolor": _COLORS.muted,
+    "xtick.color": _COLORS.muted,
+    "ytick.color": _COLORS.muted,
+    # A dollar in somebody's attack name is a dollar.
+    "text.parse_math": False,
+}
+_INCHES = 7.2
+
+
+def accuracy_per_attack(report: Report) -> Svg:
+    """Accuracy of each run under each attack, with 95 % Wilson intervals.
+
+    One panel per block of the table.  A hollow circle is a transfer result (all images), a filled diamond a robust
+    accuracy; the thin line between them is what the source model did not see.  The dashed line is clean accuracy.
+    """
+    arranged = [block for block in blocks(report) if block.lines]
+    if not arranged:
+        raise ValueError("the report holds no attack; there is nothing to plot")
+    with matplotlib.rc_context(_STYLE):
+        heights = [len(block.lines) + 1.4 for block in arranged]
+        figure = Figure(figsize=(_INCHES, 0.27 * sum(heights) + 0.75), layout="constrained")
+        panels = figure.subplots(len(arranged), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, block in zip(panels, arranged, strict=True):
+            _draw_block(axes, block)
+        panels[-1].set_xlabel("accuracy on all images, %")
+        _draw_legend(figure, arranged)
+        return _to_svg(figure, "accuracy", "Accuracy of each run under each attack")
+
+
+def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Svg:
+    """Losses and accuracies over training steps, a row of two panels per run.
+
+    Args:
+      metrics: run -> rows such as ``{"step": 10, "kind": "train", "loss": 0.7, "accuracy": 0.8}``.  Every numeric key
+        with "loss" or "accuracy" in its name becomes a curve of its kind; other keys have other units and are left out.
+        A value that is not finite is a gap.
+    """
+    if not metrics:
+        raise ValueError("no run to draw training curves of")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_INCHES, 2.15 * len(metrics)), layout="constrained")
+        panels = figure.subplots(len(metrics), 2, squeeze=False)
+        for (losses, accuracies), (run, rows) in zip(panels, metrics.items(), strict=True):
+            _draw_curves(losses, f"{run}: loss", _series(rows, "loss", 1.0))
+            losses.set_ylim(bottom=min(0.0, losses.get_ylim()[0]))
+            _draw_curves(accuracies, f"{run}: accuracy, %", _series(rows, "accuracy", 100.0))
+            accuracies.set_ylim(-2, 102)
+        for axes in panels[-1]:
+            axes.set_xlabel("training step")
+        return _to_svg(figure, "curves", "Training curves")
+
+
+def _draw_block(axes: Axes, block: Block) -> None:
+    for y, line in enumerate(block.lines):
+        transfer, robust = line.transfer.get(ALL), line.robust
+        ends = [100 * row["accuracy"] for row in (transfer, robust) if row and row["accuracy"] is not None]
+        if len(ends) == 2:
+            axes.plot(ends, [y, y], color=_COLORS.grid, linewidth=1.2, zorder=1)
+        _draw_point(axes, y, transfer, _COLORS.transfer, marker="o", face="none")
+        _draw_point(axes, y, robust, _COLORS.robust, marker="D", face=_COLORS.robust)
+    clean = block.clean[ALL]["accuracy"] if ALL in block.clean else None
+    if clean is not None:
+        axes.axvline(100 * clean, color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    source = f", transfer from {block.source}" if block.source else ""
+    axes.set_title(f"{block.name}{source}", loc="left", fontsize=10, fontweight="bold")
+    axes.set_yticks(range(len(block.lines)), [f"{line.attack}, {line.threat}" for line in block.lines])
+    axes.set_ylim(len(block.lines) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.set_xticks(range(0, 101, 20))
+    axes.tick_params(axis="y", length=0, labelcolor=_COLORS.ink)
+    axes.grid(axis="x", color=_COLORS.grid, linewidth=0.6, zorder=-1)
+    _open_frame(axes, "left")
+
+
+def _draw_point(axes: Axes, y: float, row: Row | None, color: str, marker: str, face: str) -> None:
+    if row is None or row["accuracy"] is None:
+        return
+    axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=color, linewidth=2.2, alpha=0.45, zorder=2)
+    axes.plot(
+        100 * row["accuracy"],
+        y,
+        marker,
+        color=color,
+        markerfacecolor=face,
+        markersize=6 if marker == "o" else 5.2,
+        markeredgewidth=1.5,
+        zorder=3,
+        clip_on=False,
+    )
+
+
+def _draw_legend(figure: Figure, arranged: Sequence[Block]) -> None:
+    axes = figure.axes[0]
+    handles = []
+    if any(line.robust for block in arranged for line in block.lines):
+        handles += axes.plot([], [], "D", color=_COLORS.robust, markersize=5.2, label="adaptive: robust accuracy")
+    if any(block.source for block in arranged):
+        face = {"markerfacecolor": "none", "markeredgewidth": 1.5}
+        label = "transfer: attack made on another model"
+        handles += axes.plot([], [], "o", color=_COLORS.transfer, markersize=6, label=label, **face)
+    handles += axes.plot([], [], color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), label="clean accuracy")
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.5)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], word: str, scale: float) -> dict[str, tuple[list[int], list[float]]]:
+    """Name such as "train" or "validation robust" -> (steps, values), for every numeric key that contains ``word``."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if word not in key or isinstance(value, bool) or not isinstance(value, int | float | None):
+                continue
+            name = " ".join([row["kind"], *(part for part in key.split("_") if part != word)])
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(row["step"])
+            values.append(scale * value if value is not None and math.isfinite(value) else math.nan)
+    return series
+
+
+def _draw_curves(axes: Axes, title: str, series: Mapping[str, tuple[list[int], list[float]]]) -> None:
+    # Not the colors of the accuracy plot: there they say what an attack knew.
+    palette = (_COLORS.muted, _COLORS.third, _COLORS.fourth, _COLORS.ink)
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        marker = "o" if len(steps) <= 25 else ""
+        axes.plot(
+            steps, values, color=palette[i % len(palette)], linewidth=1.4, marker=marker, markersize=3, label=name
+        )
+    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axes.grid(color=_COLORS.grid, linewidth=0.6, zorder=-1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(length=0)
+    if series:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_COLORS.ink, borderpad=0)
+    else:
+        axes.text(0.5, 0.5, "none recorded", ha="center", va="center", color=_COLORS.muted, transform=axes.transAxes)
+    _open_frame(axes)
+
+
+def _open_frame(axes: Axes, *more: str) -> None:
+    axes.patch.set_visible(False)
+    for side in ("top", "right", *more):
+        axes.spines[side].set_visible(False)
+
+
+def _to_svg(figure: Figure, name: str, description: str) -> Svg:
+    """The figure as one ``<svg>`` element that may stand beside others in a page."""
+    figure.patch.set_visible(False)
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # Declaration and document type are for files; inside a page they are errors, and the latter names an address.
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip().replace("*{stroke", "svg{stroke")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace("'DejaVu Sans'", "system-ui, 'Helvetica Neue', Arial, sans-serif")
+    for color, value in _COLORS._asdict().items():
+        svg = svg.replace(value, f"var(--{color}, {value})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1) + "\n"

@@ -1,0 +1,55 @@
+"""How far a measured accuracy can be trusted: two numbers about the test images, none about training seeds."""
+
+import numpy as np
+from scipy import stats
+
+FIFTHS = 5
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion.
+
+    The proportions p that a score test does not reject: ``|successes/n - p| <= z * sqrt(p * (1 - p) / n)`` with z the
+    two-sided normal quantile.  Unlike the usual ``p ± z * sd`` it stays inside [0, 1] and keeps a width at 0 % and at
+    100 %, which is where robust and clean accuracies live.  It covers the choice of test images only.
+
+    Args:
+      successes: how many of the ``n`` images count, 0..n.
+      n: number of images; 0 says nothing and gives (0, 1).
+      confidence: probability of covering the true proportion, strictly between 0 and 1.
+
+    Returns:
+      ``(low, high)``, fractions in [0, 1].
+
+    Raises:
+      ValueError: counts outside 0..n.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes={successes} is not in 0..n={n}")
+    if n == 0:
+        return 0.0, 1.0
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def spread_over_fifths(correct: np.ndarray) -> float | None:
+    """Standard deviation of the accuracy over five contiguous parts of the test images.
+
+    The sample standard deviation (divisor 4, as papers print it) of the five accuracies.  The parts are as equal as
+    ``n`` allows: their sizes differ by one image at most.  This is a spread over test images of ONE trained model; it
+    says nothing about training again with another seed and must be labelled so wherever it is printed.
+
+    Args:
+      correct: bool [n], in data set order.
+
+    Returns:
+      A fraction, or None for fewer than five images.
+    """
+    correct = np.asarray(correct, dtype=bool)
+    if correct.ndim != 1:
+        raise ValueError(f"correct has shape {correct.shape}; expected one entry per image, [n]")
+    if correct.size < FIFTHS:
+        return None
+    return float(np.std([part.mean() for part in np.array_split(correct, FIFTHS)], ddof=1))

@@ -1,0 +1,107 @@
+"""Training losses of ONE example: ``(logits [classes], target [classes]) -> scalar``, smaller is better.
+
+The target is a distribution over the classes: one-hot, smoothed or mixed.  Map over a batch with ``jax.vmap`` and
+average there.  Every loss and its gradient is finite for any finite logits whose differences do not overflow.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from advjax.types import Array, UserError
+
+Loss: TypeAlias = Callable[[Array, Array], Array]
+"""``(logits [classes], target [classes]) -> scalar``."""
+
+# PyTorch's BCELoss cuts logarithms off here; published numbers depend on it.
+_SMALLEST_LOG = -100.0
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+    """``-sum_j t_j log p_j`` with p = softmax(logits).
+
+    Raises:
+      UserError: ``logits`` and ``target`` differ in shape (a class index is not a distribution: see ``one_hot``).
+    """
+    _check_shapes("cross_entropy", logits, target)
+    return -jnp.sum(target * jax.nn.log_softmax(logits))
+
+
+def focal(gamma: float = 2.0) -> Loss:
+    """The focal loss ``-sum_j t_j (1 - p_j)^gamma log p_j`` with p = softmax(logits).
+
+    For a one-hot target this is ``-(1 - p_y)^gamma log p_y`` (Lin et al., 2017, eq. 4, on softmax probabilities and
+    without class weights): examples that are already right count less.  Soft targets weight each class by its own (1
+    - p_j)^gamma. gamma = 0 is ``cross_entropy``.
+
+    Raises:
+      UserError: ``gamma`` is negative, or (when called) ``logits`` and ``target`` differ in shape.
+    """
+    if not gamma >= 0:
+        raise UserError(f"focal: gamma is {gamma!r}; give a number, 0 or more")
+
+    def loss(logits: Array, target: Array) -> Array:
+        _check_shapes("focal", logits, target)
+        weight = jnp.exp(gamma * _log_complement(logits))
+        return -jnp.sum(target * weight * jax.nn.log_softmax(logits))
+
+    return loss
+
+
+def bce_on_softmax(logits: Array, target: Array) -> Array:
+    """``-(1/C) sum_j [t_j log p_j + (1 - t_j) log(1 - p_j)]`` with p = softmax(logits), each logarithm at least -100.
+
+    Binary cross-entropy of every class on softmax outputs, as in the published code of manifold mixup (Verma et al.,
+    2019). Averaged over the C classes, its gradient is several times smaller than that of ``cross_entropy``, so
+    learning rates do not carry over.  log(1 - p_j) is computed without forming 1 - p_j and is right down to the cut;
+    a term beyond the cut has gradient 0.
+
+    Raises:
+      UserError: ``logits`` and ``target`` differ in shape.
+    """
+    _check_shapes("bce_on_softmax", logits, target)
+    log_p = jnp.maximum(jax.nn.log_softmax(logits), _SMALLEST_LOG)
+    log_not_p = jnp.maximum(_log_complement(logits), _SMALLEST_LOG)
+    return -jnp.mean(target * log_p + (1 - target) * log_not_p)
+
+
+def one_hot(labels: Array, num_classes: int) -> Array:
+    """``labels`` int [...] -> float32 [..., num_classes]: all weight on the label."""
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+
+
+def soft_targets(labels: Array, num_classes: int, off_value: float) -> Array:
+    """``labels`` int [...] -> float32 [..., C]: ``1 - (C - 1) off_value`` on the label, ``off_value`` elsewhere.
+
+    Label smoothing (Szegedy et al., 2016) of strength ``C off_value``.
+
+    Raises:
+      UserError: ``off_value`` is not in [0, 1 / C], beyond which the label is no longer the likeliest class.
+    """
+    if not 0 <= off_value <= 1 / num_classes:
+        raise UserError(
+            f"soft_targets: off_value is {off_value!r}; for {num_classes} classes give 0 to {1 / num_classes:g}"
+        )
+    return jnp.where(one_hot(labels, num_classes) > 0, 1 - (num_classes - 1) * off_value, jnp.float32(off_value))
+
+
+def _log_complement(logits: Array) -> Array:
+    """``log(1 - softmax(logits))`` [classes] without cancellation, in value and in gradient.
+
+    Only the likeliest class can have p > 1/2; there 1 - p is the sum of the other probabilities.
+    """
+    likeliest = jnp.arange(logits.shape[0]) == jnp.argmax(logits)
+    others = jax.nn.logsumexp(jnp.where(likeliest, -jnp.inf, logits)) - jax.nn.logsumexp(logits)
+    # Both branches of a where are differentiated: at the likeliest class log1p must not see -1.
+    small = jnp.where(likeliest, 0.0, jax.nn.softmax(logits))
+    return jnp.where(likeliest, others, jnp.log1p(-small))
+
+
+def _check_shapes(name: str, logits: Array, target: Array) -> None:
+    if logits.shape != target.shape or logits.ndim != 1:
+        raise UserError(
+            f"{name}: logits {logits.shape} and target {target.shape} of one example must both be [classes]; "
+            "map over a batch with jax.vmap, make a target of a class index with one_hot"
+        )

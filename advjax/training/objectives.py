@@ -1,0 +1,129 @@
+"""What training minimises.
+
+An objective is ``(params, model_state, batch, rng, axis_name) -> (loss, (model_state, metrics))`` for one replica's rows of
+a batch; the mean of the losses and metrics over the replicas is that of the whole batch, rows with ``mask`` False left
+out.  It differentiates: the batch is constant.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from advjax import sharding
+from advjax.models import blocks
+from advjax.models.blocks import Patched
+from advjax.training.losses import Loss
+from advjax.types import Array, Batch, Key, PyTree, Variables
+
+Metrics: TypeAlias = dict[str, Array]
+Objective: TypeAlias = Callable[
+    [PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]
+]
+
+
+def supervised(model: nn.Module, loss: Loss, *, on: str = "images") -> Objective:
+    """Mean loss against ``batch.targets``.
+
+    Args:
+      model: called in train mode, BatchNorm synchronised over the replicas.
+      loss: about one example, ``(logits, target distribution) -> scalar``.
+      on: "images", or "both" for ``loss(images) + loss(clean)`` in one concatenated batch (so BatchNorm sees clean and
+        adversarial images together); "both" needs a transform that attacks the images.
+
+    Raises:
+      ValueError: another value for ``on``.
+    """
+    if on not in ("images", "both"):
+        raise ValueError(f"on must be 'images' or 'both', got {on!r}")
+
+    def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
+        replica = model.clone(axis_name=axis_name)
+        images = batch.images if on == "images" else jnp.concatenate([_clean(batch), batch.images])
+        logits, new_state = blocks.apply(replica, Variables(params, model_state), images, train=True)
+        if on == "images":
+            return _summary({"": logits}, batch, loss, axis_name, new_state)
+        clean_logits, logits = jnp.split(logits, 2)
+        return _summary({"clean_": clean_logits, "": logits}, batch, loss, axis_name, new_state)
+
+    return objective
+
+
+def fixers(
+    model: Patched, loss: Loss, *, distillation: float = 1.0, target: str = "natural", norm: str = "rms"
+) -> Objective:
+    """Classification of clean and attacked images, and features that stay near those of the base (003, eq. 2-4).
+
+    ``loss(x) + loss(x') + distillation * sum_i [d(h_i(x), h_i^0(x)) + d(h_i(x'), h_i^0(target))]`` for clean images x
+    and attacked images x', where h_i are the features after fixer i, h_i^0 those of the base at the same place, and d is
+    the length of the difference.  The base runs in inference mode; let only the fixers' parameters be updated.
+
+    Args:
+      model: the patched classifier.
+      loss: about one example, ``(logits, target distribution) -> scalar``.
+      distillation: the paper's lambda, 0 or 1.
+      target: "natural": attacked features are pulled to those of the clean image, as the paper's text says; "printed":
+        to those of the attacked image, as its eq. 4 prints.
+      norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean length, larger by the
+        root of their number.
+
+    Raises:
+      ValueError: another value for ``target`` or ``norm``.
+    """
+    if target not in ("natural", "printed"):
+        raise ValueError(f"target must be 'natural' or 'printed', got {target!r}")
+    if norm not in ("rms", "l2"):
+        raise ValueError(f"norm must be 'rms' or 'l2', got {norm!r}")
+    measure = {"rms": jnp.mean, "l2": jnp.sum}[norm]
+
+    def distance(features: Array, wanted: Array) -> Array:
+        squares = measure((features - wanted) ** 2, axis=(1, 2, 3))
+        # The root has no finite gradient at 0, where fixers that change nothing are.
+        return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+    def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
+        variables, clean = Variables(params, model_state), _clean(batch)
+
+        def features_of(images: Array, patched: bool) -> Any:
+            return blocks.apply(model, variables, images, method="with_features", patched=patched)
+
+        clean_logits, clean_features = features_of(clean, True)
+        logits, features = features_of(batch.images, True)
+        natural = features_of(clean, False)[1]
+        attacked_target = natural if target == "natural" else features_of(batch.images, False)[1]
+        drift = sum(
+            distance(clean_features[name], jax.lax.stop_gradient(natural[name]))
+            + distance(features[name], jax.lax.stop_gradient(attacked_target[name]))
+            for name in natural
+        )
+        total, (new_state, metrics) = _summary(
+            {"clean_": clean_logits, "": logits}, batch, loss, axis_name, model_state
+        )
+        drift = _masked_mean(drift, batch.mask, axis_name)
+        total = total + distillation * drift
+        return total, (new_state, {**metrics, "loss": total, "distillation_distance": drift})
+
+    return objective
+
+
+def _clean(batch: Batch) -> Array:
+    if batch.clean is None:
+        raise ValueError("this objective needs clean and adversarial images: add a transform that attacks the batch")
+    return batch.clean
+
+
+def _summary(logits: dict[str, Array], batch: Batch, loss: Loss, axis_name: str | None, model_state: PyTree):
+    """Sum over the kinds of images of their mean losses; accuracy of each kind, the names prefixed."""
+    total, metrics = jnp.float32(0), {}
+    for prefix, values in logits.items():
+        total += _masked_mean(jax.vmap(loss)(values, batch.targets), batch.mask, axis_name)
+        correct = (jnp.argmax(values, axis=-1) == batch.labels).astype(jnp.float32)
+        metrics[f"{prefix}accuracy"] = _masked_mean(correct, batch.mask, axis_name)
+    return total, (model_state, {"loss": total, **metrics})
+
+
+def _masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
+    """This replica's share: the mean over the replicas of what it returns is the mean over all unmasked rows."""
+    return jnp.sum(values * mask) / sharding.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)

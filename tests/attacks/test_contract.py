@@ -1,0 +1,336 @@
+"""What every attack promises.  A new attack is one more row of ATTACKS."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import attack_models as am
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import attacks
+from advjax.attacks import Attack, ThreatModel
+
+NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
+
+
+class Row(NamedTuple):
+    make: Callable[..., Attack]
+    """``(threat_model, targeted) -> Attack``."""
+    norms: tuple[str, ...]
+    """The norms it works with; the expensive tests only take the first."""
+    random: bool = False
+    returns_success: bool = True
+    """Whether a success that was seen is never thrown away again."""
+
+
+def _fgsm(threat_model: ThreatModel, targeted: bool) -> Attack:
+    return attacks.fgsm(threat_model, targeted=targeted)
+
+
+def _bim(threat_model: ThreatModel, targeted: bool) -> Attack:
+    return attacks.bim(threat_model, num_steps=10, step_size=threat_model.epsilon / 5, targeted=targeted)
+
+
+def _pgd(threat_model: ThreatModel, targeted: bool, **options) -> Attack:
+    return attacks.pgd(threat_model, num_steps=10, step_size=threat_model.epsilon / 2, targeted=targeted, **options)
+
+
+def _auto_pgd(threat_model: ThreatModel, targeted: bool, **options) -> Attack:
+    return attacks.auto_pgd(threat_model, num_steps=10, targeted=targeted, **options)
+
+
+ATTACKS = {
+    "fgsm": Row(_fgsm, ("l2", "linf", "l1"), returns_success=False),
+    "bim": Row(_bim, ("linf",), returns_success=False),
+    "pgd": Row(_pgd, ("l1", "linf", "l2"), random=True),
+    "pgd_last": Row(functools.partial(_pgd, returns="last"), ("linf",), random=True, returns_success=False),
+    "pgd_highest_loss": Row(
+        functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True
+    ),
+    "auto_pgd": Row(_auto_pgd, ("linf", "l2"), random=True),
+    "auto_pgd_dlr_best": Row(functools.partial(_auto_pgd, loss="dlr", returns="best"), ("l2",), random=True),
+}
+CASES = [(name, norm) for name, row in ATTACKS.items() for norm in row.norms]
+FIRST = [(name, row.norms[0]) for name, row in ATTACKS.items()]
+
+every_case = pytest.mark.parametrize(("name", "norm"), CASES)
+first_norm = pytest.mark.parametrize(("name", "norm"), FIRST)
+
+traces = 0
+
+
+def counted(model):
+    """The model, counting how often it is traced."""
+
+    def logits_fn(images):
+        global traces
+        traces += 1
+        return model(images)
+
+    return logits_fn
+
+
+def make(name, norm, epsilon, targeted=False, stop_on_success=False) -> Attack:
+    attack = ATTACKS[name].make(NORMS[norm](epsilon), targeted)
+    return dataclasses.replace(attack, stop_on_success=stop_on_success)
+
+
+@functools.cache
+def compiled(name, norm, targeted=False, stop_on_success=False):
+    """``(model, images, labels, keys, epsilon) -> AttackResult`` in one compilation for all tests."""
+
+    @jax.jit
+    def run(model, images, labels, keys, epsilon):
+        return make(name, norm, epsilon, targeted, stop_on_success)(counted(model), images, labels, keys)
+
+    return run
+
+
+class Data(NamedTuple):
+    model: am.Linear
+    images: np.ndarray
+    labels: np.ndarray
+    keys: jax.Array
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Gray images, all with the label that the model gives them, except for the last two."""
+    images = am.gray_images()
+    model = am.random_linear(images, num_classes=3)
+    labels = np.array(jnp.argmax(model(images), axis=-1))
+    labels[-2:] = (labels[-2:] + 1) % 3
+    return Data(model, images, labels, am.keys_of(range(len(images))))
+
+
+def middle_epsilon(data, norm):
+    """Some images cannot be fooled within it, others can."""
+    return 1.2 * np.sort(am.lower_bounds(data.model, data.images, data.labels, norm)[:-2])[2]
+
+
+def awkward(data):
+    images = am.awkward_images()
+    model = am.random_linear(images, num_classes=3)
+    return Data(model, images, np.argmax(model(images), axis=-1), data.keys)
+
+
+EPSILONS = {
+    "linf": (8 / 255, 0.1, 1 / 3, 0.031, 16 / 255, 1e-3),
+    "l2": (0.5, 1 / 3, 0.1, 3.0),
+    "l1": (1 / 3, 0.7, 12.0),
+}
+
+
+@every_case
+@pytest.mark.parametrize("targeted", [False, True])
+def test_stays_inside_ball_and_bounds(data, name, norm, targeted):
+    model, images, labels, keys = awkward(data)
+    for epsilon in EPSILONS[norm]:
+        result = compiled(name, norm, targeted)(model, images, labels, keys, epsilon)
+        sizes = am.perturbation_sizes(images, result.images, norm)
+        assert np.all(sizes <= np.float64(np.float32(epsilon)))
+        assert np.all((np.asarray(result.images) >= 0) & (np.asarray(result.images) <= 1))
+        assert np.any(sizes > 0.3 * epsilon)
+        np.testing.assert_allclose(result.distance, sizes, rtol=1e-5)
+
+
+@every_case
+def test_epsilon_zero_returns_the_image(data, name, norm):
+    model, images, labels, keys = awkward(data)
+    result = compiled(name, norm)(model, images, labels, keys, 0.0)
+    np.testing.assert_array_equal(result.images, images)
+    assert not np.any(result.distance)
+    assert not np.any(result.success)
+
+
+@every_case
+def test_is_a_function_of_its_key(data, name, norm):
+    # Without a gradient a random attack stays where it started, and the others at the image.
+    model = data.model._replace(weights=np.zeros_like(data.model.weights))
+    run = functools.partial(compiled(name, norm), model, data.images, data.labels, epsilon=0.1)
+    first, again, other = (np.asarray(run(keys=am.keys_of(range(8), seed)).images) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    moved = np.any(first != other, axis=(1, 2, 3))
+    assert np.all(moved) if ATTACKS[name].random else not np.any(moved)
+
+
+@first_norm
+def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
+    epsilon = middle_epsilon(data, norm)
+    images, labels = data.images.copy(), data.labels.copy()
+    for array in (images, labels):
+        array.setflags(write=False)
+    eager = make(name, norm, epsilon)(data.model, images, labels, data.keys)
+    jitted = compiled(name, norm)(data.model, data.images, data.labels, data.keys, epsilon)
+    np.testing.assert_array_equal(eager.success, jitted.success)
+    np.testing.assert_array_equal(eager.steps, jitted.steps)
+    np.testing.assert_allclose(eager.images, jitted.images, atol=1e-6)
+    np.testing.assert_array_equal(images, data.images)
+    np.testing.assert_array_equal(labels, data.labels)
+
+
+@first_norm
+@pytest.mark.parametrize("stop_on_success", [False, True])
+def test_independent_of_batch_size_padding_and_order(data, name, norm, stop_on_success):
+    with jax.enable_x64(True):
+        model, images = jax.tree.map(lambda x: x.astype(np.float64), (data.model, data.images))
+        attack = compiled(name, norm, stop_on_success=stop_on_success)
+        epsilon = middle_epsilon(data, norm)
+
+        def run(indices):
+            result = attack(model, images[indices], data.labels[indices], am.keys_of(indices), epsilon)
+            assert result.images.dtype == np.float64
+            return jax.device_get(result)
+
+        everything = run(np.arange(8))
+        assert 0 < np.sum(everything.success[:-2]) < 6
+        order = np.random.default_rng(0).permutation(8)
+        padded = np.asarray([0, 1, 2, 3, 4, 4, 4, 4])
+        for indices in (order, padded, np.asarray([2, 3]), np.asarray([6, 0])):
+            result = run(indices)
+            np.testing.assert_array_equal(result.success, everything.success[indices])
+            np.testing.assert_array_equal(result.steps, everything.steps[indices])
+            np.testing.assert_allclose(result.images, everything.images[indices], atol=1e-12)
+
+
+@first_norm
+def test_one_key_is_folded_with_the_position(data, name, norm):
+    attack = compiled(name, norm)
+    epsilon = middle_epsilon(data, norm)
+    one = attack(data.model, data.images, data.labels, jax.random.key(0), epsilon)
+    each = attack(data.model, data.images, data.labels, am.keys_of(range(8)), epsilon)
+    np.testing.assert_array_equal(one.images, each.images)
+
+
+@first_norm
+def test_vmaps_over_epsilon(data, name, norm):
+    model, images, labels, keys = data
+    epsilons = middle_epsilon(data, norm) * np.float32([0, 0.5, 1, 1.5, 3])
+    attack = compiled(name, norm)
+    curve = jax.vmap(attack, in_axes=(None, None, None, None, 0))(model, images, labels, keys, epsilons)
+    for i, epsilon in enumerate(epsilons):
+        separate = attack(model, images, labels, keys, epsilon)
+        np.testing.assert_array_equal(curve.success[i], separate.success)
+        np.testing.assert_allclose(curve.images[i], separate.images, atol=1e-6)
+    robust_accuracy = 1 - np.mean(curve.success, axis=1)
+    assert np.all(np.diff(robust_accuracy) <= 0)
+    assert robust_accuracy[0] == 0.75
+    assert robust_accuracy[-1] < 0.5
+
+
+@every_case
+def test_misclassified_images(data, name, norm):
+    model, images, labels, keys = data
+    epsilon = middle_epsilon(data, norm)
+    wrong = np.arange(8) >= 6
+    stopped = compiled(name, norm, stop_on_success=True)(model, images, labels, keys, epsilon)
+    np.testing.assert_array_equal(np.asarray(stopped.images)[wrong], images[wrong])
+    assert np.all(np.asarray(stopped.distance)[wrong] == 0)
+    assert np.all(np.asarray(stopped.steps)[wrong] == 0)
+    assert np.all(np.asarray(stopped.success)[wrong])
+    full = compiled(name, norm)(model, images, labels, keys, epsilon)
+    assert np.all(np.asarray(full.distance)[wrong] > 0.3 * epsilon)
+    assert np.all(np.asarray(full.success)[wrong])
+
+
+@every_case
+def test_stopping_on_success_keeps_the_verdicts(data, name, norm):
+    model, images, labels, keys = data
+    epsilon = 1.5 * middle_epsilon(data, norm)
+    stopped = jax.device_get(compiled(name, norm, stop_on_success=True)(model, images, labels, keys, epsilon))
+    full = jax.device_get(compiled(name, norm)(model, images, labels, keys, epsilon))
+    if ATTACKS[name].returns_success:
+        np.testing.assert_array_equal(stopped.success, full.success)
+    assert np.all(stopped.success | ~full.success)
+    num_steps = make(name, norm, 0.1).num_steps
+    assert np.all(full.steps == num_steps)
+    assert np.all((stopped.steps >= 0) & (stopped.steps <= num_steps))
+    assert np.all(stopped.steps[~stopped.success] == num_steps)
+    assert np.any(stopped.success[:-2])
+    if num_steps > 1:
+        assert np.any((stopped.steps[:-2] > 0) & (stopped.steps[:-2] < num_steps))
+
+
+@every_case
+@pytest.mark.parametrize("stop_on_success", [False, True])
+def test_success_is_what_a_forward_pass_says(data, name, norm, stop_on_success):
+    model, images, labels, keys = data
+    epsilon = middle_epsilon(data, norm)
+    result = compiled(name, norm, stop_on_success=stop_on_success)(model, images, labels, keys, epsilon)
+    logits = np.tensordot(np.asarray(result.images, np.float64), np.asarray(model.weights, np.float64), 3) + model.bias
+    np.testing.assert_allclose(result.logits, logits, atol=1e-4)
+    np.testing.assert_array_equal(result.success, np.argmax(logits, axis=-1) != labels)
+    np.testing.assert_array_equal(np.asarray(result.distance) <= np.float32(epsilon), True)
+    assert result.images.dtype == np.float32 and result.images.shape == images.shape
+    assert result.success.dtype == bool and result.steps.dtype == np.int32 and result.distance.dtype == np.float32
+
+
+@first_norm
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_any_number_of_classes_and_a_single_image(name, norm, num_classes):
+    images = am.gray_images(count=2)
+    model = am.random_linear(images, num_classes)
+    # The images are each other's mirror image around the boundaries; the second one is not used any further.
+    label = np.argmax(model(images), axis=-1)[:1]
+    bound = am.lower_bounds(model, images[:1], label, norm)[0]
+    attack = compiled(name, norm)
+    assert not attack(model, images[:1], label, am.keys_of([0]), 0.98 * bound).success[0]
+    beyond = attack(model, images[:1], label, am.keys_of([0]), 3 * bound)
+    assert beyond.success[0]
+    assert beyond.logits.shape == (1, num_classes)
+
+
+@first_norm
+@pytest.mark.parametrize("stop_on_success", [False, True])
+def test_same_on_four_devices(data, name, norm, stop_on_success):
+    assert jax.device_count() == 4
+    epsilon = middle_epsilon(data, norm)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    replicated, split = jax.P(), jax.P("data")
+
+    def attack(model, images, labels, keys):
+        return make(name, norm, epsilon, stop_on_success=stop_on_success)(model, images, labels, keys)
+
+    sharded = jax.jit(
+        jax.shard_map(attack, mesh=mesh, in_specs=(replicated, split, split, split), out_specs=split)
+    )(*data)
+    single = compiled(name, norm, stop_on_success=stop_on_success)(*data, epsilon)
+    assert 0 < np.sum(single.success[:-2]) < 6
+    np.testing.assert_array_equal(sharded.success, single.success)
+    np.testing.assert_array_equal(sharded.steps, single.steps)
+    np.testing.assert_allclose(sharded.images, single.images, atol=1e-6)
+
+
+@every_case
+@pytest.mark.parametrize("targeted", [False, True])
+def test_finds_the_closed_form_distance(data, name, norm, targeted):
+    known = am.known_distance(norm)
+    labels = known.other_labels if targeted else known.labels
+    attack = functools.partial(compiled(name, norm, targeted), known.model, known.images, labels, data.keys)
+    assert np.all(attack(1.02 * known.epsilon).success)
+    assert not np.any(attack(0.98 * known.epsilon).success)
+
+
+@every_case
+def test_new_values_do_not_trace_the_model_again(data, name, norm):
+    model, images, labels, keys = data
+    attack = compiled(name, norm)
+    attack(model, images, labels, keys, 0.1)
+    before = traces
+    attack(model, images[::-1], labels[::-1], keys[::-1], 0.2)
+    assert traces == before
+
+
+@first_norm
+def test_more_steps_do_not_trace_the_model_more_often(data, name, norm):
+    def traced(num_steps):
+        before = traces
+        attack = dataclasses.replace(make(name, norm, 0.1), num_steps=num_steps)
+        jax.eval_shape(lambda *arguments: attack(counted(data.model), *arguments), *data[1:])
+        return traces - before
+
+    assert 0 < traced(2) == traced(9) < 10

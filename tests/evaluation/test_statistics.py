@@ -1,0 +1,58 @@
+import math
+
+import numpy as np
+import pytest
+
+from advjax.evaluation.statistics import spread_over_fifths, wilson_interval
+
+
+@pytest.mark.parametrize("successes, n", [(0, 10), (3, 10), (10, 10), (950, 1000), (9999, 10_000)])
+def test_wilson_interval_solves_the_score_equation(successes, n):
+    z = 1.959963984540054
+    p = successes / n
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    np.testing.assert_allclose(wilson_interval(successes, n), (center - half, center + half), atol=1e-12)
+
+
+def test_wilson_interval_has_a_width_where_the_usual_interval_has_none():
+    low, high = wilson_interval(0, 1000)
+    assert low == 0.0
+    assert 0.003 < high < 0.004
+    assert wilson_interval(1000, 1000) == (pytest.approx(1 - high), 1.0)
+
+
+def test_wilson_interval_widens_with_confidence_and_narrows_with_images():
+    def width(*arguments):
+        low, high = wilson_interval(*arguments)
+        return high - low
+
+    assert width(50, 100, 0.99) > width(50, 100, 0.95) > width(500, 1000, 0.95)
+
+
+def test_wilson_interval_of_no_images_says_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("successes, n", [(-1, 10), (11, 10), (1, 0)])
+def test_wilson_interval_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="is not in"):
+        wilson_interval(successes, n)
+
+
+def test_spread_is_the_sample_standard_deviation_of_contiguous_parts():
+    correct = np.repeat([1, 1, 1, 1, 0], 20).astype(bool)
+    assert spread_over_fifths(correct) == pytest.approx(math.sqrt((4 * 0.2**2 + 0.8**2) / 4))
+    # The same images interleaved: every fifth has the same accuracy.
+    assert spread_over_fifths(np.tile([1, 1, 1, 1, 0], 20).astype(bool)) == 0.0
+
+
+def test_spread_uses_every_image_when_five_does_not_divide():
+    assert spread_over_fifths(np.array([1, 1, 1, 1, 1, 1, 0], bool)) == pytest.approx(np.std([1, 1, 1, 1, 0], ddof=1))
+
+
+def test_spread_needs_five_images_and_one_axis():
+    assert spread_over_fifths(np.ones(4, bool)) is None
+    assert spread_over_fifths(np.ones(5, bool)) == 0.0
+    with pytest.raises(ValueError, match="shape"):
+        spread_over_fifths(np.ones((5, 2), bool))

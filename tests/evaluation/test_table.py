@@ -1,0 +1,212 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from advjax.evaluation import table
+from advjax.evaluation.report import SCHEMA_VERSION, Report, Row
+from advjax.evaluation.statistics import wilson_interval
+
+
+def make_row(run, attack="clean", correct=90, made_on=None, subset="all", n=100, **changes) -> Row:
+    low, high = wilson_interval(correct, n)
+    row = Row(
+        run=run,
+        split="test",
+        subset=subset,
+        attack=attack,
+        norm=None if made_on is None else "linf",
+        epsilon=None if made_on is None else 8 / 255,
+        made_on=made_on,
+        adaptive=made_on == run,
+        knowledge="none",
+        defense="none",
+        protocol="sound",
+        labels="true",
+        seed=0,
+        eot_samples=1,
+        n=n,
+        accuracy=correct / n if n else None,
+        low=low,
+        high=high,
+        sd_fifths=0.012,
+        seconds=1.0,
+        model_hash="0123",
+    )
+    return Row(**(row | changes))
+
+
+def make_report(*rows) -> Report:
+    return Report(SCHEMA_VERSION, "Title", {}, {}, list(rows), ["A note."])
+
+
+def full_report() -> Report:
+    return make_report(
+        make_row("base", correct=98),
+        make_row("base", "pgd", 3, "base"),
+        make_row("fixer", correct=96),
+        make_row("fixer", correct=79, n=80, subset="base_correct"),
+        make_row("fixer", "pgd", 91, "base"),
+        make_row("fixer", "pgd", 76, "base", n=80, subset="base_correct"),
+        make_row("fixer", "pgd", 5, "fixer"),
+        make_row("fixer", "pgd", 1, "fixer", n=80, subset="base_correct"),
+    )
+
+
+def printed(report: Report, **options) -> str:
+    file = io.StringIO()
+    table.print_report(report, Console(file=file, **options))
+    return file.getvalue()
+
+
+def cells_of(text: str, attack: str) -> list[str]:
+    """Cells of the printed line of an attack; columns are at least two blanks apart."""
+    line = next(line for line in text.splitlines() if line.startswith(attack))
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_transfer_and_robust_accuracy_are_kept_apart():
+    base, fixer = table.blocks(full_report())
+    assert (base.run, base.source, base.subsets) == ("base", None, [])
+    assert base.lines[0].robust["accuracy"] == 0.03
+    assert (fixer.run, fixer.source, fixer.subsets) == ("fixer", "base", ["all", "base_correct"])
+    assert fixer.sizes == {"all": "100", "base_correct": "80"}
+    (line,) = fixer.lines
+    assert (line.attack, line.threat) == ("pgd", "linf 8/255")
+    assert {subset: row["accuracy"] for subset, row in line.transfer.items()} == {"all": 0.91, "base_correct": 0.95}
+    assert line.robust["accuracy"] == 0.05
+    assert {subset: row["n"] for subset, row in fixer.clean.items()} == {"all": 100, "base_correct": 80}
+
+
+def test_a_row_that_only_claims_to_be_adaptive_is_transfer():
+    (block,) = table.blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
+    assert block.lines[0].robust is None
+    assert block.lines[0].transfer["all"]["accuracy"] == 0.91
+
+
+def test_every_source_and_every_defense_has_its_block():
+    report = make_report(
+        make_row("fixer", "pgd", 90, "base"),
+        make_row("fixer", "pgd", 80, "other"),
+        make_row("fixer", "pgd", 5, "fixer"),
+        make_row("fixer", "pgd", 70, "base", defense="resize"),
+    )
+    found = [
+        (block.name, block.source, block.lines[0].transfer["all"]["accuracy"], block.lines[0].robust is not None)
+        for block in table.blocks(report)
+    ]
+    assert found == [
+        ("fixer", "base", 0.9, True),
+        ("fixer", "other", 0.8, True),
+        ("fixer with resize", "base", 0.7, False),
+    ]
+
+
+def test_outcomes_that_differ_in_anything_have_their_own_line():
+    variants = [
+        {},
+        {"protocol": "faithful"},
+        {"labels": "predicted"},
+        {"eot_samples": 20},
+        {"seed": 1},
+        {"epsilon": 0.5, "norm": "l2"},
+        {"epsilon": None, "norm": "l2"},
+    ]
+    (block,) = table.blocks(make_report(*(make_row("base", "pgd", 3, "base", **variant) for variant in variants)))
+    assert [(line.attack, line.threat) for line in block.lines] == [
+        ("pgd, seed 0", "linf 8/255"),
+        ("pgd, faithful, seed 0", "linf 8/255"),
+        ("pgd, predicted labels, seed 0", "linf 8/255"),
+        ("pgd, EOT 20, seed 0", "linf 8/255"),
+        ("pgd, seed 1", "linf 8/255"),
+        ("pgd, seed 0", "l2 0.5"),
+        ("pgd, seed 0", "l2 minimum"),
+    ]
+
+
+def test_attacks_on_fewer_images_say_so():
+    report = make_report(
+        make_row("fixer", "pgd", 90, "base"),
+        make_row("fixer", "cw", 9, "base", n=20),
+        make_row("fixer", "cw", 1, "fixer", n=10),
+    )
+    (block,) = table.blocks(report)
+    assert [line.attack for line in block.lines] == ["pgd, 100 images", "cw, 20 and 10 images"]
+    assert block.sizes == {"all": "20–100"}
+
+
+@pytest.mark.parametrize(
+    "norm, epsilon, name",
+    [
+        ("linf", 8 / 255, "linf 8/255"),
+        ("linf", 0.0313725508749485, "linf 8/255"),
+        ("linf", 0.3, "linf 0.3"),
+        ("linf", 0.2, "linf 0.2"),
+        ("l2", 1.0, "l2 1"),
+        ("l2", 0.0123456, "l2 0.0123456"),
+        ("l2", None, "l2 minimum"),
+        (None, None, ""),
+    ],
+)
+def test_threat_names(norm, epsilon, name):
+    assert table.threat_name(norm, epsilon) == name
+
+
+def test_a_pipe_gets_the_whole_table_in_100_plain_columns():
+    text = printed(full_report())
+    assert "\x1b" not in text and "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert cells_of(text[text.index("fixer  test") :], "pgd") == [
+        "pgd",
+        "linf 8/255",
+        "91.0 [83.8, 95.2] ±1.2",
+        "95.0 [87.8, 98.0] ±1.2",
+        "5.0 [ 2.2, 11.2]",
+    ]
+    assert "clean accuracy 96.0 % [90.2, 98.4] ±1.2, 100 images" in text
+    assert "not about training seeds" in text.replace("\n", " ")
+    assert "Note: A note." in text
+
+
+def test_the_widest_numbers_fit():
+    rows = [make_row("fixer", "autopgd_16", 10_000, "base", n=10_000, subset=s) for s in ("all", "base_correct")]
+    report = make_report(*rows, make_row("fixer", "autopgd_16", 10_000, "fixer", n=10_000))
+    assert cells_of(printed(report), "autopgd_16") == [
+        "autopgd_16",
+        "linf 8/255",
+        "100.0 [100.0,100.0] ±1.2",
+        "100.0 [100.0,100.0] ±1.2",
+        "100.0 [100.0,100.0]",
+    ]
+
+
+def test_a_narrow_terminal_wraps_and_loses_nothing():
+    text = printed(full_report(), width=60, force_terminal=True, color_system=None)
+    assert "…" not in text
+    assert all(number in text for number in ("91.0", "83.8", "95.2", "95.0", "11.2"))
+
+
+def test_printing_leaves_the_console_as_it_was():
+    console = Console(file=io.StringIO(), width=70)
+    table.print_report(full_report(), console)
+    assert console.width == 70
+
+
+def test_a_run_without_adaptive_attack_is_not_called_robust():
+    text = printed(make_report(make_row("fixer"), make_row("fixer", "pgd", 91, "base")))
+    assert cells_of(text, "pgd") == ["pgd", "linf 8/255", "91.0 [83.8, 95.2] ±1.2", "not measured"]
+    assert "No attack was made on fixer itself: nothing here says that it is robust." in text
+    assert "nothing here says" not in printed(full_report())
+
+
+def test_names_with_markup_are_printed_as_they_are():
+    text = printed(make_report(make_row("[red]run[/red]", "[bold]pgd", 5, "[red]run[/red]")))
+    assert "[red]run[/red]" in text
+    assert "[bold]pgd" in text
+
+
+def test_empty_subset_and_clean_only_reports_are_printed():
+    report = make_report(make_row("base"), make_row("fixer", "pgd", 0, "base", n=0))
+    text = printed(report)
+    assert "base  test split" in text
+    assert cells_of(text, "pgd")[2].startswith("– [ 0.0,100.0]")
