@@ -14,7 +14,7 @@ import flax.linen as nn
 import ml_collections
 import optax
 
-from advjax import attacks, data
+from advjax import attacks, data, defaults
 from advjax.data import Dataset
 from advjax.models import fixer, resnet9
 from advjax.training import augment, losses, objectives, optimizers, partition, transforms
@@ -133,6 +133,12 @@ class Experiment(NamedTuple):
     evaluation: EvaluationPlan
     mapping: str
     config: dict[str, Any]
+    """All of the above as plain data."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[h, w, c]"""
+        return self.data.train.images.shape[1:]
 
 
 
@@ -142,24 +148,36 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: something in it is unknown or makes no sense.
     """
-    config = config.copy_and_resolve_references()
-    described = tuple(config.runs)
+    spec = _complete(plain(config.copy_and_resolve_references()))
+    described = spec["runs"]
     if not described or len(set(described)) != len(described):
         raise UserError(f"runs must name one or more different runs, got {described}")
-    if unknown := [name for name in described if name not in config.run]:
-        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(config.run)}")
-    loaded = load_data(config.data, config.seed)
+    if unknown := [name for name in described if name not in spec["run"]]:
+        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
+    loaded = load_data(spec["data"], spec["seed"])
     runs: dict[str, Run] = {}
     for name in described:
-        runs[name] = _run(name, config, loaded, runs)
-    return Experiment(
-        config.title, config.seed, tuple(runs.values()), loaded, _evaluation(config, runs), config.mapping, plain(config)
-    )
+        runs[name] = _run(name, spec, loaded, runs)
+    evaluation = _evaluation(spec["evaluation"], runs)
+    return Experiment(spec["title"], spec["seed"], tuple(runs.values()), loaded, evaluation, spec["mapping"], spec)
+
+
+def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with defaults for what it leaves out; a key that has no default is a mistake."""
+    spec = defaults.changed(defaults.EXPERIMENT, spec)
+    spec["run"] = {name: defaults.changed(defaults.RUN, run) for name, run in spec["run"].items()}
+    described = [("", spec, defaults.EXPERIMENT), ("data.", spec["data"], defaults.DATA)]
+    described += [("evaluation.", spec["evaluation"], defaults.EVALUATION)]
+    described += [(f"run.{name}.", run, defaults.RUN) for name, run in spec["run"].items()]
+    for path, given, known in described:
+        if unknown := sorted(given.keys() - known.keys()):
+            raise UserError(f"unknown key {path}{unknown[0]}; known are {', '.join(known)}")
+    return spec
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Data:
     """Train, validation and test split, each a function of (data set, seed) alone."""
-    directory = config["directory"] or None
+    directory = config["dir"] or None
     train, test = (data.load(config["name"], split, directory=directory) for split in ("train", "test"))
     kept, held_out = data.train_validation(
         train.labels, num_validation=config["num_validation"], seed=seed, name=train.name
@@ -167,9 +185,9 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
     return Data(train.take(kept), train.take(held_out), test)
 
 
-def plain(config: Any) -> Any:
-    """A config as plain JSON data."""
-    return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
+def plain(config: ml_collections.ConfigDict) -> Any:
+    """A config as plain data, its tuples as lists."""
+    return json.loads(config.to_json())
 
 
 def number(value: Any) -> Any:
@@ -224,10 +242,10 @@ def _choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
     return table[name]
 
 
-def _run(name: str, config: ml_collections.ConfigDict, loaded: Data, earlier: Mapping[str, Run]) -> Run:
-    spec, where = plain(config.run[name]), f"run.{name}"
-    start = spec["model"].get("base") or spec.get("start") or None
-    attack_spec = dict(spec["attack"]) if spec.get("attack") else None
+def _run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
+    spec, where = config["run"][name], f"run.{name}"
+    start = spec["model"].get("base") or spec["start"] or None
+    attack_spec = dict(spec["attack"]) if spec["attack"] else None
     made_on = attack_spec.pop("made_on", "self") if attack_spec else None
     for other in (start, made_on):
         if other not in (None, "self", *earlier):
@@ -239,12 +257,12 @@ def _run(name: str, config: ml_collections.ConfigDict, loaded: Data, earlier: Ma
         attack = NamedAttack("train", built).for_transfer(_label_use(label_use, f"{where}.attack"))
     model = _model(spec["model"], where, loaded.train.num_classes, earlier)
     fraction = number(spec["train_fraction"])
-    num_train = len(training_subset(loaded, fraction, config.seed).labels)
-    plan = _plan(spec, where, num_train, config.seed)
+    num_train = len(training_subset(loaded, fraction, config["seed"]).labels)
+    plan = _plan(spec, where, num_train, config["seed"])
     summary = {
-        "data": plain(config.data) | {"directory": None},
-        "seed": config.seed,
-        "run": {key: value for key, value in spec.items() if key != "checkpoint"},
+        "data": {key: value for key, value in config["data"].items() if key != "dir"},
+        "seed": config["seed"],
+        "run": spec,
         "needs": {other: earlier[other].spec for other in (start, made_on) if other not in (None, "self")},
     }
     return Run(
@@ -256,7 +274,7 @@ def _run(name: str, config: ml_collections.ConfigDict, loaded: Data, earlier: Ma
         made_on=made_on,
         attack=attack,
         plan=plan,
-        checkpoint=spec.get("checkpoint", ""),
+        checkpoint=spec["checkpoint"],
         spec=summary,
     )
 
@@ -336,14 +354,15 @@ def _optimizer(spec: Mapping[str, Any], where: str, plan: Plan) -> optax.Gradien
     return optimizers.with_clipping(optimizer, clip) if clip else optimizer
 
 
-def _evaluation(config: ml_collections.ConfigDict, runs: Mapping[str, Run]) -> EvaluationPlan:
-    spec = plain(config.evaluation)
+def _evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run]) -> EvaluationPlan:
     named = tuple(
         NamedAttack(name, build_attack(_described(spec["attacks"], name), f"evaluation.attacks.{name}"))
         for name in spec["attacks"]["order"]
     )
     if spec["made_on"] not in runs:
         raise UserError(f"evaluation.made_on: no run is named {spec['made_on']!r}; runs are {', '.join(runs)}")
+    if spec["num_examples"] < 0 or spec["batch_size"] < 1:
+        raise UserError("evaluation: num_examples must be 0 or more and batch_size at least 1")
     if spec["protocol"] not in ("sound", "faithful"):
         raise UserError(f"evaluation.protocol must be 'sound' or 'faithful', got {spec['protocol']!r}")
     return EvaluationPlan(

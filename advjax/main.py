@@ -3,16 +3,19 @@
 Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM with everything saved.
 """
 
+import json
 import os
 import pathlib
+import runpy
 import sys
+from collections.abc import Callable, Sequence
 
 # Several virtual CPU devices on few cores: the thread pool needs one thread per device, or collectives never meet.
 os.environ.setdefault("NPROC", "16")
 
 import jax
-from absl import flags
-from ml_collections import config_flags
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from advjax import experiment, sharding, workflow
@@ -21,57 +24,99 @@ from advjax.training.loop import PreemptedError
 from advjax.types import UserError
 
 FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); override its keys with --config.key=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and reports; default workdirs/<name of the config>.")
-MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do.")
-DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "none"], "Join the processes of a cluster job.")
-COMPILATION_CACHE = flags.DEFINE_string(
+MODES = ("train_and_evaluate", "train", "evaluate")
+PREEMPTED = 42
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(); override its keys with --config.KEY=VALUE."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and reports; default workdirs/NAME_OF_CONFIG.")
+_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do; evaluate needs only --workdir.")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "none"], "Whether to join the processes of a cluster job.")
+_COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla"),
-    "Folder where compiled programs are kept between runs; empty for none.",
+    "Folder that keeps compiled programs between runs; empty for none.",
 )
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command and returns its exit code."""
+def main(argv: Sequence[str]) -> int:
+    """Trains and evaluates what the flags describe; returns the exit code."""
+    del argv
     console = Console(stderr=True, highlight=False)
     try:
-        _parse(argv)
-        run(console)
-    except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+        _run(lambda line: console.print(line, markup=False, soft_wrap=True))
+    except (UserError, OSError) as error:
+        return _refuse(error)
     except PreemptedError as error:
         console.print(f"{error}; repeat the command to go on", markup=False, soft_wrap=True)
-        return 42
+        return PREEMPTED
     return 0
 
 
-def _parse(argv: list[str]) -> None:
-    FLAGS(argv)
-
-
-def run(console: Console) -> None:
-    """Builds the experiment that the flags describe, trains and evaluates it."""
-    sharding.initialize(DISTRIBUTED.value)
-    if COMPILATION_CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(COMPILATION_CACHE.value).expanduser()))
+def _run(notify: Callable[[str], None]) -> None:
+    sharding.initialize(_DISTRIBUTED.value)
+    if _COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILATION_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    workdir = WORKDIR.value or f"workdirs/{pathlib.Path(FLAGS['config'].config_filename).stem}"
-    built = experiment.from_config(CONFIG.value)
+    config, workdir = _config_and_workdir()
+    built = experiment.from_config(config)
     devices = sharding.Devices(sharding.mesh(), built.mapping)
-
-    def notify(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    if MODE.value != "evaluate":
+    if _MODE.value != "evaluate":
         workflow.train(built, workdir, devices, notify)
-    if MODE.value != "train":
+    if _MODE.value != "train":
         found = workflow.evaluate(built, workdir, devices, notify)
         if jax.process_index() == 0:
             table.print_report(found, Console(highlight=False))
             notify(f"report: {pathlib.Path(workdir, 'report.html').absolute()}")
 
 
+def _config_and_workdir() -> tuple[ConfigDict, str]:
+    """The config that was given, or the one that the folder was trained with."""
+    workdir = _WORKDIR.value
+    if _CONFIG.value is not None:
+        return _CONFIG.value, workdir or f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}"
+    if _MODE.value != "evaluate" or workdir is None:
+        raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
+    path = pathlib.Path(workdir, "config.json")
+    if not path.exists():
+        raise UserError(f"{workdir} holds no experiment: there is no {path}")
+    return ConfigDict(json.loads(path.read_text())), workdir
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Flags from the command line; whatever is wrong with them or with the config file is one line and exit code 2."""
+    given = dict(argument[2:].split("=", 1) for argument in argv if argument.startswith("--config") and "=" in argument)
+    name, _, argument = given.pop("config", "").partition(":")
+    try:
+        if name and not pathlib.Path(name).is_file():
+            beside = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
+            raise UserError(f"no config file at {name}" + (f"; there are {beside}" if beside else ""))
+        return FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        config = runpy.run_path(name)["get_config"](*([argument] if argument else []))
+        paths = (key.removeprefix("config.").split(".") for key in given)
+        sys.exit(_refuse(next(filter(None, (_unknown_key(config, path) for path in paths)), error)))
+    except Exception as error:
+        sys.exit(_refuse(error))
+
+
+def _unknown_key(config: ConfigDict, path: Sequence[str]) -> UserError | None:
+    """What to say of an override of a key that the config does not have."""
+    node, known = config, ""
+    for key in path:
+        if not isinstance(node, ConfigDict) or key not in node:
+            keys = ", ".join(node) if isinstance(node, ConfigDict) else "none"
+            return UserError(f"unknown config key {known}{key}; known there are {keys}")
+        node, known = node[key], f"{known}{key}."
+    return None
+
+
+def _refuse(error: Exception) -> int:
+    line = " ".join(str(error).split()) or type(error).__name__
+    Console(stderr=True, highlight=False).print(f"error: {line}", style="red", markup=False, soft_wrap=True)
+    return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    app.run(main, flags_parser=_parse)

@@ -19,13 +19,13 @@ import numpy as np
 from advjax import checkpoint
 from advjax.data import Dataset
 from advjax.evaluation import page, plots, report
-from advjax.evaluation.evaluate import Adversarial, attacker, model_hash, predictor
+from advjax.evaluation.evaluate import Adversarial, attacker, model_hash, pixels, predictor
 from advjax.experiment import Experiment, NamedAttack, Run, training_subset
 from advjax.metrics import read_metrics
 from advjax.models import blocks
 from advjax.sharding import Devices
 from advjax.training.loop import deployed, fit
-from advjax.types import UserError, Variables
+from advjax.types import PyTree, UserError, Variables
 
 Notify = Callable[[str], None]
 
@@ -39,15 +39,16 @@ def train(experiment: Experiment, workdir: str, devices: Devices, notify: Notify
     """
     for run in experiment.runs:
         _claim(run, workdir)
-    _write_json(pathlib.Path(workdir) / "config.json", experiment.config)
+    if jax.process_index() == 0:
+        _write_json(pathlib.Path(workdir) / "config.json", experiment.config)
     done: dict[str, Variables] = {}
     for run in experiment.runs:
         if not run.checkpoint:
             _train_run(run, experiment, done, workdir, devices, notify)
-        done[run.name] = restore(run, workdir, notify)
+        done[run.name] = restore(run, workdir, experiment.image_shape, notify)
 
 
-def restore(run: Run, workdir: str, notify: Notify) -> Variables:
+def restore(run: Run, workdir: str, image_shape: tuple[int, int, int], notify: Notify) -> Variables:
     """The variables of a trained run: of its best or last checkpoint, as its plan says.
 
     Raises:
@@ -57,7 +58,16 @@ def restore(run: Run, workdir: str, notify: Notify) -> Variables:
     restored = checkpoint.restore_variables(
         os.path.join(folder, "checkpoints"), which=run.plan.select, best_metric=run.plan.select_metric, notify=notify
     )
-    return deployed(restored.state)
+    variables = deployed(restored.state)
+    expected = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), image_shape))
+    there, here = (_shapes(tree) for tree in (variables, expected))
+    if there != here:
+        path = sorted(there.items() ^ here.items())[0][0]
+        raise UserError(
+            f"{folder} holds another model than run {run.name!r} describes: "
+            f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
+        )
+    return variables
 
 
 def evaluate(experiment: Experiment, workdir: str, devices: Devices, notify: Notify) -> report.Report:
@@ -119,7 +129,7 @@ class _Attempt(NamedTuple):
 
 
 def _judge(run: Run, workdir: str, test: Dataset, batch_size: int, devices: Devices, notify: Notify) -> _Judge:
-    variables = restore(run, workdir, notify)
+    variables = restore(run, workdir, test.images.shape[1:], notify)
     predict = predictor(run.model, devices, batch_size)
     return _Judge(run, variables, model_hash(variables), predict, test, predict(variables, test.images))
 
@@ -182,7 +192,7 @@ def _pictures(
 ) -> list[page.GalleryItem]:
     """The test images at ``chosen``, and what the attack made of them, with the predictions of those who saw them."""
     test = judges[attempt.made_on].test
-    originals = test.images / 255 if test.images.dtype == np.uint8 else test.images
+    originals = pixels(test.images)
     names = test.class_names
     return [
         page.GalleryItem(
@@ -232,8 +242,7 @@ def _train_run(
 
 
 def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) -> Variables:
-    shape = experiment.data.train.images.shape[1:]
-    variables = blocks.init(run.model, jax.random.key(run.plan.seed), shape)
+    variables = blocks.init(run.model, jax.random.key(run.plan.seed), experiment.image_shape)
     if run.start is None:
         return variables
     start = done[run.start]
@@ -290,6 +299,11 @@ def _claim(run: Run, workdir: str) -> None:
             )
     elif jax.process_index() == 0:
         _write_json(path, run.spec)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _first_difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -1,33 +1,74 @@
-"""tmp"""
-import ml_collections
+"""Fixers in a digit classifier: the whole job on data that need no network.
+
+    python -m advjax.main --config=configs/digits_fixer.py
+
+scikit-learn's 1,797 handwritten digits, 8x8 pixels with 17 grey levels.  epsilon is 0.15 of the pixel range: the strokes
+stay easy to read, and AutoPGD leaves the undefended network fewer than one image in twenty.
+"""
+
+from advjax import defaults
+
+EPSILON = "0.15"
+
+
 def get_config():
-    c = ml_collections.ConfigDict
-    config = c()
-    config.title = "Fixers for a digit classifier"
-    config.seed = 0
-    config.mapping = "shard_map"
-    config.data = c(dict(name="digits", directory="", num_validation=140))
-    config.runs = ("base", "fixer")
-    aug = c(dict(order=("pad_crop",), pad_crop=dict(padding=1, mode="constant")))
-    config.run = c()
-    config.run.base = c(dict(
-        model=dict(name="resnet9", width=0.25, pool3=False, head="average"),
-        start="", checkpoint="", train_fraction="1", epochs=30, num_steps=0, batch_size=64, log_every=20,
-        validate_every_epochs=5, select="best", trainable="", average_decay=0.0,
-        objective=dict(name="supervised", loss=dict(name="focal", gamma=2.0)),
-        optimizer=dict(name="sgd", schedule=dict(name="one_cycle", peak_learning_rate=0.1), weight_decay=5e-4, clip=0.0),
-        augmentation=aug))
-    config.run.fixer = c(dict(
-        model=dict(name="fixers", base="base", after=("res1","res2"), delta=1.0, activation="identity"),
-        start="", checkpoint="", train_fraction="1", epochs=10, num_steps=0, batch_size=64, log_every=20,
-        validate_every_epochs=5, select="best", trainable="^patches_", average_decay=0.0,
-        attack=dict(name="auto_pgd", epsilon="0.2", num_steps=25, made_on="base", labels="predicted", returns="best"),
-        objective=dict(name="fixers", loss=dict(name="focal", gamma=2.0), distillation=1.0),
-        optimizer=dict(name="sgd", schedule=dict(name="one_cycle", peak_learning_rate=0.02), weight_decay=0.0, clip=0.0),
-        augmentation=aug))
-    e="0.2"
-    config.evaluation = c(dict(made_on="base", transfer_labels="predicted", protocol="faithful", num_examples=0, batch_size=120,
-        pictured="auto_pgd", num_pictures=4,
-        attacks=dict(order=("fgsm","pgd_50","auto_pgd"), fgsm=dict(name="fgsm",epsilon=e), pgd_50=dict(name="pgd",epsilon=e,num_steps=50,step_size="0.02",random_start=False),
-          auto_pgd=dict(name="auto_pgd",epsilon=e,num_steps=25,returns="best"))))
-    return config
+    """The experiment."""
+    augmentation = {"order": ("pad_crop",), "pad_crop": {"padding": 1, "mode": "constant"}}
+    loss = {"name": "focal", "gamma": 2.0}
+    base = defaults.run(
+        model={"name": "resnet9", "width": 0.25, "pool3": False, "head": "average"},
+        epochs=20,
+        batch_size=64,
+        objective={"loss": loss},
+        augmentation=augmentation,
+        optimizer={"weight_decay": 5e-4},
+        log_every=20,
+        validate_every_epochs=5,
+    )
+    fixer = defaults.run(
+        model={
+            "name": "fixers",
+            "base": "base",
+            "after": ("res1", "res2"),
+            "delta": 1.0,
+            "activation": "identity",
+            "reduction": 4,
+            "zero_last": True,
+        },
+        epochs=30,
+        batch_size=64,
+        objective={"name": "fixers", "loss": loss, "distillation": 1.0, "target": "natural", "norm": "rms"},
+        attack={
+            "name": "auto_pgd",
+            "norm": "linf",
+            "epsilon": EPSILON,
+            "num_steps": 10,
+            "returns": "best",
+            "made_on": "base",
+            "labels": "predicted",
+        },
+        augmentation=augmentation,
+        optimizer={"schedule": {"peak_learning_rate": 0.3}},
+        trainable="^patches_",
+        log_every=20,
+        validate_every_epochs=5,
+    )
+    linf = {"norm": "linf", "epsilon": EPSILON}
+    return defaults.experiment(
+        title="Fixers in a digit classifier",
+        data={"name": "digits", "num_validation": 140},
+        runs=("base", "fixer"),
+        run={"base": base, "fixer": fixer},
+        evaluation={
+            "attacks": {
+                "order": ("fgsm", "pgd_50", "auto_pgd"),
+                "fgsm": {"name": "fgsm", **linf},
+                "pgd_50": {"name": "pgd", **linf, "num_steps": 50, "step_size": "0.015", "random_start": False},
+                "auto_pgd": {"name": "auto_pgd", **linf, "num_steps": 25, "returns": "best"},
+            },
+            "transfer_labels": "predicted",
+            "protocol": "faithful",
+            "batch_size": 120,
+            "pictured": "auto_pgd",
+        },
+    )

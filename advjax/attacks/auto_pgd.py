@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.losses import Loss, cross_entropy, dlr
+from advjax.attacks.losses import Aim, AimedLoss, Loss, cross_entropy, dlr, targeted_cross_entropy, targeted_dlr
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
+AIMED_LOSSES: dict[str, AimedLoss] = {"ce": targeted_cross_entropy, "dlr": targeted_dlr}
 MOMENTUM = 0.75
 
 
@@ -41,6 +42,8 @@ def checkpoints(num_steps: int) -> tuple[int, ...]:
     The first window has 22 % of the steps, each later one is 3 % of the steps shorter, but never below 6 %; each rounded
     down to at least one step, as in the reference implementation.
     """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     window = max(int(0.22 * num_steps), 1)
     shortest, decrease = max(int(0.06 * num_steps), 1), max(int(0.03 * num_steps), 1)
     found = [window]
@@ -55,10 +58,11 @@ def auto_pgd(
     threat_model: ThreatModel,
     *,
     num_steps: int = 100,
-    loss: str | Loss = "ce",
+    loss: str | Loss | AimedLoss = "ce",
     rho: float = 0.75,
     step_size: float | Array | None = None,
     targeted: bool = False,
+    aim: Aim | None = None,
     returns: str = "latest_success",
 ) -> Attack:
     """AutoPGD for linf and l2 (Croce & Hein 2020, algorithm 1; semantics of the authors' implementation).
@@ -77,6 +81,9 @@ def auto_pgd(
       rho: share of rising steps at or below which the step size is halved.
       step_size: first step size in pixels; None for ``2 * epsilon``.
       targeted: labels are the classes to reach, and the loss is minimised.
+      aim: the class by which to leave the label, e.g. ``next_likely_class(1)``; any other class is a success as well.  The
+        loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class); "dlr" makes this the
+        APGD-T of AutoAttack.
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule, "best" and
         "highest_loss" suit the making of training examples.
     """
@@ -88,13 +95,17 @@ def auto_pgd(
         raise ValueError(f"rho must be in (0, 1], got {rho}")
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a function of (logits, label), got {loss!r}")
-    loss_fn = LOSSES[loss] if isinstance(loss, str) else loss
+    if targeted and aim is not None:
+        raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
+    table = LOSSES if aim is None else AIMED_LOSSES
+    loss_fn = table[loss] if isinstance(loss, str) else loss
     sign = -1.0 if targeted else 1.0
     keep, keep_best = keep_rule(returns), keep_rule("highest_loss")
     windows = _windows(num_steps)
 
-    def objective(logits: Array, label: Array) -> Array:
-        return sign * loss_fn(logits, label)
+    def objective(logits: Array, problem: Problem) -> Array:
+        aimed = () if aim is None else (aim(problem.clean_logits, problem.label),)
+        return sign * loss_fn(logits, problem.label, *aimed)
 
     def init(problem: Problem) -> AutoPGDState:
         image, loss_dtype = problem.image, problem.clean_logits.dtype
@@ -115,7 +126,7 @@ def auto_pgd(
         )
 
     def cotangents(problem: Problem, state: AutoPGDState, logits: Array) -> Array:
-        return jax.grad(objective)(logits, problem.label)[None]
+        return jax.grad(objective)(logits, problem)[None]
 
     def update(problem: Problem, state: AutoPGDState, logits: Array, gradients: Array) -> AutoPGDState:
         state = observe(problem, state, logits, gradients[0])
@@ -124,7 +135,7 @@ def auto_pgd(
 
     def observe(problem, state, logits, gradient):
         success = (jnp.argmax(logits) == problem.label) == targeted
-        seen = Kept(state.point, objective(logits, problem.label), success)
+        seen = Kept(state.point, objective(logits, problem), success)
         is_start = state.index == 0
         state = state._replace(
             loss=jnp.where(is_start, 0, seen.loss),

@@ -4,7 +4,8 @@ An attack is a record of pure functions about ONE image.  It never calls the mod
 about (``query``), says which combinations of the logits it wants differentiated there (``cotangents``) and takes the
 answer in (``update``).  The driver vmaps these functions, but evaluates the model on the whole batch in its real shape:
 one forward pass, and one backward pass per cotangent, per step.  Gradient attacks (one cotangent), DeepFool (one per
-candidate class), Carlini-Wagner (per-image binary searches in the state) and query attacks (no cotangent) all fit.
+candidate class), Carlini-Wagner (per-image binary searches in the state) and query attacks (no cotangent) all fit.  An
+attack that decides by the logits where it wants the gradient (FAB) has a ``look`` before each question.
 """
 
 import dataclasses
@@ -15,9 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks import checks
+from advjax.attacks import asking, checks
+from advjax.attacks.asking import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
+
+
+CLEAN, VERDICT = -1, -2
+"""Numbers of the questions that are asked before and after the steps, to a model that answers at random."""
 
 
 class Problem(NamedTuple):
@@ -40,7 +46,7 @@ class Attack:
     ``attack(logits_fn, images, labels, rng, start=None)`` runs ``num_steps`` steps and returns an ``AttackResult``.
     It asks the model ``num_steps + 1`` times; the last answer comes without gradients (zeros) and is only looked at.
 
-    With ``stop_on_success`` an image is left alone from its first success on, an image that is misclassified to begin
+    With ``stop_on_success`` an image is left alone from its first success inside the threat model on, an image that is misclassified to begin
     with is returned as it is, and the loop ends when no image is left.  This is for verdicts; leave it off to make
     training examples or transfer sets, where every image deserves the whole attack.
 
@@ -53,7 +59,7 @@ class Attack:
     init: Callable[[Problem], Any]
     """``problem -> state``"""
     query: Callable[[Any], Array]
-    """``state -> image`` to evaluate the model at; always allowed by the threat model."""
+    """``state -> image`` to evaluate the model at."""
     cotangents: Callable[[Problem, Any, Array], Array] | None
     """``(problem, state, logits [classes]) -> [k, classes]``; None for an attack without gradients."""
     update: Callable[[Problem, Any, Array, Array], Any]
@@ -62,6 +68,9 @@ class Attack:
     """``(problem, state) -> adversarial image``"""
     done: Callable[[Any], Array] | None = None
     """``state -> bool``: the attack has nothing left to do on this image."""
+    look: Callable[[Problem, Any, Array], Any] | None = None
+    """``(problem, state, logits [classes]) -> state``: takes in the logits at the point before the gradients are asked for,
+    perhaps somewhere else; one more forward pass per step.  The last answer is then a look instead of an update."""
     targeted: bool = False
     stop_on_success: bool = False
 
@@ -70,12 +79,17 @@ class Attack:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
 
     def __call__(
-        self, logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None
+        self,
+        logits_fn: LogitsFn | Expectation,
+        images: Array,
+        labels: Array,
+        rng: Key,
+        start: Array | None = None,
     ) -> AttackResult:
         """Attack a batch.
 
         Args:
-          logits_fn: ``images [n, h, w, c] -> logits [n, classes]``.
+          logits_fn: ``images [n, h, w, c] -> logits [n, classes]``, or the ``expectation`` of a stochastic model.
           images: float [n, h, w, c], inside the bounds of the threat model.
           labels: int [n]: the true classes, or the classes to reach if the attack is targeted.
           rng: one key, folded with the position of each image, or one key per image.
@@ -94,12 +108,13 @@ class Attack:
 
     def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
         checks.check_inputs(images, labels, self.threat_model.bounds)
-        labels = jnp.asarray(labels, jnp.int32)
-        clean_logits = logits_fn(images)
+        rngs = keys_per_image(rng, len(images))
+        clean_logits = asking.evaluate(logits_fn, images, _model_keys(rngs, CLEAN))
         checks.check_logits(clean_logits, images, labels)
+        labels = jnp.asarray(labels, jnp.int32)
         if start is not None:
             start = jax.vmap(self.threat_model.project)(images, start)
-        return Problem(images, labels, keys_per_image(rng, len(images)), clean_logits, start)
+        return Problem(images, labels, rngs, clean_logits, start)
 
     def _run(self, logits_fn, problems):
         count = len(problems.image)
@@ -111,11 +126,15 @@ class Attack:
 
         def step(carry):
             states, finished, steps, index = carry
-            logits, gradients = self._ask(logits_fn, problems, states)
-            updated = self._update(problems, states, logits, gradients)
+            updated, fooled = self._step(logits_fn, problems, states, index)
+            steps += ~finished
             if self._stops_early:
                 updated = _where(finished, states, updated)
-            return updated, self._finished(finished, problems, updated, logits), steps + ~finished, index + 1
+            if self.stop_on_success:
+                finished |= fooled
+            if self.done is not None:
+                finished |= jax.vmap(self.done)(updated)
+            return updated, finished, steps, index + 1
 
         carry = (states, finished, zeros, jnp.int32(0))
         if self._stops_early:
@@ -125,49 +144,57 @@ class Attack:
             )
         else:
             carry, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=self.num_steps)
-        states, finished, steps, _ = carry
-        last = self._look(logits_fn, problems, states)
+        states, finished, steps, index = carry
+        last = self._last(logits_fn, problems, states, index)
         return (_where(finished, states, last) if self._stops_early else last), steps
 
     @property
     def _stops_early(self) -> bool:
         return self.stop_on_success or self.done is not None
 
-    def _ask(self, logits_fn, problems, states):
-        points = jax.vmap(self.query)(states)
+    def _step(self, logits_fn, problems, states, index):
+        """The next states, and where the model has just been fooled."""
+        fooled = False
+        if self.look is not None:
+            states, fooled = self._looked(logits_fn, problems, states, 2 * index)
+        points, rngs = jax.vmap(self.query)(states), _model_keys(problems.rng, 2 * index + 1)
         if self.cotangents is None:
-            return logits_fn(points), jnp.zeros((len(points), 0, *points.shape[1:]), points.dtype)
-        logits, pullback = jax.vjp(logits_fn, points)
-        cotangents = jax.vmap(self.cotangents)(problems, states, logits).astype(logits.dtype)
-        if cotangents.shape[1] == 1:
-            return logits, pullback(cotangents[:, 0])[0][:, None]
-        return logits, jax.vmap(pullback, in_axes=1, out_axes=1)(cotangents)[0]
+            logits = asking.evaluate(logits_fn, points, rngs)
+            gradients = jnp.zeros((len(points), 0, *points.shape[1:]), points.dtype)
+        else:
+            wanted = jax.vmap(self.cotangents)
+            logits, gradients = asking.differentiate(
+                logits_fn, points, rngs, lambda logits: wanted(problems, states, logits)
+            )
+        updated = jax.vmap(self.update)(problems, states, logits, gradients)
+        return updated, fooled | self._fooled_inside(problems, points, logits)
 
-    def _look(self, logits_fn, problems, states):
-        """The last answer: the model's logits, and zeros in place of gradients that nobody would use."""
+    def _looked(self, logits_fn, problems, states, number):
         points = jax.vmap(self.query)(states)
-        logits = logits_fn(points)
+        logits = asking.evaluate(logits_fn, points, _model_keys(problems.rng, number))
+        looked = jax.vmap(self.look)(problems, states, logits)
+        return looked, self._fooled_inside(problems, points, logits)
+
+    def _last(self, logits_fn, problems, states, index):
+        """The last answer: the model's logits, and zeros in place of gradients that nobody would use."""
+        if self.look is not None:
+            return self._looked(logits_fn, problems, states, 2 * index)[0]
+        points = jax.vmap(self.query)(states)
+        logits = asking.evaluate(logits_fn, points, _model_keys(problems.rng, 2 * index + 1))
         count = 0
         if self.cotangents is not None:
             count = jax.eval_shape(jax.vmap(self.cotangents), problems, states, logits).shape[1]
         gradients = jnp.zeros((len(points), count, *points.shape[1:]), points.dtype)
-        return self._update(problems, states, logits, gradients)
-
-    def _update(self, problems, states, logits, gradients):
         return jax.vmap(self.update)(problems, states, logits, gradients)
 
-    def _finished(self, finished, problems, states, logits):
-        if self.stop_on_success:
-            finished |= self._fooled(logits, problems.label)
-        if self.done is not None:
-            finished |= jax.vmap(self.done)(states)
-        return finished
+    def _fooled_inside(self, problems, points, logits):
+        return self._fooled(logits, problems.label) & jax.vmap(self.threat_model.contains)(problems.image, points)
 
     def _fooled(self, logits, labels):
         return (jnp.argmax(logits, axis=-1) == labels) == self.targeted
 
     def _result(self, logits_fn, problems, adversarial, steps) -> AttackResult:
-        logits = logits_fn(adversarial)
+        logits = asking.evaluate(logits_fn, adversarial, _model_keys(problems.rng, VERDICT))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
         success = self._fooled(logits, problems.label) & allowed
@@ -175,7 +202,12 @@ class Attack:
 
 
 def trajectory(
-    attack: Attack, logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None
+    attack: Attack,
+    logits_fn: LogitsFn | Expectation,
+    images: Array,
+    labels: Array,
+    rng: Key,
+    start: Array | None = None,
 ) -> Any:
     """The attack's states after each of its ``num_steps + 1`` updates, stacked on a new first axis.
 
@@ -183,12 +215,12 @@ def trajectory(
     """
     problems = attack._problems(logits_fn, images, labels, rng, start)
 
-    def step(states, _):
-        states = attack._update(problems, states, *attack._ask(logits_fn, problems, states))
+    def step(states, index):
+        states, _ = attack._step(logits_fn, problems, states, index)
         return states, states
 
     states = _varying_like(problems, jax.vmap(attack.init)(problems))
-    return jax.lax.scan(step, states, length=attack.num_steps + 1)[1]
+    return jax.lax.scan(step, states, jnp.arange(attack.num_steps + 1))[1]
 
 
 class Kept(NamedTuple):
@@ -234,6 +266,11 @@ def keys_per_image(rng: Key, count: int) -> Key:
     if rng.shape != (count,):
         raise ValueError(f"rng must be one key or one key per image ({count}), got an array of shape {rng.shape}")
     return rng
+
+
+def _model_keys(rngs: Key, question: int | Array) -> Key:
+    """Keys for the model's own randomness, apart from those that attacks derive from ``rngs``."""
+    return jax.vmap(lambda rng: jax.random.fold_in(jax.random.fold_in(rng, 0x6D6F64), question))(rngs)
 
 
 def _per_image(flags: Array, like: Array) -> Array:

@@ -15,7 +15,7 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
     def predicted(
         logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None
     ) -> AttackResult:
-        predictions = jnp.argmax(logits_fn(images), axis=-1).astype(labels.dtype)
+        predictions = jnp.argmax(logits_fn(images), axis=-1)
         return attack(logits_fn, images, predictions, rng, start)
 
     return predicted

@@ -1,4 +1,8 @@
-"""What attacks maximise: functions of ONE example, ``(logits [classes], label) -> scalar``, larger = more adversarial."""
+"""What attacks maximise: functions of ONE example, ``(logits [classes], label) -> scalar``, larger = more adversarial.
+
+An attack that only wants to leave the label may still aim at one class after the other.  Its losses also take the class
+aimed at, ``(logits, label, target) -> scalar``, and an ``Aim`` chooses that class.
+"""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -9,6 +13,9 @@ import jax.numpy as jnp
 from advjax.types import Array
 
 Loss: TypeAlias = Callable[[Array, Array], Array]
+AimedLoss: TypeAlias = Callable[[Array, Array, Array], Array]
+Aim: TypeAlias = Callable[[Array, Array], Array]
+"""``(clean logits [classes], label) -> class``."""
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -33,6 +40,37 @@ def dlr(logits: Array, label: Array) -> Array:
         return difference
     top = jax.lax.top_k(logits, 3)[0]
     return difference / (top[0] - top[2] + 1e-12)
+
+
+def targeted_cross_entropy(logits: Array, label: Array, target: Array) -> Array:
+    """``log softmax(logits)[target]``."""
+    return -cross_entropy(logits, target)
+
+
+def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
+    """Targeted DLR, ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, eq. 7).
+
+    With three classes ``z_(3)`` stands for the mean of the third and fourth logit; with two, where every ratio of differences
+    is constant, the plain difference ``z_t - z_y`` is returned.
+    """
+    difference = logits[target] - logits[label]
+    if logits.shape[-1] < 3:
+        return difference
+    top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
+    return difference / (top[0] - jnp.mean(top[2:]) + 1e-12)
+
+
+def next_likely_class(rank: int | Array) -> Aim:
+    """The most likely class besides the label for rank 1, the one after that for rank 2, and so on.
+
+    Where the label is predicted, rank r is the class that AutoAttack counts as number r + 1.  ``rank`` may be traced.
+    """
+
+    def aim(clean_logits: Array, label: Array) -> Array:
+        others = jnp.where(jnp.arange(clean_logits.shape[-1]) == label, -jnp.inf, clean_logits)
+        return jnp.argsort(others, descending=True)[jnp.asarray(rank) - 1]
+
+    return aim
 
 
 def _best_other(logits: Array, label: Array) -> Array:

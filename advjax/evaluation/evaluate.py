@@ -1,5 +1,6 @@
 """Runs models and attacks over a data set on all devices; per-image results come back as numpy arrays."""
 
+import contextlib
 import hashlib
 import time
 import zlib
@@ -38,16 +39,16 @@ def predictor(model: nn.Module, devices: Devices, batch_size: int) -> Callable[[
     Every call evaluates batches of the same size, so that a verdict does not depend on how many images there are.
     """
     replica = devices.parallelize(
-        lambda variables, images, *, axis_name: jnp.argmax(logits_fn(model, variables)(_pixels(images)), axis=-1),
+        lambda variables, images, *, axis_name: jnp.argmax(logits_fn(model, variables)(images), axis=-1),
         in_sharded=(False, True),
         out_sharded=True,
     )
 
     def predict(variables: Variables, images: np.ndarray) -> np.ndarray:
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
-        batches = eval_batches(len(images), batch_size)
         found = [
-            sharding.fetch(replica(variables, images[positions[rows]]))[mask] for positions, mask in batches
+            sharding.fetch(replica(variables, pixels(images[positions[rows]])))[mask]
+            for positions, mask in eval_batches(len(images), batch_size)
         ]
         return np.concatenate(found).astype(np.int32)
 
@@ -73,17 +74,28 @@ def attacker(
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
         rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         found = []
-        with progress(name, 0 if quiet else len(dataset.labels)) as bar:
+        with contextlib.nullcontext() if quiet else progress(name, len(dataset.labels)) as bar:
             for positions, mask in eval_batches(len(dataset.labels), batch_size):
                 here = positions[rows]
                 keys = _keys(rng, dataset.index[here])
-                result = sharding.fetch(replica(variables, dataset.images[here], dataset.labels[here], keys))
+                images = pixels(dataset.images[here])
+                result = sharding.fetch(replica(variables, images, dataset.labels[here], keys))
                 found.append(jax.tree.map(lambda array, mask=mask: array[mask], result))
-                bar.advance(int(mask.sum()))
+                if bar is not None:
+                    bar.advance(int(mask.sum()))
         images, distances, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Adversarial(images, distances, steps, time.perf_counter() - start)
 
     return run
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """8-bit images as float32 in [0, 1]; float images as they are.
+
+    On the host, with IEEE division: compiled code may multiply by 1/255 instead, or never round the quotient at all, and
+    a perturbation has to be measured from the very same pixels that it was added to.
+    """
+    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def model_hash(variables: Variables) -> str:
@@ -97,14 +109,10 @@ def model_hash(variables: Variables) -> str:
 
 
 def _attack(model: nn.Module, attack: AttackFn, variables: Variables, images: Array, labels: Array, keys: Key):
-    result = attack(logits_fn(model, variables), _pixels(images), labels, keys)
+    result = attack(logits_fn(model, variables), images, labels, keys)
     return result.images, result.distance, result.steps
 
 
 @jax.jit
 def _keys(rng: Key, index: Array) -> Key:
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
-
-
-def _pixels(images: Array) -> Array:
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images

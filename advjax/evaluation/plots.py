@@ -103,8 +103,9 @@ def _draw_block(axes: Axes, block: Block) -> None:
     clean = block.clean[ALL]["accuracy"] if ALL in block.clean else None
     if clean is not None:
         axes.axvline(100 * clean, color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    source = f", transfer from {block.source}" if block.source else ""
-    axes.set_title(f"{block.name}{source}", loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(block.name, loc="left", fontsize=10, fontweight="bold")
+    if block.source:
+        axes.set_title(block.column, loc="right", fontsize=8, color=_COLORS.muted)
     axes.set_yticks(range(len(block.lines)), [f"{line.attack}, {line.threat}" for line in block.lines])
     axes.set_ylim(len(block.lines) - 0.5, -0.5)
     axes.set_xlim(-2, 102)
@@ -138,7 +139,8 @@ def _draw_legend(figure: Figure, arranged: Sequence[Block]) -> None:
         handles += axes.plot([], [], "D", color=_COLORS.robust, markersize=5.2, label="adaptive: robust accuracy")
     if any(block.source for block in arranged):
         face = {"markerfacecolor": "none", "markeredgewidth": 1.5}
-        label = "transfer: attack made on another model"
+        others = any(block.source == block.run for block in arranged)
+        label = "transfer" + (", or predicted labels" if others else ": attack made on another model")
         handles += axes.plot([], [], "o", color=_COLORS.transfer, markersize=6, label=label, **face)
     handles += axes.plot([], [], color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), label="clean accuracy")
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.5)

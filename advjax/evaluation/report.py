@@ -2,7 +2,8 @@
 
 ``report.json`` is a contract: an object with ``schema_version`` on top and ``rows``, each one accuracy with all that is
 needed to say what it means (`Row`).  ``outcomes.npz`` holds what every image did (`write_outcomes`).  The one rule on
-words lives in `is_robust_accuracy`: an accuracy under an attack made on any other model is a transfer result.
+words lives in `is_robust_accuracy`: an accuracy under an attack made on any other model, or on predicted labels, is not
+robust accuracy.
 """
 
 import importlib.metadata
@@ -118,8 +119,14 @@ _IDENTITY = tuple(field for field in _FACTS if field not in ("seconds", "model_h
 
 
 def is_robust_accuracy(row: Row) -> bool:
-    """Whether the row may be called robust accuracy: the attack was made on the very model that is scored."""
-    return row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"]
+    """Whether the row may be called robust accuracy: the attack was made on the very model that is scored.
+
+    And with the true labels: an attack on the model's own predictions pushes what it gets wrong away from the wrong
+    class, and can only flatter it there.
+    """
+    return (
+        row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"] and row["labels"] == "true"
+    )
 
 
 def correct_index(outcome: Outcome) -> np.ndarray:

@@ -31,7 +31,7 @@ class Line(NamedTuple):
     """One attack on one run."""
 
     attack: str
-    """Name and whatever is unusual about it: faithful protocol, predicted labels, EOT samples, seed."""
+    """Name and whatever is unusual about it: faithful protocol of a robust accuracy, EOT samples, seed."""
     threat: str
     """Norm and epsilon, such as "linf 8/255"."""
     transfer: dict[str, Row]
@@ -48,6 +48,8 @@ class Block(NamedTuple):
     defense: str
     source: str | None
     """The run the transferred attacks were made on, None if there are only adaptive ones."""
+    terms: str
+    """What is unusual about how they were made, such as "faithful, predicted labels"; usually ""."""
     clean: dict[str, Row]
     """Subset -> accuracy without attack; the subsets are those of ``transfer``, at least "all"."""
     lines: list[Line]
@@ -55,6 +57,12 @@ class Block(NamedTuple):
     @property
     def name(self) -> str:
         return self.run if self.defense == "none" else f"{self.run} with {self.defense}"
+
+    @property
+    def column(self) -> str:
+        """What the numbers beside robust accuracy are, for the head of their column."""
+        made = f"Transfer, attack made on {self.source}" if self.source != self.run else f"Attack made on {self.run}"
+        return f"{made} ({self.terms})" if self.terms else made
 
     @property
     def subsets(self) -> list[str]:
@@ -136,14 +144,19 @@ def _blocks_of(run: str, split: str, defense: str, every_row: Sequence[Row]) -> 
     attacked = [row for row in rows if row["attack"] != CLEAN]
     robust = [row for row in attacked if is_robust_accuracy(row)]
     transfer = [row for row in attacked if not is_robust_accuracy(row)]
-    sources = list(dict.fromkeys(row["made_on"] for row in transfer)) or [None]
+    columns = list(dict.fromkeys((row["made_on"], _terms(row)) for row in transfer)) or [(None, "")]
     arranged = []
-    for source in sources:
-        lines = _lines(robust, [row for row in transfer if row["made_on"] == source])
+    for source, terms in columns:
+        lines = _lines(robust, [row for row in transfer if (row["made_on"], _terms(row)) == (source, terms)])
         shown = {ALL, *(subset for line in lines for subset in line.transfer)}
         clean_shown = {subset: row for subset, row in clean.items() if subset in shown}
-        arranged.append(Block(run, split, defense, source, clean_shown, lines))
+        arranged.append(Block(run, split, defense, source, terms, clean_shown, lines))
     return arranged
+
+
+def _terms(row: Row) -> str:
+    unusual = {"faithful": row["protocol"] == "faithful", "predicted labels": row["labels"] == "predicted"}
+    return ", ".join(word for word, applies in unusual.items() if applies)
 
 
 def _lines(robust: Sequence[Row], transfer: Sequence[Row]) -> list[Line]:
@@ -172,8 +185,8 @@ def _with_sizes(lines: list[Line]) -> list[Line]:
 def _attack_name(row: Row, with_seed: bool) -> str:
     unusual = {
         row["attack"]: True,
-        "faithful": row["protocol"] == "faithful",
-        "predicted labels": row["labels"] == "predicted",
+        # Those of a transfer result stand over its column.
+        _terms(row): is_robust_accuracy(row) and bool(_terms(row)),
         f"EOT {row['eot_samples']}": row["eot_samples"] > 1,
         f"seed {row['seed']}": with_seed,
     }
@@ -185,6 +198,8 @@ def _heading(block: Block) -> Text:
     for subset, row in block.clean.items():
         interval = f"[{percent(row['low'])}, {percent(row['high'])}] ±{percent(row['sd_fifths'])}"
         text.append(f"\nclean accuracy {percent(row['accuracy'])} % {interval}, {row['n']} {subset_name(subset)}")
+    if block.terms:
+        text.append(f"\n{block.column}")
     return text
 
 
@@ -195,7 +210,8 @@ def _table(block: Block) -> RenderableType:
     table.add_column("attack", overflow="fold")
     table.add_column("threat", overflow="fold")
     for subset in block.subsets:
-        title = f"transfer from {block.source}, %\n{block.sizes[subset]} {subset_name(subset)}"
+        kind = f"transfer from {block.source}" if block.source != block.run else "predicted labels"
+        title = f"{kind}, %\n{block.sizes[subset]} {subset_name(subset)}"
         table.add_column(Text(title), justify="right", overflow="fold")
     table.add_column("robust accuracy, %\nadaptive", justify="right", style="bold", overflow="fold")
     for line in block.lines:

@@ -176,7 +176,7 @@ def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, paddin
 
     if minimal and min(channels, features) >= 64:
         filter_gradient = "winograd"
-    elif affordable and (pointwise or channels <= 4):
+    elif affordable and pointwise:
         filter_gradient = "matmul"
     else:
         filter_gradient = "swap"
@@ -284,7 +284,9 @@ def _matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) ->
     if tile > 1:
         copies = jnp.asarray(_shifted_copies(columns, tile, strides[1]), kernel.dtype)
         kernel = jnp.einsum("jpt,ijcf->ipctf", copies, kernel, precision="highest")
-    outputs = patches @ kernel.reshape(rows * span * channels, tile * features)
+    # Both factors have two dimensions, so that the transposes are plain matrix products as well.
+    matrix = kernel.reshape(rows * span * channels, tile * features)
+    outputs = patches.reshape(-1, len(matrix)) @ matrix
     return outputs.reshape(batch, height, num_tiles * tile, features)[:, :, :width]
 
 

@@ -47,10 +47,7 @@ ATTACKS = {
     "fgsm": Row(_fgsm, ("l2", "linf", "l1"), returns_success=False),
     "bim": Row(_bim, ("linf",), returns_success=False),
     "pgd": Row(_pgd, ("l1", "linf", "l2"), random=True),
-    "pgd_last": Row(functools.partial(_pgd, returns="last"), ("linf",), random=True, returns_success=False),
-    "pgd_highest_loss": Row(
-        functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True
-    ),
+    "pgd_highest_loss": Row(functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True),
     "auto_pgd": Row(_auto_pgd, ("linf", "l2"), random=True),
     "auto_pgd_dlr_best": Row(functools.partial(_auto_pgd, loss="dlr", returns="best"), ("l2",), random=True),
 }
@@ -60,6 +57,9 @@ FIRST = [(name, row.norms[0]) for name, row in ATTACKS.items()]
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 first_norm = pytest.mark.parametrize(("name", "norm"), FIRST)
 
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Half the compile time.  The plain variant of each attack is compiled as users compile it."""
+PIXELS_CLOSE = 5e-5
 traces = 0
 
 
@@ -81,13 +81,12 @@ def make(name, norm, epsilon, targeted=False, stop_on_success=False) -> Attack:
 
 @functools.cache
 def compiled(name, norm, targeted=False, stop_on_success=False):
-    """``(model, images, labels, keys, epsilon) -> AttackResult`` in one compilation for all tests."""
+    """``(model, images, labels, keys, epsilon) -> AttackResult``, compiled once for all tests."""
 
-    @jax.jit
     def run(model, images, labels, keys, epsilon):
         return make(name, norm, epsilon, targeted, stop_on_success)(counted(model), images, labels, keys)
 
-    return run
+    return jax.jit(run, compiler_options=QUICK if targeted or stop_on_success else None)
 
 
 class Data(NamedTuple):
@@ -134,7 +133,7 @@ def test_stays_inside_ball_and_bounds(data, name, norm, targeted):
         sizes = am.perturbation_sizes(images, result.images, norm)
         assert np.all(sizes <= np.float64(np.float32(epsilon)))
         assert np.all((np.asarray(result.images) >= 0) & (np.asarray(result.images) <= 1))
-        assert np.any(sizes > 0.3 * epsilon)
+        assert np.any(sizes > 0.3 * min(epsilon, 1))
         np.testing.assert_allclose(result.distance, sizes, rtol=1e-5)
 
 
@@ -168,17 +167,16 @@ def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
     jitted = compiled(name, norm)(data.model, data.images, data.labels, data.keys, epsilon)
     np.testing.assert_array_equal(eager.success, jitted.success)
     np.testing.assert_array_equal(eager.steps, jitted.steps)
-    np.testing.assert_allclose(eager.images, jitted.images, atol=1e-6)
+    np.testing.assert_allclose(eager.images, jitted.images, atol=PIXELS_CLOSE)
     np.testing.assert_array_equal(images, data.images)
     np.testing.assert_array_equal(labels, data.labels)
 
 
 @first_norm
-@pytest.mark.parametrize("stop_on_success", [False, True])
-def test_independent_of_batch_size_padding_and_order(data, name, norm, stop_on_success):
+def test_independent_of_batch_size_padding_and_order(data, name, norm):
     with jax.enable_x64(True):
         model, images = jax.tree.map(lambda x: x.astype(np.float64), (data.model, data.images))
-        attack = compiled(name, norm, stop_on_success=stop_on_success)
+        attack = compiled(name, norm, stop_on_success=True)
         epsilon = middle_epsilon(data, norm)
 
         def run(indices):
@@ -215,7 +213,7 @@ def test_vmaps_over_epsilon(data, name, norm):
     for i, epsilon in enumerate(epsilons):
         separate = attack(model, images, labels, keys, epsilon)
         np.testing.assert_array_equal(curve.success[i], separate.success)
-        np.testing.assert_allclose(curve.images[i], separate.images, atol=1e-6)
+        np.testing.assert_allclose(curve.images[i], separate.images, atol=PIXELS_CLOSE)
     robust_accuracy = 1 - np.mean(curve.success, axis=1)
     assert np.all(np.diff(robust_accuracy) <= 0)
     assert robust_accuracy[0] == 0.75
@@ -274,10 +272,10 @@ def test_success_is_what_a_forward_pass_says(data, name, norm, stop_on_success):
 def test_any_number_of_classes_and_a_single_image(name, norm, num_classes):
     images = am.gray_images(count=2)
     model = am.random_linear(images, num_classes)
-    # The images are each other's mirror image around the boundaries; the second one is not used any further.
+    # The second image only serves to put the first one near the boundaries.
     label = np.argmax(model(images), axis=-1)[:1]
     bound = am.lower_bounds(model, images[:1], label, norm)[0]
-    attack = compiled(name, norm)
+    attack = compiled(name, norm, stop_on_success=True)
     assert not attack(model, images[:1], label, am.keys_of([0]), 0.98 * bound).success[0]
     beyond = attack(model, images[:1], label, am.keys_of([0]), 3 * bound)
     assert beyond.success[0]
@@ -295,14 +293,13 @@ def test_same_on_four_devices(data, name, norm, stop_on_success):
     def attack(model, images, labels, keys):
         return make(name, norm, epsilon, stop_on_success=stop_on_success)(model, images, labels, keys)
 
-    sharded = jax.jit(
-        jax.shard_map(attack, mesh=mesh, in_specs=(replicated, split, split, split), out_specs=split)
-    )(*data)
+    mapped = jax.shard_map(attack, mesh=mesh, in_specs=(replicated, split, split, split), out_specs=split)
+    sharded = jax.jit(mapped, compiler_options=QUICK)(*data)
     single = compiled(name, norm, stop_on_success=stop_on_success)(*data, epsilon)
     assert 0 < np.sum(single.success[:-2]) < 6
     np.testing.assert_array_equal(sharded.success, single.success)
     np.testing.assert_array_equal(sharded.steps, single.steps)
-    np.testing.assert_allclose(sharded.images, single.images, atol=1e-6)
+    np.testing.assert_allclose(sharded.images, single.images, atol=PIXELS_CLOSE)
 
 
 @every_case

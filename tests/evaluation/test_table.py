@@ -106,7 +106,6 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
     variants = [
         {},
         {"protocol": "faithful"},
-        {"labels": "predicted"},
         {"eot_samples": 20},
         {"seed": 1},
         {"epsilon": 0.5, "norm": "l2"},
@@ -116,12 +115,27 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
     assert [(line.attack, line.threat) for line in block.lines] == [
         ("pgd, seed 0", "linf 8/255"),
         ("pgd, faithful, seed 0", "linf 8/255"),
-        ("pgd, predicted labels, seed 0", "linf 8/255"),
         ("pgd, EOT 20, seed 0", "linf 8/255"),
         ("pgd, seed 1", "linf 8/255"),
         ("pgd, seed 0", "l2 0.5"),
         ("pgd, seed 0", "l2 minimum"),
     ]
+
+
+def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
+    report = make_report(
+        make_row("base", "pgd", 4, "base", protocol="faithful", labels="predicted"),
+        make_row("base", "pgd", 1, "base"),
+        make_row("fixer", "pgd", 90, "base", protocol="faithful", labels="predicted"),
+        make_row("fixer", "pgd", 2, "fixer"),
+    )
+    base, fixer = table.blocks(report)
+    assert [(line.transfer["all"]["accuracy"], line.robust["accuracy"]) for line in (*base.lines, *fixer.lines)] == [
+        (0.04, 0.01),
+        (0.9, 0.02),
+    ]
+    assert base.column == "Attack made on base (faithful, predicted labels)"
+    assert fixer.column == "Transfer, attack made on base (faithful, predicted labels)"
 
 
 def test_attacks_on_fewer_images_say_so():

@@ -1,0 +1,103 @@
+"""The keys of a config and their defaults.  Config files start from these, so that every key can be overridden.
+
+``experiment(...)`` has ``title``, ``seed``, ``mapping``, ``data``, ``runs`` (names, in order), ``run`` (name -> ``run(...)``)
+and ``evaluation``.  Numbers may be written as fractions in strings: ``"8/255"``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+DATA = {
+    "name": "",
+    # Where prepared tfds data lie; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    "dir": "",
+    "num_validation": 0,
+}
+
+RUN = {
+    # "resnet9" and its arguments, or "fixers" with the earlier run to patch as "base".
+    "model": {},
+    # An earlier run to start from; "" for fresh parameters.
+    "start": "",
+    # The folder of a finished run to take instead of training.
+    "checkpoint": "",
+    # Stratified share of the training images; smaller shares are parts of larger ones.
+    "train_fraction": 1.0,
+    "epochs": 1,
+    # Instead of epochs, if not 0.
+    "num_steps": 0,
+    "batch_size": 128,
+    "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
+    # The attack of the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
+    "attack": None,
+    "augmentation": {"order": ()},
+    "optimizer": {
+        "name": "sgd",
+        "schedule": {"name": "one_cycle", "peak_learning_rate": 0.1},
+        "weight_decay": 0.0,
+        # Largest norm of the gradient; 0 for no limit.
+        "clip": 0.0,
+    },
+    # Regular expression of the paths of the parameters that learn; "" for all.
+    "trainable": "",
+    # Decay of the moving average of the parameters that is evaluated; 0 for none.
+    "average_decay": 0.0,
+    "log_every": 50,
+    "validate_every_epochs": 1,
+    # The checkpoint to evaluate: "best" on the validation images, or "last".
+    "select": "best",
+}
+
+EVALUATION = {
+    # "order" (names) and for each name an attack.
+    "attacks": {"order": ()},
+    # The run that transfer attacks are made on, and with which labels: "true" or "predicted".
+    "made_on": "base",
+    "transfer_labels": "true",
+    # What the transfer numbers are: "faithful" (a paper's protocol) or "sound".
+    "protocol": "sound",
+    # The first so many test images; 0 for all.
+    "num_examples": 0,
+    "batch_size": 256,
+    # The attack whose images the report shows, and how many.
+    "pictured": "",
+    "num_pictures": 4,
+}
+
+EXPERIMENT = {
+    "title": "",
+    "seed": 0,
+    # How steps are mapped over devices: "shard_map", "pmap" or "jit".
+    "mapping": "shard_map",
+    "data": DATA,
+    "runs": (),
+    "run": {},
+    "evaluation": EVALUATION,
+}
+
+
+def experiment(**changes: Any) -> ConfigDict:
+    """A whole config; ``data``, ``run`` and ``evaluation`` are given as mappings."""
+    return ConfigDict(changed(EXPERIMENT, changes))
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    """One run of an experiment."""
+    return changed(RUN, changes)
+
+
+def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``defaults`` with ``changes``.
+
+    Nested mappings are merged, but for those whose ``name`` says that they are something else than the default.
+    """
+    merged = dict(defaults)
+    for key, value in changes.items():
+        old = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            is_other = old.get("name") and value.get("name", old["name"]) != old["name"]
+            value = dict(value) if is_other else changed(old, value)
+        merged[key] = value
+    return merged

@@ -1,0 +1,171 @@
+"""FGSM, BIM and PGD against formulas written out by hand, and the rules for what is returned."""
+
+import attack_models as am
+import jax
+import numpy as np
+import pytest
+
+from advjax import attacks
+from advjax.attacks.base import KEEP_RULES, Kept, first_kept, keep_rule
+
+KEY = jax.random.key(0)
+EPSILON = {"linf": 0.05, "l2": 0.6}
+MAKE = {"linf": attacks.linf, "l2": attacks.l2}
+
+
+@pytest.fixture(scope="module")
+def net():
+    return am.smooth_net()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return am.awkward_images(12, seed=4)
+
+
+@pytest.fixture(scope="module")
+def labels(net, images):
+    return np.argmax(np.asarray(net(images)), axis=-1)
+
+
+def loss_and_gradient(net, images, labels):
+    def total(images):
+        each = jax.vmap(attacks.cross_entropy)(net(images), labels)
+        return each.sum(), each
+
+    (_, each), gradient = jax.value_and_grad(total, has_aux=True)(images)
+    return np.asarray(each), np.asarray(gradient)
+
+
+def test_fgsm_linf(net, images, labels):
+    _, gradient = loss_and_gradient(net, images, labels)
+    result = attacks.fgsm(attacks.linf(0.05))(net, images, labels, KEY)
+    np.testing.assert_allclose(result.images, np.clip(images + 0.05 * np.sign(gradient), 0, 1), atol=1e-6)
+    assert np.all(result.steps == 1)
+
+
+def test_fgsm_l2(net, images, labels):
+    _, gradient = loss_and_gradient(net, images, labels)
+    unit = gradient / np.linalg.norm(gradient.reshape(len(images), -1), axis=1)[:, None, None, None]
+    result = attacks.fgsm(attacks.l2(0.6))(net, images, labels, KEY)
+    np.testing.assert_allclose(result.images, np.clip(images + 0.6 * unit, 0, 1), atol=1e-6)
+
+
+def test_fgsm_l1_changes_one_pixel(net, images, labels):
+    _, gradient = loss_and_gradient(net, images, labels)
+    result = attacks.fgsm(attacks.l1(0.4))(net, images, labels, KEY)
+    expected = images.copy().reshape(len(images), -1)
+    flat = gradient.reshape(len(images), -1)
+    largest = np.argmax(np.abs(flat), axis=1)
+    rows = np.arange(len(images))
+    expected[rows, largest] = np.clip(expected[rows, largest] + 0.4 * np.sign(flat[rows, largest]), 0, 1)
+    np.testing.assert_allclose(result.images, expected.reshape(images.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_bim_written_out(net, images, labels, targeted):
+    epsilon, step_size = 0.05, 0.02
+    goals = (labels + 1) % 3 if targeted else labels
+    point = images
+    for _ in range(4):
+        _, gradient = loss_and_gradient(net, point, goals)
+        moved = point + (-1 if targeted else 1) * step_size * np.sign(gradient)
+        point = np.clip(np.clip(moved, images - epsilon, images + epsilon), 0, 1)
+    attack = attacks.bim(attacks.linf(epsilon), num_steps=4, step_size=step_size, targeted=targeted)
+    result = attack(net, images, goals, KEY)
+    np.testing.assert_allclose(result.images, point, atol=1e-6)
+    np.testing.assert_array_equal(result.success, (np.argmax(net(point), axis=-1) == goals) == targeted)
+    assert np.any(result.success)
+
+
+def test_pgd_starts_at_a_sample_or_at_the_given_start(net, images, labels):
+    threat_model = attacks.linf(0.05)
+    still = attacks.pgd(threat_model, num_steps=1, step_size=0.0)
+    keys = am.keys_of(range(12))
+    np.testing.assert_array_equal(still(net, images, labels, keys).images, jax.vmap(threat_model.sample)(images, keys))
+    start = am.awkward_images(12, seed=9)
+    projected = still(net, images, labels, KEY, start).images
+    np.testing.assert_array_equal(projected, jax.vmap(threat_model.project)(images, start))
+
+
+ATTACKS = {
+    "pgd": lambda norm, returns: attacks.pgd(
+        MAKE[norm](EPSILON[norm]), num_steps=12, step_size=EPSILON[norm] * 0.9, returns=returns
+    ),
+    "auto_pgd": lambda norm, returns: attacks.auto_pgd(MAKE[norm](EPSILON[norm]), num_steps=12, returns=returns),
+}
+
+
+@pytest.mark.parametrize("returns", KEEP_RULES)
+@pytest.mark.parametrize(("name", "norm"), [("pgd", "l2"), ("auto_pgd", "linf")])
+def test_returns_the_observed_point_it_should(net, images, labels, name, norm, returns):
+    """Against a plain loop over all points that the attack looked at."""
+    attack = ATTACKS[name](norm, returns)
+    threat_model = attack.threat_model
+    keys = am.keys_of(range(12))
+    begin = threat_model.sample if name == "pgd" else threat_model.surface
+    start = jax.vmap(begin)(images, keys)
+
+    # One program for both, so that they agree in every bit.
+    @jax.jit
+    def run(images, labels, keys):
+        states = attacks.trajectory(attack, net, images, labels, keys)
+        return states.point, attack(net, images, labels, keys).images
+
+    later, returned = run(images, labels, keys)
+    points = np.concatenate([start[None], later[:-1]])
+    assert len(points) == attack.num_steps + 1
+    losses, wrong = zip(
+        *((loss_and_gradient(net, p, labels)[0], np.argmax(net(p), axis=-1) != labels) for p in points), strict=True
+    )
+    losses, wrong = np.asarray(losses), np.asarray(wrong)
+    assert 0 < np.sum(wrong) < wrong.size
+    everything = np.arange(len(points))
+    for i in range(len(images)):
+        successes = everything[wrong[:, i]]
+        candidates = successes if len(successes) else everything
+        expected = {
+            "best": candidates[np.argmax(losses[candidates, i])],
+            "highest_loss": np.argmax(losses[:, i]),
+            "latest_success": successes[-1] if len(successes) else 0,
+            "last": everything[-1],
+        }[returns]
+        returned_index = np.argmin(np.max(np.abs(points[:, i] - returned[i]), axis=(1, 2, 3)))
+        np.testing.assert_allclose(points[returned_index, i], returned[i], atol=1e-6)
+        if returns in ("best", "highest_loss"):
+            # Of two points with almost the same loss, either may be returned.
+            assert losses[returned_index, i] == pytest.approx(losses[expected, i], abs=1e-6)
+            assert wrong[returned_index, i] == wrong[expected, i]
+        else:
+            np.testing.assert_allclose(points[expected, i], returned[i], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("returns", "seen", "expected"),
+    [
+        ("best", [(1, False), (5, False), (3, False)], 1),
+        ("best", [(1, False), (2, True), (5, False), (3, True), (2.5, True)], 3),
+        ("best", [(1, True), (1, True)], 0),
+        ("highest_loss", [(1, False), (2, True), (5, False), (3, True)], 2),
+        ("latest_success", [(1, False), (2, True), (5, False), (1, True), (9, False)], 3),
+        ("latest_success", [(1, False), (2, False)], "start"),
+        ("last", [(1, True), (5, True), (0, False)], 2),
+    ],
+)
+def test_keep_rules_on_hand_made_points(returns, seen, expected):
+    kept = first_kept(np.full((1, 1, 1), -1, np.float32), np.float32)
+    for index, (loss, success) in enumerate(seen):
+        new = Kept(np.full((1, 1, 1), index, np.float32), np.float32(loss), np.asarray(success))
+        kept = keep_rule(returns)(kept, new)
+    assert float(kept.image[0, 0, 0]) == (-1 if expected == "start" else expected)
+    if expected != "start":
+        assert (float(kept.loss), bool(kept.success)) == seen[expected]
+
+
+def test_predicted_labels(net, images, labels):
+    wrong = (labels + 1) % 3
+    attack = attacks.bim(attacks.linf(0.05), num_steps=3, step_size=0.02)
+    given = attack(net, images, labels, KEY)
+    predicted = attacks.with_predicted_labels(attack)(net, images, wrong, KEY)
+    np.testing.assert_array_equal(predicted.images, given.images)
+    np.testing.assert_array_equal(predicted.success, given.success)
