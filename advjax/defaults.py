@@ -1,7 +1,7 @@
 """The keys of a config and their defaults.  Config files start from these, so that every key can be overridden.
 
-``experiment(...)`` has ``title``, ``seed``, ``mapping``, ``data``, ``runs`` (names, in order), ``run`` (name -> ``run(...)``)
-and ``evaluation``.  Numbers may be written as fractions in strings: ``"8/255"``.
+``experiment(...)`` has ``title``, ``seed``, ``mapping``, ``data``, ``runs`` (names, in order), ``run`` (name ->
+``run(...)``) and ``evaluation``.  Numbers may be written as fractions in strings: ``"8/255"``.
 """
 
 from collections.abc import Mapping

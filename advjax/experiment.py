@@ -21,7 +21,17 @@ from advjax.training import augment, losses, objectives, optimizers, partition, 
 from advjax.training.loop import Method, Plan
 from advjax.types import AttackFn, UserError, Variables
 
-ATTACKS = {"fgsm": attacks.fgsm, "bim": attacks.bim, "pgd": attacks.pgd, "auto_pgd": attacks.auto_pgd}
+ATTACKS = {
+    "fgsm": attacks.fgsm,
+    "bim": attacks.bim,
+    "pgd": attacks.pgd,
+    "auto_pgd": attacks.auto_pgd,
+    "carlini_wagner_l2": attacks.carlini_wagner_l2,
+    "carlini_wagner_linf": attacks.carlini_wagner_linf,
+    "deepfool": attacks.deepfool,
+    "fab": attacks.fab,
+    "square": attacks.square,
+}
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 ATTACK_LOSSES = {"ce": attacks.cross_entropy, "dlr": attacks.dlr, "margin": attacks.margin}
 LOSSES = {
@@ -139,7 +149,6 @@ class Experiment(NamedTuple):
     def image_shape(self) -> tuple[int, int, int]:
         """[h, w, c]"""
         return self.data.train.images.shape[1:]
-
 
 
 def from_config(config: ml_collections.ConfigDict) -> Experiment:
@@ -361,6 +370,9 @@ def _evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run]) -> EvaluationP
     )
     if spec["made_on"] not in runs:
         raise UserError(f"evaluation.made_on: no run is named {spec['made_on']!r}; runs are {', '.join(runs)}")
+    if spec["pictured"] and spec["pictured"] not in spec["attacks"]["order"]:
+        names = ", ".join(spec["attacks"]["order"])
+        raise UserError(f"evaluation.pictured: {spec['pictured']!r} is none of the attacks {names}")
     if spec["num_examples"] < 0 or spec["batch_size"] < 1:
         raise UserError("evaluation: num_examples must be 0 or more and batch_size at least 1")
     if spec["protocol"] not in ("sound", "faithful"):

@@ -32,7 +32,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and reports; default workdirs/NAME_OF_CONFIG.")
 _MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do; evaluate needs only --workdir.")
-_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "none"], "Whether to join the processes of a cluster job.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "none"], "Whether to join the processes of a cluster job."
+)
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla"),
@@ -75,7 +77,10 @@ def _config_and_workdir() -> tuple[ConfigDict, str]:
     """The config that was given, or the one that the folder was trained with."""
     workdir = _WORKDIR.value
     if _CONFIG.value is not None:
-        return _CONFIG.value, workdir or f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}"
+        return (
+            _CONFIG.value,
+            workdir or f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}",
+        )
     if _MODE.value != "evaluate" or workdir is None:
         raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
     path = pathlib.Path(workdir, "config.json")

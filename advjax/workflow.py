@@ -1,8 +1,8 @@
 """Training and evaluating the runs of an experiment in a folder.
 
-    <workdir>/config.json              the experiment
-    <workdir>/<run>/                   run.json, checkpoints/, metrics.jsonl, TensorBoard events
-    <workdir>/report.json, report.html, outcomes.npz
+<workdir>/config.json              the experiment
+<workdir>/<run>/                   run.json, checkpoints/, metrics.jsonl, TensorBoard events
+<workdir>/report.json, report.html, outcomes.npz
 """
 
 import json
@@ -232,7 +232,7 @@ def _train_run(
         run.plan,
         variables,
         dataset,
-        {run.made_on: done[run.made_on]} if run.made_on in done else {},
+        {name: variables for name, variables in done.items() if name == run.made_on},
         _validation(run, experiment, models, done, devices),
         folder=os.path.join(workdir, run.name),
         devices=devices,
@@ -262,9 +262,9 @@ def _validation(
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
     predict = predictor(run.model, devices, batch_size)
-    attack = None
+    attack, made_on = None, run.made_on or "self"
     if run.attack is not None:
-        attacked_model = run.model if run.made_on == "self" else models[run.made_on]
+        attacked_model = run.model if made_on == "self" else models[made_on]
         attack = attacker(attacked_model, run.attack, "validation", devices, batch_size, quiet=True)
     # Images attacked on a model that does not change need to be attacked only once.
     frozen: list[np.ndarray] = []
@@ -275,8 +275,8 @@ def _validation(
     def validate(variables: Variables) -> dict[str, float]:
         scores = {"accuracy": accuracy(variables, dataset.images)}
         if attack is not None:
-            if run.made_on == "self" or not frozen:
-                target = variables if run.made_on == "self" else done[run.made_on]
+            if made_on == "self" or not frozen:
+                target = variables if made_on == "self" else done[made_on]
                 frozen[:] = [attack(target, dataset, run.plan.seed).images]
             scores["attacked_accuracy"] = accuracy(variables, frozen[0])
         return {**scores, "score": float(np.mean(list(scores.values())))}
@@ -294,8 +294,8 @@ def _claim(run: Run, workdir: str) -> None:
         if difference := _first_difference(there, run.spec):
             key, old, new = difference
             raise UserError(
-                f"{path.parent} holds run {run.name!r} of another configuration ({key} is {old!r} there, {new!r} here): "
-                f"choose another --workdir, or remove {path.parent} to train it anew"
+                f"{path.parent} holds run {run.name!r} of another configuration ({key} is {old!r} there, {new!r} "
+                f"here): choose another --workdir, or remove {path.parent} to train it anew"
             )
     elif jax.process_index() == 0:
         _write_json(path, run.spec)

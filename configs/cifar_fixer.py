@@ -2,8 +2,8 @@
 
     python -m advjax.main --config=configs/cifar_fixer.py
 
-ResNet9 on 45,000 images, two fixers (10.6 % of its parameters) on 4,500 of them against AutoPGD.  Published: clean 91.2 %
-(base) and 87.5 % (fixed); AutoPGD at 8/255 made on the base 4.6 % and 81.1 %.  Not yet measured here in full.
+ResNet9 on 45,000 images, two fixers (10.6 % of its parameters) on 4,500 of them against AutoPGD.  Published: clean
+91.2 % (base) and 87.5 % (fixed); AutoPGD at 8/255 made on the base 4.6 % and 81.1 %.  Not yet measured here in full.
 ``--config.run.fixer.train_fraction=0.01`` and ``=1`` are the paper's other two sizes (200 and 30 epochs).
 """
 

@@ -30,7 +30,8 @@ POLL_SECONDS = 0.1
 def main(arguments: Sequence[str]) -> int:
     """Runs the processes to their end and returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s --processes=N [--cpu_devices=N] -- FLAGS OF advjax.main",
+        description=__doc__,
+        usage="%(prog)s --processes=N [--cpu_devices=N] -- FLAGS OF advjax.main",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--processes", type=_positive, required=True, help="how many")
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         environments = [device_share(index, given.processes, given.cpu_devices) for index in range(given.processes)]
     except ValueError as error:
         parser.error(str(error))
-    # A signal that comes while the processes are being started reaches those that are there by then, and the rest after.
+    # Signals that come while the processes are being started are passed on once all are there.
     processes: list[subprocess.Popen] = []
     stopped = False
 
@@ -84,7 +85,8 @@ def device_share(index: int, processes: int, cpu_devices: int | None) -> dict[st
 def wait(processes: Sequence[subprocess.Popen]) -> int:
     """Waits for all; kills the others soon after one has failed.  Returns the exit code of the whole."""
     failure, deadline = 0, None
-    while any(code is None for code in (codes := [process.poll() for process in processes])):
+    codes = [process.poll() for process in processes]
+    while None in codes:
         failed = [code for code in codes if code not in (None, 0, PREEMPTED)]
         if failed and deadline is None:
             failure, deadline = failed[0], time.monotonic() + GRACE_SECONDS
@@ -92,6 +94,7 @@ def wait(processes: Sequence[subprocess.Popen]) -> int:
         if deadline is not None and time.monotonic() > deadline:
             _signal_all(processes, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
+        codes = [process.poll() for process in processes]
     failure = failure or next((code for code in codes if code not in (0, PREEMPTED)), 0)
     if failure:
         return failure if failure > 0 else 128 - failure

@@ -1,4 +1,7 @@
-"""Shared fixtures.  The environment is set before JAX is imported: four virtual CPU devices, thread pools that cannot starve."""
+"""Shared fixtures.
+
+The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
+"""
 
 import os
 

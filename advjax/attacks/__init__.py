@@ -3,11 +3,20 @@
 Images are float arrays [n, h, w, c] in [0, 1].  ``attack(logits_fn, images, labels, rng)`` returns an ``AttackResult``.
 """
 
+from advjax.attacks.asking import Expectation, expectation
+from advjax.attacks.auto_attack import auto_attack, auto_attack_stages
 from advjax.attacks.auto_pgd import auto_pgd
 from advjax.attacks.base import KEEP_RULES, Attack, Problem, trajectory
-from advjax.attacks.combine import with_predicted_labels
-from advjax.attacks.losses import cross_entropy, dlr, margin
+from advjax.attacks.carlini_wagner import carlini_wagner_l2
+from advjax.attacks.carlini_wagner_linf import carlini_wagner_linf
+from advjax.attacks.combine import Stage, over_targets, with_predicted_labels, with_restarts, worst_of
+from advjax.attacks.deepfool import deepfool
+from advjax.attacks.fab import fab
+from advjax.attacks.losses import cross_entropy, dlr, margin, next_likely_class, targeted_dlr
+from advjax.attacks.noise import gaussian_noise
 from advjax.attacks.pgd import bim, fgsm, pgd
+from advjax.attacks.square import square
+from advjax.attacks.stages import Progress, Verdicts, run_stages
 from advjax.attacks.threat_model import L1, L2, LINF, Norm, ThreatModel, l1, l2, linf
 from advjax.types import AttackFn, AttackResult, LogitsFn
 
@@ -19,20 +28,39 @@ __all__ = [
     "Attack",
     "AttackFn",
     "AttackResult",
+    "Expectation",
     "LogitsFn",
     "Norm",
     "Problem",
+    "Progress",
+    "Stage",
     "ThreatModel",
+    "Verdicts",
+    "auto_attack",
+    "auto_attack_stages",
     "auto_pgd",
     "bim",
+    "carlini_wagner_l2",
+    "carlini_wagner_linf",
     "cross_entropy",
+    "deepfool",
     "dlr",
+    "expectation",
+    "fab",
     "fgsm",
+    "gaussian_noise",
     "l1",
     "l2",
     "linf",
     "margin",
+    "next_likely_class",
+    "over_targets",
     "pgd",
+    "run_stages",
+    "square",
+    "targeted_dlr",
     "trajectory",
     "with_predicted_labels",
+    "with_restarts",
+    "worst_of",
 ]

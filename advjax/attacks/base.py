@@ -21,8 +21,7 @@ from advjax.attacks.asking import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
-
-CLEAN, VERDICT = -1, -2
+CLEAN, VERDICT = 2**32 - 1, 2**32 - 2
 """Numbers of the questions that are asked before and after the steps, to a model that answers at random."""
 
 
@@ -109,7 +108,7 @@ class Attack:
     def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
         checks.check_inputs(images, labels, self.threat_model.bounds)
         rngs = keys_per_image(rng, len(images))
-        clean_logits = asking.evaluate(logits_fn, images, _model_keys(rngs, CLEAN))
+        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, CLEAN))
         checks.check_logits(clean_logits, images, labels)
         labels = jnp.asarray(labels, jnp.int32)
         if start is not None:
@@ -118,7 +117,7 @@ class Attack:
 
     def _run(self, logits_fn, problems):
         count = len(problems.image)
-        states, finished, zeros = _varying_like(
+        states, finished, zeros = varying_like(
             problems, (jax.vmap(self.init)(problems), jnp.zeros(count, bool), jnp.zeros(count, jnp.int32))
         )
         if self.stop_on_success:
@@ -153,11 +152,11 @@ class Attack:
         return self.stop_on_success or self.done is not None
 
     def _step(self, logits_fn, problems, states, index):
-        """The next states, and where the model has just been fooled."""
-        fooled = False
+        """The next states, and where the model has been fooled: at the look, or else at the only point of the step."""
+        fooled = None
         if self.look is not None:
             states, fooled = self._looked(logits_fn, problems, states, 2 * index)
-        points, rngs = jax.vmap(self.query)(states), _model_keys(problems.rng, 2 * index + 1)
+        points, rngs = jax.vmap(self.query)(states), model_keys(problems.rng, 2 * index + 1)
         if self.cotangents is None:
             logits = asking.evaluate(logits_fn, points, rngs)
             gradients = jnp.zeros((len(points), 0, *points.shape[1:]), points.dtype)
@@ -167,11 +166,13 @@ class Attack:
                 logits_fn, points, rngs, lambda logits: wanted(problems, states, logits)
             )
         updated = jax.vmap(self.update)(problems, states, logits, gradients)
-        return updated, fooled | self._fooled_inside(problems, points, logits)
+        if self.look is None:
+            fooled = self._fooled_inside(problems, points, logits)
+        return updated, fooled
 
     def _looked(self, logits_fn, problems, states, number):
         points = jax.vmap(self.query)(states)
-        logits = asking.evaluate(logits_fn, points, _model_keys(problems.rng, number))
+        logits = asking.evaluate(logits_fn, points, model_keys(problems.rng, number))
         looked = jax.vmap(self.look)(problems, states, logits)
         return looked, self._fooled_inside(problems, points, logits)
 
@@ -180,7 +181,7 @@ class Attack:
         if self.look is not None:
             return self._looked(logits_fn, problems, states, 2 * index)[0]
         points = jax.vmap(self.query)(states)
-        logits = asking.evaluate(logits_fn, points, _model_keys(problems.rng, 2 * index + 1))
+        logits = asking.evaluate(logits_fn, points, model_keys(problems.rng, 2 * index + 1))
         count = 0
         if self.cotangents is not None:
             count = jax.eval_shape(jax.vmap(self.cotangents), problems, states, logits).shape[1]
@@ -194,7 +195,7 @@ class Attack:
         return (jnp.argmax(logits, axis=-1) == labels) == self.targeted
 
     def _result(self, logits_fn, problems, adversarial, steps) -> AttackResult:
-        logits = asking.evaluate(logits_fn, adversarial, _model_keys(problems.rng, VERDICT))
+        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, VERDICT))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
         success = self._fooled(logits, problems.label) & allowed
@@ -219,7 +220,7 @@ def trajectory(
         states, _ = attack._step(logits_fn, problems, states, index)
         return states, states
 
-    states = _varying_like(problems, jax.vmap(attack.init)(problems))
+    states = varying_like(problems, jax.vmap(attack.init)(problems))
     return jax.lax.scan(step, states, jnp.arange(attack.num_steps + 1))[1]
 
 
@@ -268,7 +269,7 @@ def keys_per_image(rng: Key, count: int) -> Key:
     return rng
 
 
-def _model_keys(rngs: Key, question: int | Array) -> Key:
+def model_keys(rngs: Key, question: int | Array) -> Key:
     """Keys for the model's own randomness, apart from those that attacks derive from ``rngs``."""
     return jax.vmap(lambda rng: jax.random.fold_in(jax.random.fold_in(rng, 0x6D6F64), question))(rngs)
 
@@ -284,11 +285,15 @@ def _where(flags: Array, if_true: Any, if_false: Any) -> Any:
     return jax.tree.map(select, if_true, if_false)
 
 
-def _varying_like(problems: Problem, tree: Any) -> Any:
-    """``tree``, varying over the devices of a surrounding ``shard_map`` wherever the problems do.
+def varying_like(known: Any, tree: Any) -> Any:
+    """``tree``, varying over the devices of a surrounding ``shard_map`` wherever the arrays [n, ...] in ``known`` do.
 
     Loops want the types of their carry unchanged, and a state that starts as a constant is the same on all devices.
     """
-    known = jax.tree.leaves(problems._replace(rng=jax.random.key_data(problems.rng)))
-    never = sum(jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in known)
+    leaves = [_key_data(leaf) for leaf in jax.tree.leaves(known)]
+    never = sum(jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in leaves)
     return _where(never > 0, tree, tree)
+
+
+def _key_data(leaf: Array) -> Array:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

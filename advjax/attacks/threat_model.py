@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.hyperplanes import to_hyperplane_l1, to_hyperplane_l2, to_hyperplane_linf
 from advjax.types import Array, Key
 
 
@@ -29,6 +30,8 @@ class Norm(NamedTuple):
     """``(rng, shape, epsilon) ->`` a perturbation distributed uniformly in the ball."""
     surface: Callable[[Key, tuple[int, ...], Array], Array]
     """``(rng, shape, epsilon) ->`` a random perturbation of size epsilon."""
+    to_hyperplane: Callable[[Array, Array, Array, tuple[float, float]], Array]
+    """``(point, normal, gap, bounds) ->`` the smallest d with ``<normal, d> = gap`` and ``point + d`` inside the bounds."""
     dense: bool
     """Whether ``ascent`` changes every pixel.  That of l1 changes one, so attacks need other steps there."""
 
@@ -220,6 +223,6 @@ def _surface_l1(rng, shape, epsilon):
     return epsilon * magnitude / jnp.sum(magnitude) * jax.random.rademacher(signs, shape)
 
 
-LINF = Norm("linf", _size_linf, _project_linf, jnp.sign, _sample_linf, _surface_linf, dense=True)
-L2 = Norm("l2", _size_l2, _project_l2, _ascent_l2, _sample_l2, _surface_l2, dense=True)
-L1 = Norm("l1", _size_l1, _project_l1, _ascent_l1, _sample_l1, _surface_l1, dense=False)
+LINF = Norm("linf", _size_linf, _project_linf, jnp.sign, _sample_linf, _surface_linf, to_hyperplane_linf, dense=True)
+L2 = Norm("l2", _size_l2, _project_l2, _ascent_l2, _sample_l2, _surface_l2, to_hyperplane_l2, dense=True)
+L1 = Norm("l1", _size_l1, _project_l1, _ascent_l1, _sample_l1, _surface_l1, to_hyperplane_l1, dense=False)

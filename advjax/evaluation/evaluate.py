@@ -92,8 +92,8 @@ def attacker(
 def pixels(images: np.ndarray) -> np.ndarray:
     """8-bit images as float32 in [0, 1]; float images as they are.
 
-    On the host, with IEEE division: compiled code may multiply by 1/255 instead, or never round the quotient at all, and
-    a perturbation has to be measured from the very same pixels that it was added to.
+    On the host, with IEEE division: compiled code may multiply by 1/255 instead, or never round the quotient at all,
+    and a perturbation has to be measured from the very same pixels that it was added to.
     """
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 

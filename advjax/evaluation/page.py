@@ -64,6 +64,7 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
     return environment.get_template("report.html.j2").render(
         report=report,
         blocks=blocks,
+        terms=table.explained_terms(blocks),
         has_base_correct=any(BASE_CORRECT in block.subsets for block in blocks),
         plot=Markup(accuracy_per_attack(report)) if has_attacks else None,
         curves=None if curves is None else Markup(curves),

@@ -124,9 +124,7 @@ def is_robust_accuracy(row: Row) -> bool:
     And with the true labels: an attack on the model's own predictions pushes what it gets wrong away from the wrong
     class, and can only flatter it there.
     """
-    return (
-        row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"] and row["labels"] == "true"
-    )
+    return row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"] and row["labels"] == "true"
 
 
 def correct_index(outcome: Outcome) -> np.ndarray:

@@ -27,6 +27,13 @@ LEGEND = (
 )
 
 
+TERMS = {
+    "faithful": "Faithful: by the protocol of a paper, so that its numbers can be compared.",
+    "predicted labels": "Predicted labels: the attack aims at the model's own predictions, so what the model gets "
+    "wrong may be pushed into the right class.",
+}
+
+
 class Line(NamedTuple):
     """One attack on one run."""
 
@@ -90,6 +97,11 @@ def blocks(report: Report) -> list[Block]:
     return [block for model in models for block in _blocks_of(*model, report.rows)]
 
 
+def explained_terms(arranged: Sequence[Block]) -> list[str]:
+    """What the words of ``Block.terms`` mean, for those that occur."""
+    return [text for term, text in TERMS.items() if any(term in block.terms for block in arranged)]
+
+
 def threat_name(norm: str | None, epsilon: float | None) -> str:
     """Norm and epsilon for people: ``linf 8/255``, ``l2 0.5``, ``l2 minimum`` for a minimum-norm attack."""
     if norm is None:
@@ -122,6 +134,7 @@ def render(report: Report) -> RenderableType:
     legend: list[str] = list(LEGEND)
     if any(BASE_CORRECT in block.subsets for block in arranged):
         legend.append("Base-correct: the images that the base run classifies correctly before any attack.")
+    legend += explained_terms(arranged)
     parts += [Text(line, style="dim") for line in legend]
     parts += [Text(f"Note: {note}") for note in report.notes]
     return Group(*parts)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from advjax.types import Array, Key, LogitsFn, PyTree, Variables
@@ -63,7 +64,10 @@ class Patched(nn.Module):
         return self.with_features(images)[0]
 
     def with_features(self, images: Array, patched: bool = True) -> tuple[Array, dict[str, Array]]:
-        """Logits and the features at every insertion point: after the inserted module, or without any if not ``patched``."""
+        """Logits, and the features at every insertion point: after the inserted module, or as they come from the base.
+
+        Without ``patched`` nothing is inserted at all, and these are logits and features of the base.
+        """
         features = {}
 
         def between(name: str, value: Array) -> Array:
@@ -74,13 +78,15 @@ class Patched(nn.Module):
         logits = self.base(images, train=False, between=between)
         missing = set(self.patches) - set(features)
         if missing:
-            raise ValueError(f"no block named {', '.join(sorted(missing))}: the blocks are {', '.join(self.base.names)}")
+            raise ValueError(
+                f"no block named {', '.join(sorted(missing))}: the blocks are {', '.join(self.base.names)}"
+            )
         return logits, features
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:
     """Fresh variables for images of shape [h, w, c]."""
-    variables = dict(model.init(rng, jnp.zeros((1, *image_shape), jnp.float32)))
+    variables = dict(jax.jit(model.init)(rng, jnp.zeros((1, *image_shape), jnp.float32)))
     return Variables(variables.pop("params"), variables)
 
 
@@ -95,8 +101,8 @@ def apply(model: nn.Module, variables: Variables, images: Array, *, train: bool 
 def logits_fn(model: nn.Module, variables: Variables) -> LogitsFn:
     """The model as it is deployed: inference mode, running statistics.
 
-    Call it inside the jitted function that got ``variables`` as an argument; captured from outside, they would be compiled
-    in as constants.
+    Call it inside the jitted function that got ``variables`` as an argument; captured from outside, they would be
+    compiled in as constants.
     """
     return lambda images: apply(model, variables, images)
 
@@ -107,7 +113,5 @@ def graft(variables: Variables, base: Variables) -> Variables:
     def put(tree: PyTree, part: PyTree) -> PyTree:
         return {**tree, "base": part}
 
-    model_state = {
-        name: put(variables.model_state.get(name, {}), part) for name, part in base.model_state.items()
-    }
+    model_state = {name: put(variables.model_state.get(name, {}), part) for name, part in base.model_state.items()}
     return Variables(put(variables.params, base.params), {**variables.model_state, **model_state})

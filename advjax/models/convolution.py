@@ -30,8 +30,8 @@ from jax import lax
 from advjax.models.winograd import winograd
 from advjax.types import Array
 
-Strides: TypeAlias = tuple[int, int]
-Padding: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+Strides: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _exact = contextvars.ContextVar("exact_convolutions", default=False)
@@ -216,7 +216,7 @@ def _convolve_forward(images: Array, kernel: Array, strides: Strides, padding: P
     return _convolve(images, kernel, strides, padding), (images, kernel)
 
 
-def _convolve_backward(strides: Strides, padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
+def _convolve_backward(strides: Strides, padding: Padding, residuals: Any, cotangent: Array) -> tuple[Any, Array]:
     images, kernel = residuals
     plan = _plan(images.shape, kernel.shape, strides, padding)
     if plan.input_gradient == "flip":

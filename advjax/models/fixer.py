@@ -1,4 +1,7 @@
-"""Fixer modules: small residual corrections inside a frozen classifier (Coppola, Lee & Guan; eq. 1, Fig. 1, Table 7)."""
+"""Fixer modules: small residual corrections inside a frozen classifier.
+
+Coppola, Lee & Guan; eq. 1, Fig. 1 and Table 7.
+"""
 
 from collections.abc import Sequence
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,13 @@ def max_pool(
     is 4 to 10 times faster; all other cases, and all within ``convolution.exact()``, are ``flax.linen.max_pool``.  As
     for convolutions, forward-mode differentiation on CPU needs ``convolution.exact()``.
     """
-    strides = tuple(window if strides is None else strides)
+    steps = tuple(window if strides is None else strides)
     fits = all(size <= extent for size, extent in zip(window, x.shape[-3:-1], strict=True))
-    is_plain = x.ndim == 4 and tuple(window) == strides and padding == "VALID" and fits and min(x.shape) > 0
+    is_plain = x.ndim == 4 and tuple(window) == steps and padding == "VALID" and fits and min(x.shape) > 0
     if is_plain and not uses_exact_convolutions():
-        return _max_pool(x, strides)
-    return nn.max_pool(x, tuple(window), strides, padding)
+        return _max_pool(x, steps)
+    # Flax takes pairs as well, but its annotation does not say so.
+    return nn.max_pool(x, tuple(window), steps, padding)  # pyright: ignore[reportArgumentType]
 
 
 def global_average_pool(x: Array) -> Array:
@@ -43,16 +45,16 @@ def global_average_pool(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x: Array, window: tuple[int, int]) -> Array:
+def _max_pool(x: Array, window: tuple[int, ...]) -> Array:
     return functools.reduce(jnp.maximum, _positions(x, window))
 
 
-def _max_pool_forward(x: Array, window: tuple[int, int]) -> tuple[Array, tuple[Array, Array]]:
+def _max_pool_forward(x: Array, window: tuple[int, ...]) -> tuple[Any, tuple[Array, Any]]:
     y = _max_pool(x, window)
     return y, (x, y)
 
 
-def _max_pool_backward(window: tuple[int, int], residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
+def _max_pool_backward(window: tuple[int, ...], residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
     x, y = residuals
     values = _positions(x, window)
     first = jnp.full(y.shape, len(values), jnp.int32)
@@ -74,7 +76,7 @@ def _max_pool_backward(window: tuple[int, int], residuals: tuple[Array, Array], 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _positions(x: Array, window: tuple[int, int]) -> list[Array]:
+def _positions(x: Array, window: tuple[int, ...]) -> list[Array]:
     """For every position in a window, in row-major order, its values in all windows."""
     rows, columns = window
     height, width = x.shape[1] // rows * rows, x.shape[2] // columns * columns

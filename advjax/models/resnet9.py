@@ -59,7 +59,7 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """Pooling and the linear classifier: "max4" (max pooling 4x4, then flatten) or "average" (global average pooling)."""
+    """Pooling, "max4" (max pooling 4x4, then flatten) or "average" (over all positions), and the linear classifier."""
 
     num_classes: int
     pooling: str
@@ -68,7 +68,9 @@ class Head(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         if self.pooling == "max4":
             if min(x.shape[1:3]) < 4:
-                raise ValueError(f"head 'max4' needs features of 4x4 or more, got {x.shape[1]}x{x.shape[2]}: use 'average'")
+                raise ValueError(
+                    f"head 'max4' needs features of 4x4 or more, got {x.shape[1]}x{x.shape[2]}: use 'average'"
+                )
             x = max_pool(x, (4, 4)).reshape(len(x), -1)
         else:
             x = global_average_pool(x)
@@ -87,7 +89,8 @@ class ResNet9(Classifier):
       num_classes: number of logits.
       width: factor on all numbers of channels.
       pool3: pool in conv3 as well (6,573,130 parameters, 0.38 instead of 0.83 G multiply-adds per 32x32 image).
-      head: "max4" as in the table for 32x32 images, "average" as for the 128x128 ones (4 classes: 6,570,052 parameters).
+      head: "max4" as in the table for 32x32 images, "average" as for the 128x128 ones (6,570,052 parameters for 4
+        classes).
       mean, std: input normalisation per channel, in pixels of [0, 1].
     """
 

@@ -47,7 +47,7 @@ _OUTPUT_TRANSFORM = np.array(  # A^T
 )
 
 
-def winograd(images: Array, kernel: Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+def winograd(images: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
     """Convolution with stride 1 of ``images`` [n, h, w, channels] by ``kernel`` [3, 3, channels, features].
 
     ``padding`` holds the rows (above, below) and columns (left, right) of zeros to add; none may be negative.

@@ -178,9 +178,7 @@ def fit(
     """
     rows = devices.local_rows(plan.batch_size)
     step_fn = devices.parallelize(
-        lambda *args, axis_name: train_step(
-            *args, axis_name=axis_name, method=method, num_classes=dataset.num_classes
-        ),
+        lambda *args, axis_name: train_step(*args, axis_name=axis_name, method=method, num_classes=dataset.num_classes),
         in_sharded=(False, False, False, True, True),
         out_sharded=False,
         donate=(0,),
@@ -195,7 +193,7 @@ def fit(
         start = restored.step if restored else 0
         if start >= plan.num_steps:
             return
-        data = devices.replicate(DeviceData(dataset.images, dataset.labels, dataset.index))
+        data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
         sources = devices.replicate(dict(sources))
         pending, window = collections.deque(), []
         with (
@@ -228,6 +226,7 @@ def fit(
                     writer.write(step, "validation", scores)
                     checkpoints.save(step, state, metrics=scores, config=config, force=is_last)
                 if not is_last and checkpoints.reached_preemption(step):
+                    take_in(0)
                     checkpoints.save(step, state, metrics=scores, config=config, force=True)
                     raise PreemptedError(f"{name}: stopped at step {step} of {plan.num_steps}, state saved")
 

@@ -1,8 +1,8 @@
 """What training minimises.
 
-An objective is ``(params, model_state, batch, rng, axis_name) -> (loss, (model_state, metrics))`` for one replica's rows of
-a batch; the mean of the losses and metrics over the replicas is that of the whole batch, rows with ``mask`` False left
-out.  It differentiates: the batch is constant.
+An objective is ``(params, model_state, batch, rng, axis_name) -> (loss, (model_state, metrics))`` for one replica's
+rows of a batch; the mean of the losses and metrics over the replicas is that of the whole batch, rows with ``mask``
+False left out.  It differentiates: the batch is constant.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,7 @@ from advjax.training.losses import Loss
 from advjax.types import Array, Batch, Key, PyTree, Variables
 
 Metrics: TypeAlias = dict[str, Array]
-Objective: TypeAlias = Callable[
-    [PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]
-]
+Objective: TypeAlias = Callable[[PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]]
 
 
 def supervised(model: nn.Module, loss: Loss, *, on: str = "images") -> Objective:
@@ -57,8 +55,8 @@ def fixers(
     """Classification of clean and attacked images, and features that stay near those of the base (003, eq. 2-4).
 
     ``loss(x) + loss(x') + distillation * sum_i [d(h_i(x), h_i^0(x)) + d(h_i(x'), h_i^0(target))]`` for clean images x
-    and attacked images x', where h_i are the features after fixer i, h_i^0 those of the base at the same place, and d is
-    the length of the difference.  The base runs in inference mode; let only the fixers' parameters be updated.
+    and attacked images x', where h_i are the features after fixer i, h_i^0 those of the base at the same place, and d
+    is the length of the difference.  The base runs in inference mode; let only the fixers' parameters be updated.
 
     Args:
       model: the patched classifier.
@@ -66,8 +64,8 @@ def fixers(
       distillation: the paper's lambda, 0 or 1.
       target: "natural": attacked features are pulled to those of the clean image, as the paper's text says; "printed":
         to those of the attacked image, as its eq. 4 prints.
-      norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean length, larger by the
-        root of their number.
+      norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean length, larger by
+        the root of their number.
 
     Raises:
       ValueError: another value for ``target`` or ``norm``.
@@ -93,11 +91,10 @@ def fixers(
         logits, features = features_of(batch.images, True)
         natural = features_of(clean, False)[1]
         attacked_target = natural if target == "natural" else features_of(batch.images, False)[1]
-        drift = sum(
-            distance(clean_features[name], jax.lax.stop_gradient(natural[name]))
-            + distance(features[name], jax.lax.stop_gradient(attacked_target[name]))
-            for name in natural
-        )
+        drift = jnp.float32(0)
+        for name in natural:
+            clean_drift = distance(clean_features[name], jax.lax.stop_gradient(natural[name]))
+            drift += clean_drift + distance(features[name], jax.lax.stop_gradient(attacked_target[name]))
         total, (new_state, metrics) = _summary(
             {"clean_": clean_logits, "": logits}, batch, loss, axis_name, model_state
         )

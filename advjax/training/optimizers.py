@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from advjax.types import Array, PyTree, UserError
 
@@ -51,7 +52,7 @@ def one_cycle(
     top = min(max(warmup_fraction * num_steps - 1, 0), last)
 
     def through(start: float, middle: float, end: float) -> optax.Schedule:
-        def schedule(step: Array | int) -> Array:
+        def schedule(step: ArrayLike) -> Array:
             # 0 at the start of the cycle, 1 at its top, 2 at its end.
             phase = jnp.interp(step, jnp.array([0.0, top, last]), jnp.array([0.0, 1.0, 2.0]))
             weight = (1 + jnp.cos(jnp.pi * phase)) / 2

@@ -74,7 +74,7 @@ def partitioned(transforms: Mapping[str, optax.GradientTransformation], labels: 
       UserError: a label has no transformation.
     """
     _check_labels(transforms, labels)
-    return optax.partition(dict(transforms), labels)
+    return optax.partition({**transforms}, labels)
 
 
 def trainable_mask(labels: PyTree, transforms: Mapping[str, optax.GradientTransformation]) -> PyTree:

@@ -1,8 +1,8 @@
 """What happens to a batch before the loss: augmentation and attacks.
 
-A transform is ``(models, batch, rng) -> batch``, where ``models`` maps "self" to the model being trained and the names of
-earlier runs to theirs, all in inference mode, as ``LogitsFn``.  Randomness per example is folded from its index in the
-data set, so that it does not depend on how the batch is split over devices.
+A transform is ``(models, batch, rng) -> batch``, where ``models`` maps "self" to the model being trained and the names
+of earlier runs to theirs, all in inference mode, as ``LogitsFn``.  Randomness per example is folded from its index in
+the data set, so that it does not depend on how the batch is split over devices.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,0 +1,293 @@
+"""Runs stages of attacks over a data set: only survivors go on, every verdict is verified, interruptions cost nothing.
+
+Host code around compiled attacks; it works on any ``LogitsFn``, over the devices of this process.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks import asking, checks
+from advjax.attacks.asking import Expectation
+from advjax.attacks.base import VERDICT, model_keys
+from advjax.attacks.combine import Stage, fold_in
+from advjax.attacks.threat_model import ThreatModel
+from advjax.types import Array, Key, LogitsFn, UserError
+
+ROBUST, CLEAN = -1, -2
+"""Values of ``broken_by`` for images that no stage broke, and for those that are misclassified as they are."""
+SAVE_EVERY = 60.0
+"""Seconds between two saved states within a round; there is one after each round in any case."""
+
+
+class Verdicts(NamedTuple):
+    """What the stages found, one entry per image, as numpy arrays."""
+
+    broken_by: np.ndarray
+    """int32 [n]: the number of the stage that broke the image, ``ROBUST`` or ``CLEAN``."""
+    images: np.ndarray
+    """float32 [n, h, w, c]: the adversarial images; the images themselves where there is none."""
+    distance: np.ndarray
+    """float32 [n]: size of the perturbation; 0 for robust and misclassified images."""
+    steps: np.ndarray
+    """int32 [n]: steps of all attacks on the image."""
+
+    def robust_after(self, stage: int) -> np.ndarray:
+        """bool [n]: still classified correctly after the given stage; -1 means before the first one."""
+        return (self.broken_by == ROBUST) | (self.broken_by > stage)
+
+
+class Progress(NamedTuple):
+    """Where a run stands, after each batch."""
+
+    stage: str
+    round: int
+    num_rounds: int
+    done: int
+    """Images that this round has attacked."""
+    total: int
+    """Images that this round attacks."""
+    robust: int
+    """Images of the whole data set that are still robust."""
+    seconds: float
+    """Since the beginning of the stage (or since it was resumed)."""
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    threat_model: ThreatModel,
+    logits_fn: LogitsFn | Callable[[Any, Array], Array] | Expectation,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    variables: Any = None,
+    index: np.ndarray | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[Progress], None] | None = None,
+    state_file: str | os.PathLike | None = None,
+) -> Verdicts:
+    """Attacks every image with one stage after the other until it is broken.
+
+    The survivors of each round are gathered into batches of ``batch_size``, a quarter of it or a sixteenth, so that nothing
+    is compiled more than three times.  An image counts as broken only if it is misclassified in a separate forward pass,
+    always in batches of ``batch_size``, and inside the threat model.  Keys are folded from (seed, index, stage, round):
+    neither batches nor devices nor an interruption change what happens to an image.
+
+    Args:
+      stages: e.g. ``auto_attack_stages(threat_model)``.
+      threat_model: what is allowed.
+      logits_fn: ``images -> logits``, the ``expectation`` of a stochastic model, or, with ``variables``,
+        ``(variables, images) -> logits``.
+      images: float [n, h, w, c] inside the bounds.
+      labels: int [n].
+      variables: arrays of the model, if they shall be arguments of the compiled attacks instead of constants in them.
+      index: int [n], position of each image in its data set; 0..n-1 if None.
+      seed: of all randomness.
+      batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
+      progress: called after each batch.
+      state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.
+
+    Raises:
+      UserError: the state file belongs to another run (other images, labels, predictions, stages, seed, batch size).
+      ValueError: shapes, dtypes or values make no sense.
+    """
+    checks.check_inputs(images, labels, threat_model.bounds)
+    if len(images) == 0:
+        raise ValueError("run_stages needs at least one image")
+    if not stages:
+        raise ValueError("run_stages needs at least one stage")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    images, labels = np.asarray(images), np.asarray(labels, np.int32)
+    index = np.arange(len(images)) if index is None else np.asarray(index)
+    if index.shape != labels.shape:
+        raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
+    runner = _Runner(threat_model, logits_fn, variables, batch_size)
+    return _run(runner, tuple(stages), images, labels, index, seed, progress, _StateFile(state_file))
+
+
+def _run(runner, stages, images, labels, index, seed, progress, state_file) -> Verdicts:
+    rngs = np.asarray(jax.random.key_data(_image_keys(jax.random.key(seed), index.astype(np.uint32))))
+    predictions, num_classes = runner.predict(images, labels, rngs)
+    names = [stage.name for stage in stages]
+    identity = _digest(images, labels, index, predictions, names, seed, runner.sizes, runner.threat_model.epsilon)
+    state = state_file.load(identity) or _first_state(images, predictions != labels)
+    found = state.found
+    for stage_number, stage in enumerate(stages):
+        began, num_rounds = time.perf_counter(), stage.num_rounds(num_classes)
+        for number in range(num_rounds):
+            here = (stage_number, number)
+            if here < (state.stage, state.round):
+                continue
+            if here > (state.stage, state.round):
+                state = _State(found, *here, 0, np.flatnonzero(found.broken_by == ROBUST))
+            for rows in _batches(state.attacked[state.done :], runner.sizes):
+                keys = _round_keys(rngs[rows], stage_number, number)
+                runner.attack(stage, number, stage_number, found, images, labels, rows, keys)
+                state = state._replace(done=state.done + len(rows))
+                state_file.save_sometimes(identity, state)
+                if progress is not None:
+                    counts = state.done, len(state.attacked), int(np.sum(found.broken_by == ROBUST))
+                    progress(Progress(stage.name, number, num_rounds, *counts, time.perf_counter() - began))
+            state_file.save(identity, state)
+    return found
+
+
+class _State(NamedTuple):
+    """All that a resumed run has to know."""
+
+    found: Verdicts
+    stage: int
+    round: int
+    done: int
+    """How many of ``attacked`` this round is through with."""
+    attacked: np.ndarray
+    """Images that were robust when the round began."""
+
+
+def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
+    none = np.zeros(len(images), np.int32)
+    found = Verdicts(np.where(wrong, CLEAN, ROBUST).astype(np.int32), images.copy(), none.astype(np.float32), none)
+    return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
+
+
+class _Runner:
+    """The compiled attacks and forward passes, for a few batch sizes."""
+
+    def __init__(self, threat_model: ThreatModel, logits_fn: Any, variables: Any, batch_size: int):
+        self.threat_model, self.logits_fn = threat_model, logits_fn
+        devices = jax.local_devices()
+        self.mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
+        self.sizes = tuple(sorted({-(-batch_size // (part * len(devices))) * len(devices) for part in (1, 4, 16)}))
+        self.has_variables = variables is not None
+        self.variables = jax.device_put(variables, jax.sharding.NamedSharding(self.mesh, jax.P()))
+        self.compiled = {}
+
+    def predict(self, images, labels, rngs):
+        """The predicted classes, and how many classes there are."""
+        predictions, num_classes = [], 0
+        for rows in _batches(np.arange(len(images)), self.sizes):
+            keys = jax.random.wrap_key_data(rngs[rows])
+            logits, _, _ = self._verify(images[rows], images[rows], keys)
+            checks.check_logits(logits, images[rows], labels[rows])
+            predictions.append(np.argmax(logits, axis=-1))
+            num_classes = logits.shape[-1]
+        return np.concatenate(predictions).astype(np.int32), num_classes
+
+    def attack(self, stage, number, stage_number, found, images, labels, rows, keys):
+        """Attacks some images and writes down what a verification of the result says."""
+        run = self._parallel(("attack", stage_number), functools.partial(_attack, stage), (False, True, True, True))
+        arguments, count = self._padded(images[rows], labels[rows], keys)
+        adversarial, steps = jax.device_get(run(self.variables, np.int32(number), *arguments))
+        adversarial = adversarial[:count]
+        logits, allowed, distance = self._verify(images[rows], adversarial, keys)
+        broken = (np.argmax(logits, axis=-1) != labels[rows]) & allowed
+        found.steps[rows] += steps[:count]
+        found.broken_by[rows[broken]] = stage_number
+        found.images[rows[broken]] = adversarial[broken]
+        found.distance[rows[broken]] = distance[broken]
+
+    def _verify(self, images, adversarial, keys):
+        run = self._parallel("verify", functools.partial(_look, self.threat_model), (True, True, True))
+        arguments, count = self._padded(images, adversarial, keys, sizes=self.sizes[-1:])
+        return (np.asarray(part)[:count] for part in jax.device_get(run(self.variables, *arguments)))
+
+    def _padded(self, *arrays, sizes=None):
+        """Fills up to the next size with copies of the last image."""
+        count = len(arrays[0])
+        size = next(size for size in sizes or self.sizes if size >= count)
+        return [array[np.minimum(np.arange(size), count - 1)] for array in arrays], count
+
+    def _parallel(self, name, function, sharded):
+        """``function(logits_fn, ...)`` on every device's part of the batch, without communication."""
+        if name not in self.compiled:
+
+            def replica(variables, *arguments):
+                bound = functools.partial(self.logits_fn, variables) if self.has_variables else self.logits_fn
+                return function(bound, *arguments)
+
+            split = tuple(jax.P("data") if is_sharded else jax.P() for is_sharded in (False, *sharded))
+            mapped = jax.shard_map(replica, mesh=self.mesh, in_specs=split, out_specs=jax.P("data"), check_vma=False)
+            self.compiled[name] = jax.jit(mapped)
+        return self.compiled[name]
+
+
+def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
+    result = stage.attack(number)(logits_fn, images, labels, keys)
+    return result.images, result.steps
+
+
+def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial: Array, keys: Key):
+    logits = asking.evaluate(logits_fn, adversarial, model_keys(keys, VERDICT))
+    allowed = jax.vmap(threat_model.contains)(images, adversarial)
+    distance = jax.vmap(threat_model.distance)(images, adversarial)
+    return logits, allowed, distance.astype(jnp.float32)
+
+
+def _batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Full batches of the largest size, then the rest, in the smallest batch that holds it."""
+    for begin in range(0, len(positions), sizes[-1]):
+        yield positions[begin : begin + sizes[-1]]
+
+
+@jax.jit
+def _image_keys(rng: Key, index: Array) -> Key:
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
+
+
+def _round_keys(rngs: np.ndarray, stage: int, number: int) -> Key:
+    """The keys that ``worst_of(*all_rounds(stages))`` would use."""
+    return fold_in(fold_in(jax.random.wrap_key_data(rngs), stage), number)
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class _StateFile:
+    """The state of a run on disk, replaced as a whole so that it is never half written."""
+
+    path: str | os.PathLike | None
+    saved: float = -SAVE_EVERY
+
+    def load(self, identity: str) -> _State | None:
+        if self.path is None or not os.path.exists(self.path):
+            return None
+        with np.load(self.path) as stored:
+            if str(stored["identity"]) != identity:
+                raise UserError(
+                    f"state_file {os.fspath(self.path)} belongs to another run (images, labels, index, predictions, "
+                    "stages, epsilon, seed or batch size differ): delete it or name another file"
+                )
+            numbers = [int(stored[name]) for name in ("stage", "round", "done")]
+            return _State(Verdicts(*(stored[name] for name in Verdicts._fields)), *numbers, stored["attacked"])
+
+    def save_sometimes(self, identity: str, state: _State) -> None:
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save(identity, state)
+
+    def save(self, identity: str, state: _State) -> None:
+        if self.path is None:
+            return
+        path = pathlib.Path(self.path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        fields = state._asdict() | state.found._asdict() | {"identity": identity}
+        del fields["found"]
+        with temporary.open("wb") as file:
+            np.savez(file, **fields)
+        os.replace(temporary, path)
+        self.saved = time.monotonic()

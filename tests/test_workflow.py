@@ -1,0 +1,161 @@
+"""The whole job, small: two runs on digits, their report, repetition, and folders that hold something else."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_experiment import changed
+
+from advjax import experiment, sharding, workflow
+from advjax.evaluation import report
+from advjax.evaluation.evaluate import model_hash
+from advjax.sharding import Devices
+from advjax.types import UserError
+
+# The contract as written down for those who read report.json, not as the code has it.
+ROW_KEYS = {
+    *("run", "split", "subset", "attack", "norm", "epsilon", "made_on", "adaptive", "knowledge", "defense", "protocol"),
+    *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "seconds", "model_hash"),
+}
+
+
+def small(**changes):
+    return experiment.from_config(
+        changed(
+            **{
+                "data__num_validation": 20,
+                "run__base__num_steps": 30,
+                "run__base__model__width": 0.0625,
+                "run__fixer__num_steps": 4,
+                "run__fixer__train_fraction": 0.1,
+                "run__fixer__attack__num_steps": 2,
+                "evaluation__num_examples": 36,
+                "evaluation__batch_size": 20,
+                "evaluation__attacks__pgd_50__num_steps": 3,
+                "evaluation__attacks__auto_pgd__num_steps": 3,
+                **changes,
+            }
+        )
+    )
+
+
+def devices(mapping="shard_map"):
+    return Devices(sharding.mesh(), mapping)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = str(tmp_path_factory.mktemp("work"))
+    workflow.train(small(), workdir, devices(), print)
+    return workdir, workflow.evaluate(small(), workdir, devices(), print)
+
+
+def without_seconds(found):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found.rows]
+
+
+def test_the_report_has_the_rows_of_the_contract(finished):
+    workdir, _ = finished
+    with open(f"{workdir}/report.json") as file:
+        content = json.load(file)
+    assert content["schema_version"] == 1
+    assert all(set(row) == ROW_KEYS for row in content["rows"])
+    combinations = {
+        (row["run"], row["attack"], row["made_on"], row["labels"], row["subset"]) for row in content["rows"]
+    }
+    assert len(combinations) == len(content["rows"]) == 2 * (2 + 3 * 2 * 2)
+    for run in ("base", "fixer"):
+        for attack in ("fgsm", "pgd_50", "auto_pgd"):
+            assert (run, attack, "base", "predicted", "base_correct") in combinations
+            assert (run, attack, run, "true", "all") in combinations
+    transfer = [row for row in content["rows"] if row["run"] == "fixer" and row["made_on"] == "base"]
+    assert transfer and not any(row["adaptive"] or report.is_robust_accuracy(row) for row in transfer)
+    assert {row["knowledge"] for row in transfer} == {"source model"}
+    assert {row["n"] for row in content["rows"] if row["subset"] == "all"} == {36}
+
+
+def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
+    workdir, found = finished
+    outcomes = report.read_outcomes(f"{workdir}/outcomes.npz")
+    assert report.rows(outcomes, None) == [row for row in found.rows if row["subset"] == "all"]
+    attacked = [outcome for outcome in outcomes if outcome.attack != "clean"]
+    assert all((outcome.distances <= np.float32(0.15)).all() for outcome in attacked)
+    assert any(outcome.distances.max() > 0.149 for outcome in attacked)
+
+
+def test_the_page_shows_tables_curves_and_images(finished):
+    with open(f"{finished[0]}/report.html") as file:
+        text = file.read()
+    for part in ("Robust accuracy", "Transfer, attack made on base", "<svg", "data:image/png", "Wilson"):
+        assert part in text
+
+
+def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finished):
+    from ml_collections import ConfigDict
+
+    workdir, found = finished
+    before = report.read_outcomes(f"{workdir}/outcomes.npz")
+    with open(f"{workdir}/config.json") as file:
+        again = experiment.from_config(ConfigDict(json.load(file)))
+    repeated = workflow.evaluate(again, workdir, devices(), print)
+    assert without_seconds(repeated) == without_seconds(found)
+    for old, new in zip(before, report.read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
+        np.testing.assert_array_equal(old.predictions, new.predictions)
+        np.testing.assert_array_equal(old.distances, new.distances)
+
+
+def test_fixing_leaves_the_base_bit_identical(finished):
+    workdir, _ = finished
+    built = small()
+    base, fixer = (workflow.restore(run, workdir, built.image_shape, print) for run in built.runs)
+    for part in ("params", "model_state"):
+        there = getattr(fixer, part)
+        there = there["base"] if part == "params" else {name: tree["base"] for name, tree in there.items()}
+        jax.tree.map(np.testing.assert_array_equal, there, dict(getattr(base, part)))
+    row = next(row for row in finished[1].rows if row["run"] == "base")
+    assert row["model_hash"] == model_hash(base)
+
+
+def test_repeating_the_command_trains_nothing(finished):
+    workdir, _ = finished
+    with open(f"{workdir}/fixer/metrics.jsonl", "rb") as file:
+        before = file.read()
+    workflow.train(small(), workdir, devices(), print)
+    with open(f"{workdir}/fixer/metrics.jsonl", "rb") as file:
+        assert file.read() == before
+
+
+def test_a_folder_with_another_configuration_is_refused(finished):
+    with pytest.raises(
+        UserError, match=r"another configuration \(run.batch_size is 64 there, 32 here\): choose another"
+    ):
+        workflow.train(small(run__base__batch_size=32), finished[0], devices(), print)
+
+
+def test_a_run_may_be_an_existing_checkpoint(finished, tmp_path):
+    workdir, _ = finished
+    again = small(run__base__checkpoint=f"{workdir}/base", runs=("base",))
+    workflow.train(again, str(tmp_path), devices(), print)
+    found = workflow.evaluate(again, str(tmp_path), devices(), print)
+    expected = [row for row in without_seconds(finished[1]) if row["run"] == "base" and row["attack"] == "clean"]
+    assert [row for row in without_seconds(found) if row["attack"] == "clean"] == expected
+    assert not (tmp_path / "base" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    other = small(run__base__checkpoint=f"{finished[0]}/base", run__base__model__width=0.125, runs=("base",))
+    with pytest.raises(UserError, match="holds another model than run 'base' describes: params/"):
+        workflow.train(other, str(tmp_path), devices(), print)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        workflow.evaluate(small(), str(tmp_path), devices(), print)
+
+
+def test_every_mapping_gives_the_same_verdicts(finished):
+    workdir, found = finished
+    for mapping in ("pmap", "jit"):
+        repeated = workflow.evaluate(small(), workdir, devices(mapping), print)
+        assert without_seconds(repeated) == without_seconds(found)

@@ -1,0 +1,153 @@
+"""Objectives against plain statements of them; transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import attacks
+from advjax.models import blocks
+from advjax.models.fixer import with_fixers
+from advjax.models.resnet9 import ResNet9
+from advjax.training import augment, losses, objectives, transforms
+from advjax.types import Batch, Variables
+
+SHAPE = (8, 8, 1)
+
+
+def make_batch(count=6, masked=2, clean=False, seed=0):
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.uniform(size=(count, *SHAPE)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, count), jnp.int32)
+    return Batch(
+        images=images,
+        labels=labels,
+        targets=jax.nn.one_hot(labels, 10),
+        index=jnp.arange(count) + 100,
+        mask=jnp.arange(count) < count - masked,
+        clean=jnp.clip(images + 0.1, 0, 1) if clean else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def base():
+    model = ResNet9(width=0.125, head="average")
+    return model, blocks.init(model, jax.random.key(0), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def patched(base):
+    model = with_fixers(base[0])
+    return model, blocks.graft(blocks.init(model, jax.random.key(1), SHAPE), base[1])
+
+
+def value(objective, variables, batch):
+    return objective(variables.params, variables.model_state, batch, jax.random.key(0), None)
+
+
+def focal_of(logits, batch):
+    values = jax.vmap(losses.focal(2.0))(logits, batch.targets)
+    return float(values[batch.mask].mean())
+
+
+def test_supervised_is_the_mean_loss_of_the_unmasked_rows_in_train_mode(base):
+    model, variables = base
+    batch = make_batch()
+    total, (state, metrics) = value(objectives.supervised(model, losses.focal(2.0)), variables, batch)
+    logits, expected_state = blocks.apply(model, variables, batch.images, train=True)
+    assert float(total) == pytest.approx(focal_of(logits, batch), rel=1e-6)
+    correct = np.asarray(logits.argmax(-1) == batch.labels)[np.asarray(batch.mask)]
+    assert float(metrics["accuracy"]) == pytest.approx(correct.mean())
+    jax.tree.map(np.testing.assert_array_equal, state, expected_state)
+
+
+def test_supervised_on_both_sees_clean_and_adversarial_images_in_one_batch(base):
+    model, variables = base
+    batch = make_batch(clean=True)
+    total, (_, metrics) = value(objectives.supervised(model, losses.cross_entropy, on="both"), variables, batch)
+    together = jnp.concatenate([batch.clean, batch.images])
+    clean, attacked = jnp.split(blocks.apply(model, variables, together, train=True)[0], 2)
+    mean = [
+        float(jax.vmap(losses.cross_entropy)(logits, batch.targets)[batch.mask].mean()) for logits in (clean, attacked)
+    ]
+    assert float(total) == pytest.approx(sum(mean), rel=1e-6)
+    assert {"clean_accuracy", "accuracy", "loss"} == set(metrics)
+
+
+@pytest.mark.parametrize("norm", ["rms", "l2"])
+@pytest.mark.parametrize("target", ["natural", "printed"])
+def test_fixer_loss_is_that_of_the_paper(patched, target, norm):
+    model, variables = patched
+    batch = make_batch(clean=True)
+    objective = objectives.fixers(model, losses.focal(2.0), distillation=0.7, target=target, norm=norm)
+    total, (state, metrics) = value(objective, variables, batch)
+
+    def features(images, with_fixers):
+        return blocks.apply(model, variables, images, method="with_features", patched=with_fixers)
+
+    (clean_logits, h_clean), (logits, h) = features(batch.clean, True), features(batch.images, True)
+    h0_clean, h0_attacked = features(batch.clean, False)[1], features(batch.images, False)[1]
+    expected = focal_of(clean_logits, batch) + focal_of(logits, batch)
+    for name in ("res1", "res2"):
+        wanted = (h0_clean if target == "natural" else h0_attacked)[name]
+        for got, aim in ((h_clean[name], h0_clean[name]), (h[name], wanted)):
+            squares = np.asarray((got - aim) ** 2, np.float64)[np.asarray(batch.mask)].sum((1, 2, 3))
+            size = np.sqrt(squares / (got[0].size if norm == "rms" else 1))
+            expected += 0.7 * size.mean()
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["loss"]) == float(total)
+    jax.tree.map(np.testing.assert_array_equal, state, variables.model_state)
+
+
+def test_fixer_loss_has_finite_gradients_where_the_fixers_change_nothing(base):
+    model = with_fixers(base[0], zero_last=True)
+    variables = blocks.graft(blocks.init(model, jax.random.key(1), SHAPE), base[1])
+    objective = objectives.fixers(model, losses.cross_entropy)
+    batch = make_batch(clean=True)
+    gradients = jax.grad(lambda params: value(objective, Variables(params, variables.model_state), batch)[0])(
+        variables.params
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients["patches_res1"])) > 0
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda model: objectives.supervised(model, losses.cross_entropy, on="clean"), "on must be"),
+        (lambda model: objectives.fixers(model, losses.cross_entropy, target="x"), "target must be"),
+        (lambda model: objectives.fixers(model, losses.cross_entropy, norm="linf"), "norm must be"),
+    ],
+)
+def test_unknown_choices_are_refused(patched, build, message):
+    with pytest.raises(ValueError, match=message):
+        build(patched[0])
+
+
+def test_an_objective_on_pairs_needs_an_attack(patched):
+    model, variables = patched
+    with pytest.raises(ValueError, match="add a transform that attacks the batch"):
+        value(objectives.fixers(model, losses.cross_entropy), variables, make_batch())
+
+
+def test_perturb_attacks_the_named_model_and_keeps_the_originals(base):
+    model, variables = base
+    batch = make_batch()
+    models = {
+        "base": blocks.logits_fn(model, variables),
+        "self": lambda images: images.reshape(len(images), -1)[:, :10],
+    }
+    attack = attacks.fgsm(attacks.linf(0.1))
+    found = transforms.perturb(attack, "base")(models, batch, jax.random.key(0))
+    expected = attack(models["base"], batch.images, batch.labels, jax.random.key(0)).images
+    np.testing.assert_allclose(found.images, expected, atol=1e-6)
+    np.testing.assert_array_equal(found.clean, batch.images)
+
+
+def test_augmentation_of_an_example_depends_on_its_index_alone():
+    batch = make_batch()
+    transform = transforms.augment(augment.chain(augment.pad_crop(2), augment.horizontal_flip()))
+    whole = transform({}, batch, jax.random.key(3)).images
+    order = np.array([4, 0, 2])
+    part = jax.tree.map(lambda leaf: leaf[order], batch)
+    np.testing.assert_array_equal(transform({}, part, jax.random.key(3)).images, whole[order])
