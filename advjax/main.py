@@ -10,11 +10,12 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 
-# Several virtual CPU devices on few cores: the thread pool needs one thread per device, or collectives never meet.
-os.environ.setdefault("NPROC", "16")
+if os.environ.get("JAX_NUM_CPU_DEVICES", "1") != "1":
+    # Several virtual devices on few cores: the thread pool needs a thread for each of them, or collectives never meet.
+    os.environ.setdefault("NPROC", "16")
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
@@ -45,6 +46,9 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> int:
     """Trains and evaluates what the flags describe; returns the exit code."""
     del argv
+    if not any(argument.startswith(("--verbosity", "-v")) for argument in sys.argv):
+        # absl makes it INFO, at which the checkpoint library says dozens of lines for every save.
+        logging.set_verbosity(logging.WARNING)
     console = Console(stderr=True, highlight=False)
     try:
         _run(lambda line: console.print(line, markup=False, soft_wrap=True))

@@ -18,7 +18,7 @@ def get_config():
     augmentation = {"order": ("pad_crop",), "pad_crop": {"padding": 1, "mode": "constant"}}
     loss = {"name": "focal", "gamma": 2.0}
     base = defaults.run(
-        model={"name": "resnet9", "width": 0.25, "pool3": False, "head": "average"},
+        model={"name": "resnet9", "width": 0.1875, "pool3": False, "head": "average"},
         epochs=20,
         batch_size=64,
         objective={"loss": loss},
@@ -37,20 +37,20 @@ def get_config():
             "reduction": 1,
             "zero_last": True,
         },
-        epochs=30,
+        epochs=25,
         batch_size=64,
         objective={"name": "fixers", "loss": loss, "distillation": 0.3, "target": "natural", "norm": "rms"},
         attack={
             "name": "auto_pgd",
             "norm": "linf",
             "epsilon": EPSILON,
-            "num_steps": 10,
+            "num_steps": 5,
             "returns": "best",
             "made_on": "base",
             "labels": "predicted",
         },
         augmentation=augmentation,
-        optimizer={"schedule": {"peak_learning_rate": 0.1}},
+        optimizer={"schedule": {"peak_learning_rate": 0.05}},
         trainable="^patches_",
         log_every=20,
         validate_every_epochs=5,

@@ -33,6 +33,11 @@ WHOLE = (
     "--config.run.base.num_steps=40",
     "--config.run.fixer.num_steps=4",
     "--config.run.fixer.batch_size=16",
+    # Small steps, and no signs in training: nothing that would make large differences of small ones.
+    "--config.run.base.optimizer.schedule.peak_learning_rate=0.01",
+    "--config.run.fixer.optimizer.schedule.peak_learning_rate=0.01",
+    "--config.run.fixer.attack.norm=l2",
+    "--config.run.fixer.attack.epsilon=1",
     "--config.run.fixer.attack.num_steps=2",
     "--config.evaluation.num_examples=88",
     # Does not divide 88: the last batch is filled up.

@@ -1,4 +1,4 @@
-"""Small frozen networks and what minimum-norm attacks of other libraries did to them (``shared/reference/README.md``)."""
+"""Small frozen networks and what attacks of other libraries did to them (``shared/reference/README.md``)."""
 
 import functools
 import importlib.util

@@ -23,7 +23,9 @@ def lottery(chance):
     """An attack that succeeds by luck, at a random distance; it does nothing for images that are adversarial already."""
 
     def attack(logits_fn, images, labels, rng, start=None):
-        luck, distance = (jax.vmap(lambda key, i=i: jax.random.uniform(jax.random.fold_in(key, i)))(rng) for i in (0, 1))
+        luck, distance = (
+            jax.vmap(lambda key, i=i: jax.random.uniform(jax.random.fold_in(key, i)))(rng) for i in (0, 1)
+        )
         untouched = images[:, 0, 0, 0] == 0.5
         moved = images + 0.1 * distance[:, None, None, None]
         steps = jnp.where(untouched, 7, 0).astype(jnp.int32)
@@ -46,7 +48,7 @@ def test_keeps_what_a_loop_would(combine, keep):
     distance = np.where(success, np.stack([result.distance for result in rounds]), np.inf)
     chosen = np.argmax(success, axis=0) if keep == "first" else np.argmin(distance, axis=0)
     chosen = np.where(success.any(axis=0), chosen, 0)
-    assert 2 < np.sum(chosen > 0) and np.sum(~success.any(axis=0)) >= 1
+    assert np.sum(chosen > 0) > 2 and np.sum(~success.any(axis=0)) >= 1
     if combine == "with_restarts":
         combined = attacks.with_restarts(attack, 5, keep=keep)
     else:
@@ -153,7 +155,9 @@ def test_expectation_draws_afresh_for_every_question():
         return am.Linear(weights * jax.random.normal(rng, weights.shape), np.zeros(2, np.float32))(images)
 
     attack = attacks.bim(attacks.l2(0.4), num_steps=3, step_size=0.05)
-    states = attacks.trajectory(attack, attacks.expectation(stochastic, 1), IMAGES, LABELS % 2, am.keys_of(range(COUNT)))
+    states = attacks.trajectory(
+        attack, attacks.expectation(stochastic, 1), IMAGES, LABELS % 2, am.keys_of(range(COUNT))
+    )
     moves = np.diff(np.concatenate([IMAGES[None], states.point]), axis=0).reshape(4, COUNT, 4)[:3]
     cosines = np.sum(moves[0] * moves[1], axis=-1) / 0.05**2
     assert np.all(cosines < 0.999)
