@@ -1,21 +1,23 @@
 """Shared fixtures.
 
 The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
+Compiling is most of the time of these tests, and many compile the same program: they share one cache.
 """
 
 import os
+import pathlib
 
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # More virtual devices than cores: XLA's thread pool must still hold one thread per device, or collectives never meet.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import pathlib
-
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")

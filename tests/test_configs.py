@@ -15,7 +15,8 @@ def shrink(config):
     with config.unlocked(), config.ignore_type():
         config.data.num_validation = 12
         for run in config.run.values():
-            run.num_steps, run.batch_size = 1, 8
+            # Two: a learning rate cycle has at least that many.
+            run.num_steps, run.batch_size = 2, 8
             if "width" in run.model:
                 run.model.width = 0.0625
             if run.attack is not None and "num_steps" in run.attack:

@@ -273,7 +273,7 @@ def test_two_processes_give_what_one_gives(mapping, alone, cache, tmp_path):
         expected, found = parameters(alone, run), parameters(tmp_path, run)
         assert expected.keys() == found.keys()
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=f"{run} {name}")
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{run} {name}")
     assert results(tmp_path) == results(alone)
     accuracies = {row["accuracy"] for row in results(alone)}
     assert len(accuracies) > 3, "a model that learned nothing would make this comparison easy"

@@ -6,6 +6,7 @@ Images are float arrays [n, h, w, c] in [0, 1].  ``attack(logits_fn, images, lab
 from advjax.attacks.asking import Expectation, expectation
 from advjax.attacks.auto_attack import auto_attack, auto_attack_stages
 from advjax.attacks.auto_pgd import auto_pgd
+from advjax.attacks.auto_pgd_l1 import auto_pgd_l1, auto_pgd_l1_large_epsilon
 from advjax.attacks.base import KEEP_RULES, Attack, Problem, trajectory
 from advjax.attacks.carlini_wagner import carlini_wagner_l2
 from advjax.attacks.carlini_wagner_linf import carlini_wagner_linf
@@ -39,6 +40,8 @@ __all__ = [
     "auto_attack",
     "auto_attack_stages",
     "auto_pgd",
+    "auto_pgd_l1",
+    "auto_pgd_l1_large_epsilon",
     "bim",
     "carlini_wagner_l2",
     "carlini_wagner_linf",

@@ -32,11 +32,11 @@ class Expectation:
 
 
 def expectation(stochastic_fn: StochasticLogitsFn, num_samples: int) -> Expectation:
-    """Expectation over transformation (Athalye et al. 2018, section 4.2): attack the mean over draws of a random model.
+    """Expectation over transformation (Athalye et al. 2018): attack the mean over draws of a random model.
 
-    Wherever an attack asks, ``num_samples`` draws with fresh keys answer: the gradient is the mean of the gradients of the
-    loss at each draw, and the logits are the logarithm of the mean probability.  So are the logits of the result, with
-    keys that the attack has not seen.
+    Wherever an attack asks, ``num_samples`` draws with fresh keys answer: the gradient is the mean of the gradients of
+    the loss at each draw, and the logits are the logarithm of the mean probability.  So are the logits of the result,
+    with keys that the attack has not seen.
 
     Example::
 

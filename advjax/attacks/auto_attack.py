@@ -17,10 +17,10 @@ VERSIONS = ("standard", "plus", "rand")
 def auto_attack_stages(threat_model: ThreatModel, *, version: str = "standard") -> tuple[Stage, ...]:
     """The attacks of AutoAttack, in order, each for the images that the ones before it left robust.
 
-    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets each, Square with 5,000 queries.  ``plus``: APGD-CE and APGD-DLR
-    and FAB five times, Square, APGD-T, FAB-T.  ``rand``: APGD-CE and APGD-DLR, for the ``expectation`` of a stochastic
-    model over 20 draws.  All gradient attacks make 100 steps (Croce & Hein 2020, section 6; parameters of the authors'
-    implementation, whose numbers these are made to equal).  Fewer than 10 classes have fewer targets.
+    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets each, Square with 5,000 queries.  ``plus``: APGD-CE and
+    APGD-DLR and FAB five times, Square, APGD-T, FAB-T.  ``rand``: APGD-CE and APGD-DLR, for the ``expectation`` of a
+    stochastic model over 20 draws.  All gradient attacks make 100 steps (Croce & Hein 2020; parameters of the
+    authors' implementation, whose numbers these are made to equal).  Fewer than 10 classes have fewer targets.
 
     Args:
       threat_model: linf or l2 with a finite epsilon.

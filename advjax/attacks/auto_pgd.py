@@ -39,8 +39,8 @@ class AutoPGDState(NamedTuple):
 def checkpoints(num_steps: int) -> tuple[int, ...]:
     """Numbers of steps after which the step size is looked at: 22 41 57 70 80 87 93 99 of 100.
 
-    The first window has 22 % of the steps, each later one is 3 % of the steps shorter, but never below 6 %; each rounded
-    down to at least one step, as in the reference implementation.
+    The first window has 22 % of the steps, each later one is 3 % of the steps shorter, but never below 6 %; each
+    rounded down to at least one step, as in the reference implementation.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -68,11 +68,12 @@ def auto_pgd(
     """AutoPGD for linf and l2 (Croce & Hein 2020, algorithm 1; semantics of the authors' implementation).
 
     ``z = project(x_i + eta d(x_i))``, ``x_{i+1} = project(x_i + 0.75 (z - x_i) + 0.25 (x_i - x_{i-1}))`` with d the
-    steepest direction of the norm, from a random point on the surface of the ball.  At each of the ``checkpoints`` the step
-    size eta is halved, and the search goes back to the best point, if at most ``rho`` of the steps of the window raised
-    the loss, or if eta was not halved at the last checkpoint and the best loss has not risen since.  Three details that the
-    paper does not print but the implementation has: the first step counts as a rise if its loss is positive, ``x_{i-1}``
-    stays where it was when ``x_i`` goes back to the best point, and the last case cannot happen at the first checkpoint.
+    steepest direction of the norm, from a random point on the surface of the ball.  At each of the ``checkpoints`` the
+    step size eta is halved, and the search goes back to the best point, if at most ``rho`` of the steps of the window
+    raised the loss, or if eta was not halved at the last checkpoint and the best loss has not risen since.  Three
+    details that the paper does not print but the implementation has: the first step counts as a rise if its loss is
+    positive, ``x_{i-1}`` stays where it was when ``x_i`` goes back to the best point, and the last case cannot happen
+    at the first checkpoint.
 
     Args:
       threat_model: linf or l2 with a finite epsilon.
@@ -81,9 +82,9 @@ def auto_pgd(
       rho: share of rising steps at or below which the step size is halved.
       step_size: first step size in pixels; None for ``2 * epsilon``.
       targeted: labels are the classes to reach, and the loss is minimised.
-      aim: the class by which to leave the label, e.g. ``next_likely_class(1)``; any other class is a success as well.  The
-        loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class); "dlr" makes this the
-        APGD-T of AutoAttack.
+      aim: the class by which to leave the label, e.g. ``next_likely_class(1)``; any other class is a success as well.
+        The loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class); "dlr" makes
+        this the APGD-T of AutoAttack.
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule, "best" and
         "highest_loss" suit the making of training examples.
     """

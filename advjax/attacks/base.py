@@ -45,9 +45,9 @@ class Attack:
     ``attack(logits_fn, images, labels, rng, start=None)`` runs ``num_steps`` steps and returns an ``AttackResult``.
     It asks the model ``num_steps + 1`` times; the last answer comes without gradients (zeros) and is only looked at.
 
-    With ``stop_on_success`` an image is left alone from its first success inside the threat model on, an image that is misclassified to begin
-    with is returned as it is, and the loop ends when no image is left.  This is for verdicts; leave it off to make
-    training examples or transfer sets, where every image deserves the whole attack.
+    With ``stop_on_success`` an image is left alone from its first success inside the threat model on, an image that is
+    misclassified to begin with is returned as it is, and the loop ends when no image is left.  This is for verdicts;
+    leave it off to make training examples or transfer sets, where every image deserves the whole attack.
 
     Everything but ``num_steps`` and the functions themselves may be traced, so an attack can be built inside jit and
     vmapped over epsilon.
@@ -68,8 +68,8 @@ class Attack:
     done: Callable[[Any], Array] | None = None
     """``state -> bool``: the attack has nothing left to do on this image."""
     look: Callable[[Problem, Any, Array], Any] | None = None
-    """``(problem, state, logits [classes]) -> state``: takes in the logits at the point before the gradients are asked for,
-    perhaps somewhere else; one more forward pass per step.  The last answer is then a look instead of an update."""
+    """``(problem, state, logits [classes]) -> state``: takes in the logits at the point before the gradients are asked
+    for, perhaps somewhere else; one more forward pass per step.  The last answer then only is looked at."""
     targeted: bool = False
     stop_on_success: bool = False
 
@@ -246,7 +246,7 @@ KEEP_RULES: dict[str, Callable[[Kept, Kept], Array]] = {
 """Which of the observed points an attack returns: ``returns`` names one of these rules.
 
 ``best``: the highest loss among the successful points, or among all if there is none.  ``highest_loss``: whatever the
-prediction.  ``latest_success``: the latest successful point, else the start (AutoAttack's rule).  ``last``: the last one.
+prediction.  ``latest_success``: the latest successful point, else the start (AutoAttack's rule).  ``last``: the last.
 """
 
 

@@ -22,7 +22,7 @@ STEPS_FOR_A_REPEAT = 10
 
 
 def tanh_box(bounds: tuple[float, float]) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """``(image -> w, w -> image)`` with ``image = low + (high - low) (tanh(w) + 1) / 2``: any w is within the bounds."""
+    """``(image -> w, w -> image)`` with ``image = low + (high - low) (tanh(w) + 1) / 2``: any w is inside."""
     low, high = bounds
 
     def to_variable(image: Array) -> Array:
@@ -102,19 +102,20 @@ def carlini_wagner_l2(
 ) -> Attack:
     """Carlini & Wagner's l2 attack (2017, section VI.A; semantics of the authors' implementation).
 
-    Adam minimises ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with ``x' = (tanh(w) + 1) / 2`` scaled to
-    the bounds, from w of the image itself.  Every image searches its own c: times 10 until an adversarial image is
-    found, then halfway between the largest c that failed and the smallest that worked; Adam begins anew for each.  An image
-    goes on to its next c early if its loss has not fallen by 0.01 % in a tenth of the steps (the authors look at the sum
-    over the batch).  The smallest successful perturbation ever seen is returned, and the image itself if there was none or
-    if it is misclassified to begin with.
+    Adam minimises ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with ``x' = (tanh(w) + 1) / 2`` scaled
+    to the bounds, from w of the image itself.  Every image searches its own c: times 10 until an adversarial image is
+    found, then halfway between the largest c that failed and the smallest that worked; Adam begins anew for each.  An
+    image goes on to its next c early if its loss has not fallen by 0.01 % in a tenth of the steps (the authors look at
+    the sum over the batch).  The smallest successful perturbation ever seen is returned, and the image itself if there
+    was none or if it is misclassified to begin with.
 
-    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is taken
-    for that at x'.
+    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is
+    taken for that at x'.
 
     Args:
       threat_model: l2.
-      num_steps: Adam steps for each c.  ``Attack.num_steps``, the most steps in all, is ``binary_search_steps`` times that.
+      num_steps: Adam steps for each c.  ``Attack.num_steps``, the most steps in all, is ``binary_search_steps`` times
+        that.
       binary_search_steps: number of values of c.  With 10 or more, the last is the smallest that worked.
       learning_rate: of Adam, in tanh space.
       initial_const: first c.

@@ -50,11 +50,12 @@ def carlini_wagner_linf(
     Adam minimises ``c max(0, confidence - margin(x')) + sum_i max(0, |x'_i - x_i| - tau)`` over w, with ``x'`` as in
     ``carlini_wagner_l2``, until it is practically 0 and x' is adversarial.  Then tau becomes 0.9 times the largest
     change of x', and the search goes on from x' with the same c and a new Adam.  After ``num_steps`` without success c
-    is doubled, from 1e-5.  The search ends when c has reached 20 or tau 1/256 of the pixel range.  The smallest successful
-    perturbation ever seen is returned, and the image itself if there was none or if it is misclassified to begin with.
+    is doubled, from 1e-5.  The search ends when c has reached 20 or tau 1/256 of the pixel range.  The smallest
+    successful perturbation ever seen is returned, and the image itself if there was none or if it is misclassified to
+    begin with.
 
-    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is taken
-    for that at x'.
+    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is
+    taken for that at x'.
 
     Args:
       threat_model: linf.

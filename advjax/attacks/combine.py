@@ -95,7 +95,7 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
 
 
 def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
-    """Several attacks, one after the other, each with its own keys; see ``with_restarts`` for ``keep`` and ``steps``."""
+    """Several attacks one after the other, each with its own keys; ``keep`` and ``steps`` as in ``with_restarts``."""
     rule = _rule(keep)
     if not attacks:
         raise ValueError("worst_of needs at least one attack")

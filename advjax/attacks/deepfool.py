@@ -10,8 +10,8 @@ from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
 NUDGE = 1e-4
-"""Added to the length of every step, in pixels, as the authors' implementation does: a step to the boundary itself could
-end on the wrong side of it by a rounding, and the steps that follow would become ever smaller."""
+"""Added to the length of every step, in pixels, as the authors' implementation does: a step to the boundary itself
+could end on the wrong side of it by a rounding, and the steps that follow would become ever smaller."""
 
 
 class DeepFoolState(NamedTuple):
@@ -35,10 +35,11 @@ def deepfool(
 ) -> Attack:
     """DeepFool for linf and l2 (Moosavi-Dezfooli et al. 2016, algorithm 2 and section 2.3).
 
-    With ``f_k = z_k - z_label`` and its gradient ``w_k``, every step goes to the boundary of the linearised model that is
-    nearest, in the norm of the threat model: ``r_i = (|f_k| / ||w_k||_dual + 1e-4) ascent(w_k)`` for the k with the
-    smallest ``|f_k| / ||w_k||_dual``.  The model is asked at ``project(x + (1 + overshoot) sum_i r_i)`` until it predicts
-    another class than the label; that point is returned, or the last one.  A misclassified image is returned as it is.
+    With ``f_k = z_k - z_label`` and its gradient ``w_k``, every step goes to the boundary of the linearised model that
+    is nearest, in the norm of the threat model: ``r_i = (|f_k| / ||w_k||_dual + 1e-4) ascent(w_k)`` for the k with the
+    smallest ``|f_k| / ||w_k||_dual``.  The model is asked at ``project(x + (1 + overshoot) sum_i r_i)`` until it
+    predicts another class than the label; that point is returned, or the last one.  A misclassified image is returned
+    as it is.
 
     Meant for an infinite epsilon, where the projection only clips to the bounds and the distance of the result is what
     counts.  With a finite one the walk goes on along the ball that it may not leave.
@@ -47,8 +48,8 @@ def deepfool(
       threat_model: linf or l2.
       num_steps: most steps; the model is asked once more than that.
       overshoot: share by which the sum of the steps is lengthened, to end beyond the boundary.
-      num_candidates: the label and the classes that were most likely at first, among which the nearest boundary is sought;
-        one backward pass per step for each but the label.
+      num_candidates: the label and the classes that were most likely at first, among which the nearest boundary is
+        sought; one backward pass per step for each but the label.
     """
     if not threat_model.norm.dense:
         raise ValueError(f"deepfool needs linf or l2, got {threat_model.norm.name}")

@@ -37,8 +37,8 @@ def fab(
 
     The model is linearised at x_i.  With d_1 and d_2 the smallest perturbations that take x_i and the image x onto the
     nearest boundary inside the bounds, and ``alpha = min(||d_1|| / (||d_1|| + ||d_2||), alpha_max)``,
-    ``x_{i+1} = clip((1 - alpha) (x_i + eta d_1) + alpha (x + eta d_2))``.  If that is adversarial, it is remembered if it is
-    the closest to x so far, and the next step begins at ``x + beta (x_{i+1} - x)``.
+    ``x_{i+1} = clip((1 - alpha) (x_i + eta d_1) + alpha (x + eta d_2))``.  If that is adversarial, it is remembered if
+    it is the closest to x so far, and the next step begins at ``x + beta (x_{i+1} - x)``.
 
     A finite epsilon does not hold the search back, it only says what counts: the closest adversarial image is returned,
     projected into the threat model, and the image itself if none was found.  One backward pass per step with ``aim`` or

@@ -1,9 +1,9 @@
 """The smallest perturbation that takes a point of a box onto a hyperplane, for each norm.
 
-All functions are ``(point, normal, gap, bounds) -> perturbation`` and solve ``min ||d||`` subject to ``<normal, d> = gap``
-and ``bounds[0] <= point + d <= bounds[1]``; where no perturbation reaches the plane, they return the one that gets
-nearest to it.  In the solution every pixel moves in the direction that closes the gap, as far as a common level says or
-the bounds allow (Croce & Hein 2020b, section 2.2 and appendix A).
+All functions are ``(point, normal, gap, bounds) -> perturbation`` and solve ``min ||d||`` subject to ``<normal, d> =
+gap`` and ``bounds[0] <= point + d <= bounds[1]``; where no perturbation reaches the plane, they return the one that
+gets nearest to it.  In the solution every pixel moves in the direction that closes the gap, as far as a common level
+says or the bounds allow (Croce & Hein 2020b).
 """
 
 import jax
@@ -55,8 +55,9 @@ def _directions(point, normal, gap, bounds):
 def _level(weights: Array, caps: Array, total: Array) -> Array:
     """The smallest level with ``sum(weights * min(level, caps)) >= total``; infinite if there is none.
 
-    Newton's method from 0.  The sum is concave and piecewise linear in the level, so the iterates rise to the solution and
-    are exact once the set of pixels below their caps stays the same: a handful of passes, where sorting would cost more.
+    Newton's method from 0.  The sum is concave and piecewise linear in the level, so the iterates rise to the solution
+    and are exact once the set of pixels below their caps stays the same: a handful of passes, where sorting would cost
+    more.
     """
 
     def rise(carry):

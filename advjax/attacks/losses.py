@@ -50,8 +50,8 @@ def targeted_cross_entropy(logits: Array, label: Array, target: Array) -> Array:
 def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     """Targeted DLR, ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, eq. 7).
 
-    With three classes ``z_(3)`` stands for the mean of the third and fourth logit; with two, where every ratio of differences
-    is constant, the plain difference ``z_t - z_y`` is returned.
+    With three classes ``z_(3)`` stands for the mean of the third and fourth logit; with two, where every ratio of
+    differences is constant, the plain difference ``z_t - z_y`` is returned.
     """
     difference = logits[target] - logits[label]
     if logits.shape[-1] < 3:

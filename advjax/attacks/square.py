@@ -47,12 +47,13 @@ def square(
 ) -> Attack:
     """Square attack for linf and l2 (Andriushchenko et al. 2020, algorithms 1 to 3).
 
-    Begins with vertical stripes of +-epsilon (linf) or tiles of a bumpy pattern (l2).  Every query changes the best image so
-    far in one randomly placed square window, to +-epsilon per channel (linf) or by moving the mass of a second window there
-    (l2), and keeps the change if the margin rises.  The side of the window falls with the number of queries.
+    Begins with vertical stripes of +-epsilon (linf) or tiles of a bumpy pattern (l2).  Every query changes the best
+    image so far in one randomly placed square window, to +-epsilon per channel (linf) or by moving the mass of a second
+    window there (l2), and keeps the change if the margin rises.  The side of the window falls with the number of
+    queries.
 
-    Every image draws windows and signs from its own key, where the authors' implementation shares them within a batch, and
-    a window may touch every edge of the image, where theirs leaves out the last position.
+    Every image draws windows and signs from its own key, where the authors' implementation shares them within a batch,
+    and a window may touch every edge of the image, where theirs leaves out the last position.
 
     Args:
       threat_model: linf or l2 with a finite epsilon.
@@ -174,14 +175,14 @@ def _of_size(threat_model, perturbation):
 
 
 def _bumps(rows: Array, columns: Array, side: Array, dtype: jnp.dtype) -> Array:
-    """The pattern of one window, of unit size: a bump in its upper half and a dent in its lower one (section 4.2, eq. 2).
+    """The pattern of one window, of unit size: a bump in its upper half and a dent in its lower one.
 
     ``rows`` and ``columns`` are relative to the window of ``side``; the pattern is only meant inside it.
     """
     upper = side // 2
 
     def bump(height, rows):
-        # Sum of 1 / (i + 1)^2 over the centred rectangles, each one larger by a pixel on every side, that hold the pixel.
+        # Sum of 1 / (i + 1)^2 over the centred rectangles, each larger by a pixel on every side, that hold it.
         center_row, center_column = height // 2, side // 2
         ring = jnp.maximum(jnp.abs(rows - center_row)[:, None], jnp.abs(columns - center_column)[None])
         count = jnp.maximum(height // 2, side // 2) + 1

@@ -78,10 +78,10 @@ def run_stages(
 ) -> Verdicts:
     """Attacks every image with one stage after the other until it is broken.
 
-    The survivors of each round are gathered into batches of ``batch_size``, a quarter of it or a sixteenth, so that nothing
-    is compiled more than three times.  An image counts as broken only if it is misclassified in a separate forward pass,
-    always in batches of ``batch_size``, and inside the threat model.  Keys are folded from (seed, index, stage, round):
-    neither batches nor devices nor an interruption change what happens to an image.
+    The survivors of each round are gathered into batches of ``batch_size``, a quarter of it or a sixteenth, so that
+    nothing is compiled more than three times.  An image counts as broken only if it is misclassified in a separate
+    forward pass, always in batches of ``batch_size``, and inside the threat model.  Keys are folded from (seed, index,
+    stage, round): neither batches nor devices nor an interruption change what happens to an image.
 
     Args:
       stages: e.g. ``auto_attack_stages(threat_model)``.

@@ -1,7 +1,7 @@
 """Which perturbed images are allowed: a norm, a radius and pixel bounds.
 
-A norm is a record of functions about ONE perturbation; everything that depends on the norm lives here, so that no attack
-ever asks which norm it has been given.
+A norm is a record of functions about ONE perturbation; everything that depends on the norm lives here, so that no
+attack ever asks which norm it has been given.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Norm(NamedTuple):
     size: Callable[[Array], Array]
     """``||d||``."""
     project: Callable[[Array, Array, Array], Array]
-    """``(image, candidate, epsilon) ->`` the nearest point of the ball around ``image``, never outside by a rounding."""
+    """``(image, candidate, epsilon) ->`` the nearest point of the ball around ``image``, exactly inside it."""
     ascent: Callable[[Array], Array]
     """The unit perturbation with the largest inner product with a gradient; 0 for a gradient of 0."""
     sample: Callable[[Key, tuple[int, ...], Array], Array]
@@ -31,7 +31,7 @@ class Norm(NamedTuple):
     surface: Callable[[Key, tuple[int, ...], Array], Array]
     """``(rng, shape, epsilon) ->`` a random perturbation of size epsilon."""
     to_hyperplane: Callable[[Array, Array, Array, tuple[float, float]], Array]
-    """``(point, normal, gap, bounds) ->`` the smallest d with ``<normal, d> = gap`` and ``point + d`` inside the bounds."""
+    """``(point, normal, gap, bounds) ->`` the smallest d with ``<normal, d> = gap``, ``point + d`` in the bounds."""
     dense: bool
     """Whether ``ascent`` changes every pixel.  That of l1 changes one, so attacks need other steps there."""
 
@@ -40,8 +40,8 @@ class Norm(NamedTuple):
 class ThreatModel:
     """The set ``{x' : ||x' - x|| <= epsilon, bounds[0] <= x' <= bounds[1]}`` around an image ``x``.
 
-    ``epsilon`` is in pixel units of [0, 1] and may be traced; ``inf`` stands for a minimum-norm attack.  All methods are
-    about one image ``[h, w, c]``.
+    ``epsilon`` is in pixel units of [0, 1] and may be traced; ``inf`` stands for a minimum-norm attack.  All methods
+    are about one image ``[h, w, c]``.
     """
 
     norm: Norm
@@ -85,8 +85,8 @@ class ThreatModel:
     def contains(self, image: Array, adversarial: Array) -> Array:
         """True where ``adversarial`` is allowed, up to the rounding of the distance.
 
-        A compiler may measure a distance a few roundings larger than it is, so a few are forgiven here: what ``project``
-        returns is inside exactly, and must not be taken for a failed attack.
+        A compiler may measure a distance a few roundings larger than it is, so a few are forgiven here: what
+        ``project`` returns is inside exactly, and must not be taken for a failed attack.
         """
         low, high = self.bounds
         inside = jnp.all((adversarial >= low) & (adversarial <= high))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recorded
 
 from advjax import attacks
 from advjax.models import convolution
@@ -54,8 +53,7 @@ def test_parameters_are_those_of_the_original():
     assert all(attack.stop_on_success for attack in stages.values())
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("num_classes", [2, 3, 4])
+@pytest.mark.parametrize(("norm", "num_classes"), [("linf", 2), ("l2", 3), ("linf", 4)])
 def test_verdicts_of_linear_models(norm, num_classes):
     """Robust exactly where the closed form says so."""
     images = am.gray_images(12)
@@ -85,8 +83,8 @@ def test_mistakes(threat_model, version, message):
         attacks.auto_attack(threat_model, version=version)
 
 
-def network(shared, name):
-    """The recorded network, computed with the library's convolutions, which are fast inside loops on CPU."""
+def network(shared, name, *, fast):
+    """The recorded network; if ``fast``, with the library's convolutions, which are fast inside loops on CPU."""
     specification = importlib.util.spec_from_file_location("fast", shared / "reference" / "reference_networks.py")
     networks = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(networks)
@@ -97,22 +95,38 @@ def network(shared, name):
         y = convolution.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=dimensions)
         return y + bias
 
-    networks._conv = conv
+    if fast:
+        networks._conv = conv
     return networks.NETWORKS[name], networks.load(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EPSILON)
 def test_robust_images_after_each_stage_of_the_original(shared, name):
-    data = recorded.load(shared, name, 128)
-    logits_fn, params = network(shared, name)
-    np.testing.assert_allclose(logits_fn(params, data.images), data.logits_fn(jnp.asarray(data.images)), atol=2e-5)
+    data = np.load(shared / "reference" / f"{name}_images.npz")
+    images, labels = data["images"][:128].astype(np.float32) / 255, data["labels"][:128].astype(np.int32)
+    logits_fn, params = network(shared, name, fast=True)
+    exact, _ = network(shared, name, fast=False)
+    np.testing.assert_allclose(logits_fn(params, images), exact(params, jnp.asarray(images)), atol=2e-5)
     theirs = np.load(shared / "reference" / f"{name}_autoattack.npz")["linf_seed0_robust_after_stage"][:, :128]
     threat_model = attacks.linf(EPSILON[name])
     stages = attacks.auto_attack_stages(threat_model)
-    found = attacks.run_stages(
-        stages, threat_model, logits_fn, data.images, data.labels, variables=params, batch_size=128
-    )
+    found = attacks.run_stages(stages, threat_model, logits_fn, images, labels, variables=params, batch_size=128)
     ours = np.stack([found.robust_after(stage) for stage in range(-1, 4)])
     np.testing.assert_array_equal(ours[0], theirs[0])
     assert np.all(np.abs(ours.sum(axis=1) - theirs.sum(axis=1)) <= 1)
+
+
+@pytest.mark.slow
+def test_auto_pgd_towards_the_next_likely_class(shared):
+    """APGD-T towards its first target, from the recorded start: the verdicts and best losses of the original."""
+    name = "mnist_cnn_at"
+    data, recorded = (np.load(shared / "reference" / f"{name}_{kind}.npz") for kind in ("images", "apgd"))
+    images, labels = data["images"].astype(np.float32) / 255, data["labels"].astype(np.int32)
+    noise = recorded["linf_start_noise_int8"].astype(np.float32) / 127
+    start = np.clip(images + np.float32(EPSILON[name]) * noise, 0, 1)
+    logits_fn, params = network(shared, name, fast=True)
+    attack = attacks.auto_pgd(attacks.linf(EPSILON[name]), loss="dlr", aim=attacks.next_likely_class(1))
+    run = jax.jit(lambda params, *batch: attack(functools.partial(logits_fn, params), *batch))
+    result = run(params, images, labels, jax.random.key(0), start)
+    assert np.sum(np.asarray(result.success) == recorded["t_linf_100_robust"]) <= 1

@@ -20,7 +20,7 @@ def three_classes(images):
 
 
 def lottery(chance):
-    """An attack that succeeds by luck, at a random distance; it does nothing for images that are adversarial already."""
+    """An attack that succeeds by luck, at a random distance; it leaves adversarial images alone."""
 
     def attack(logits_fn, images, labels, rng, start=None):
         luck, distance = (

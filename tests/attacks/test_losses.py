@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.attacks import cross_entropy, dlr, margin
+from advjax.attacks import cross_entropy, dlr, margin, targeted_dlr
 
 LOGITS = np.float32([1.0, 3.0, -2.0, 2.5])
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
@@ -73,3 +73,29 @@ def test_is_about_one_example_and_vmaps(loss):
     batch = jax.vmap(loss)(logits, labels)
     assert batch.shape == (6,)
     np.testing.assert_allclose(batch, [loss(z, y) for z, y in zip(logits, labels, strict=True)], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "denominator"), [(5, 3.0 - (1.0 + 0.5) / 2), (4, 3.0 - (1.0 - 2.0) / 2), (3, 5.0)]
+)
+def test_targeted_dlr(num_classes, denominator):
+    """z_(1) minus the mean of z_(3) and z_(4), or minus z_(3) if there is no fourth."""
+    logits = np.float32([1.0, 3.0, -2.0, 2.5, 0.5])[:num_classes]
+    for label in range(num_classes):
+        for target in range(num_classes):
+            expected = (logits[target] - logits[label]) / denominator
+            np.testing.assert_allclose(targeted_dlr(logits, label, target), expected, rtol=1e-6)
+            np.testing.assert_allclose(targeted_dlr(100 * logits + 7, label, target), expected, rtol=1e-5)
+
+
+def test_targeted_dlr_of_two_classes_is_the_margin():
+    logits = np.float32([0.3, -0.9])
+    assert targeted_dlr(logits, 0, 1) == margin(logits, 0)
+    assert targeted_dlr(logits, 1, 0) == margin(logits, 1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 10])
+def test_targeted_dlr_is_finite(num_classes):
+    for logits in (np.zeros(num_classes, np.float32), 1e-20 * np.arange(num_classes, dtype=np.float32)):
+        value, gradient = jax.value_and_grad(targeted_dlr)(logits, 0, 1)
+        assert np.isfinite(value) and np.all(np.isfinite(gradient))
