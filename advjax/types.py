@@ -39,8 +39,8 @@ class AttackResult(NamedTuple):
     """int32 [n]: steps taken until the image was done."""
 
 
-AttackFn: TypeAlias = Callable[[LogitsFn, Array, Array, Key], AttackResult]
-"""``(logits_fn, images, labels, rng) -> AttackResult``; ``rng`` is one key, or one key per image."""
+AttackFn: TypeAlias = Callable[..., AttackResult]
+"""``(logits_fn, images, labels, rng, start=None) -> AttackResult``; ``rng`` is one key, or one key per image."""
 
 
 class Batch(NamedTuple):

@@ -145,7 +145,9 @@ def test_a_run_may_be_an_existing_checkpoint(finished, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     other = small(run__base__checkpoint=f"{finished[0]}/base", run__base__model__width=0.125, runs=("base",))
-    with pytest.raises(UserError, match="holds another model than run 'base' describes: .* is .4,. there and .8,. here"):
+    with pytest.raises(
+        UserError, match=r"holds another model than run 'base' describes: .* is \(4,\) there and \(8,\) here"
+    ):
         workflow.train(other, str(tmp_path), devices(), print)
 
 

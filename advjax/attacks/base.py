@@ -173,6 +173,7 @@ class Attack:
     def _looked(self, logits_fn, problems, states, number):
         points = jax.vmap(self.query)(states)
         logits = asking.evaluate(logits_fn, points, model_keys(problems.rng, number))
+        assert self.look is not None
         looked = jax.vmap(self.look)(problems, states, logits)
         return looked, self._fooled_inside(problems, points, logits)
 
@@ -291,7 +292,8 @@ def varying_like(known: Any, tree: Any) -> Any:
     Loops want the types of their carry unchanged, and a state that starts as a constant is the same on all devices.
     """
     leaves = [_key_data(leaf) for leaf in jax.tree.leaves(known)]
-    never = sum(jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in leaves)
+    zeros = (jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in leaves)
+    never = sum(zeros, start=jnp.int32(0))
     return _where(never > 0, tree, tree)
 
 

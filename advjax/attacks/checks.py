@@ -8,7 +8,7 @@ from advjax.attacks.threat_model import is_concrete
 from advjax.types import Array
 
 
-def check_inputs(images: Array, labels: Array, bounds: tuple[float, float]) -> None:
+def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds: tuple[float, float]) -> None:
     """Shapes and dtypes always; values only outside jit, where they are known."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
@@ -32,7 +32,7 @@ def check_inputs(images: Array, labels: Array, bounds: tuple[float, float]) -> N
             )
 
 
-def check_logits(logits: Array, images: Array, labels: Array) -> None:
+def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
     """The shape always; NaN and the range of the labels only outside jit."""
     if logits.ndim != 2 or logits.shape[0] != images.shape[0] or logits.shape[1] < 2:
         raise ValueError(

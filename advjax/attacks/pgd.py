@@ -21,8 +21,8 @@ class PGDState(NamedTuple):
 def fgsm(threat_model: ThreatModel, *, loss: Loss = cross_entropy, targeted: bool = False) -> Attack:
     """Fast gradient sign method: one step of size epsilon (Goodfellow et al. 2015, section 4).
 
-    ``x' = clip(x + epsilon * ascent(grad_x loss))``, where ascent is the sign for linf, the normalised gradient for l2 and
-    the largest entry for l1; the sign of 0 is 0.  A targeted attack goes down the loss of the target class instead.
+    ``x' = clip(x + epsilon * ascent(grad_x loss))``, where ascent is the sign for linf, the normalised gradient for l2
+    and the largest entry for l1; the sign of 0 is 0.  A targeted attack goes down the loss of the target class instead.
 
     Example::
 

@@ -177,7 +177,7 @@ class _Runner:
         """The predicted classes, and how many classes there are."""
         predictions, num_classes = [], 0
         for rows in _batches(np.arange(len(images)), self.sizes):
-            keys = jax.random.wrap_key_data(rngs[rows])
+            keys = jax.random.wrap_key_data(jnp.asarray(rngs[rows]))
             logits, _, _ = self._verify(images[rows], images[rows], keys)
             checks.check_logits(logits, images[rows], labels[rows])
             predictions.append(np.argmax(logits, axis=-1))
@@ -235,9 +235,13 @@ def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial:
 
 
 def _batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Full batches of the largest size, then the rest, in the smallest batch that holds it."""
-    for begin in range(0, len(positions), sizes[-1]):
-        yield positions[begin : begin + sizes[-1]]
+    """Parts of ``positions``, each at least half as long as the size it is filled up to, if there is a smaller one."""
+    begin = 0
+    while begin < len(positions):
+        left = len(positions) - begin
+        size = next((size for size in reversed(sizes) if 2 * left > size), sizes[0])
+        yield positions[begin : begin + size]
+        begin += size
 
 
 @jax.jit
@@ -247,7 +251,7 @@ def _image_keys(rng: Key, index: Array) -> Key:
 
 def _round_keys(rngs: np.ndarray, stage: int, number: int) -> Key:
     """The keys that ``worst_of(*all_rounds(stages))`` would use."""
-    return fold_in(fold_in(jax.random.wrap_key_data(rngs), stage), number)
+    return fold_in(fold_in(jax.random.wrap_key_data(jnp.asarray(rngs)), stage), number)
 
 
 def _digest(*parts: Any) -> str:
@@ -273,8 +277,9 @@ class _StateFile:
                     f"state_file {os.fspath(self.path)} belongs to another run (images, labels, index, predictions, "
                     "stages, epsilon, seed or batch size differ): delete it or name another file"
                 )
-            numbers = [int(stored[name]) for name in ("stage", "round", "done")]
-            return _State(Verdicts(*(stored[name] for name in Verdicts._fields)), *numbers, stored["attacked"])
+            found = Verdicts(*(stored[name] for name in Verdicts._fields))
+            stage, number, done = (int(stored[name]) for name in ("stage", "round", "done"))
+            return _State(found, stage, number, done, stored["attacked"])
 
     def save_sometimes(self, identity: str, state: _State) -> None:
         if time.monotonic() - self.saved >= SAVE_EVERY:
@@ -288,6 +293,6 @@ class _StateFile:
         fields = state._asdict() | state.found._asdict() | {"identity": identity}
         del fields["found"]
         with temporary.open("wb") as file:
-            np.savez(file, **fields)
+            np.savez(file, **fields)  # type: ignore[arg-type]
         os.replace(temporary, path)
         self.saved = time.monotonic()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from advjax.attacks.hyperplanes import to_hyperplane_l1, to_hyperplane_l2, to_hyperplane_linf
 from advjax.types import Array, Key
@@ -116,9 +117,9 @@ def l1(epsilon: float | Array, bounds: tuple[float, float] = (0.0, 1.0)) -> Thre
     return ThreatModel(L1, epsilon, bounds)
 
 
-def is_concrete(value: float | Array) -> bool:
+def is_concrete(value: object) -> bool:
     """False for a value that JAX is tracing."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def _towards(image: Array, delta: Array) -> Array:

@@ -77,8 +77,8 @@ def test_distances_of_the_original(shared, norm):
     assert np.mean(np.isfinite(ours) == np.isfinite(theirs)) > 0.99
     both = np.isfinite(ours) & np.isfinite(theirs)
     assert np.mean(np.abs(ours[both] / theirs[both] - 1) < 0.05) > 0.9
-    # Measured: a ratio of 1.0000 in linf and of 1.013 in l2.  There, one path in ten leaves the recorded one; one in fifteen
-    # leaves its own when the weights of the network are scaled by 1 + 3e-7.
+    # Measured: a ratio of 1.0000 in linf and of 1.013 in l2.  There one path in ten leaves the recorded one; for the
+    # first target one in fifteen leaves its own when the weights of the network are scaled by 1 + 3e-7.
     assert np.median(ours[both]) == pytest.approx(np.median(theirs[both]), rel=0.01 if norm == "linf" else 0.02)
     assert np.mean(np.abs(ours.min(axis=1) / theirs.min(axis=1) - 1) < 0.05) > 0.9
 

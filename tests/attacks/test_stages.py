@@ -223,3 +223,21 @@ def test_keys_are_those_of_the_stages_as_one_attack(data):
     rngs = np.asarray(jax.random.key_data(am.keys_of(range(3))))
     folded = jax.random.fold_in(jax.random.fold_in(am.keys_of([2])[0], 1), 4)
     np.testing.assert_array_equal(jax.random.key_data(stages._round_keys(rngs, 1, 4))[2], jax.random.key_data(folded))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (300, [128, 128, 32, 8, 4]),
+        (128, [128]),
+        (65, [65]),
+        (64, [32, 32]),
+        (39, [32, 7]),
+        (3, [3]),
+        (0, []),
+    ],
+)
+def test_little_is_filled_up(count, expected):
+    parts = list(stages._batches(np.arange(count), (8, 32, 128)))
+    assert [len(part) for part in parts] == expected
+    np.testing.assert_array_equal(np.concatenate([*parts, []]), np.arange(count))
