@@ -18,7 +18,7 @@ def get_config():
     augmentation = {"order": ("pad_crop",), "pad_crop": {"padding": 1, "mode": "constant"}}
     loss = {"name": "focal", "gamma": 2.0}
     base = defaults.run(
-        model={"name": "resnet9", "width": 0.1875, "pool3": False, "head": "average"},
+        model={"name": "resnet9", "width": 0.25, "pool3": False, "head": "average"},
         epochs=20,
         batch_size=64,
         objective={"loss": loss},
