@@ -16,9 +16,7 @@ import hashlib
 import json
 import logging
 import math
-import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -59,8 +57,6 @@ class Checkpoints:
     Kept are the ``keep_latest`` newest checkpoints and the one with the largest ``best_metric`` (the newer one of
     equals; NaN, or no such metric, is never best).
 
-    While it is open and JAX is not distributed, SIGTERM does not kill but sets ``reached_preemption``.
-
     Args:
       directory: a folder (local or of a bucket), created if need be.
       save_every: steps between two saves.
@@ -89,7 +85,6 @@ class Checkpoints:
         self._best_metric = best_metric
         self._retention = _Retention(keep_latest, {})
         self._notify = notify
-        self._terminated = False
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> "Checkpoints":
@@ -97,16 +92,10 @@ class Checkpoints:
         self._resources.enter_context(_quiet_orbax())
         options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, cleanup_tmp_directories=True)
         self._manager = self._resources.enter_context(ocp.CheckpointManager(self._directory, options=options))
-        if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
-            previous = signal.signal(signal.SIGTERM, self._on_sigterm)
-            self._resources.callback(signal.signal, signal.SIGTERM, previous)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._resources.close()
-
-    def _on_sigterm(self, signum: int, frame: object) -> None:
-        self._terminated = True
 
     def latest_step(self) -> int | None:
         """The newest step on disk or being written; whether it is whole, only ``restore`` knows."""
@@ -164,15 +153,6 @@ class Checkpoints:
                 "renamed to " + ", ".join(f"{self._directory / str(step)}{_DAMAGED}" for step in damaged),
             )
         return restored
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether this run is about to be stopped; then force a save, leave the context and exit.
-
-        With ``jax.distributed`` all processes must ask at every step, and get True at the same step.
-        """
-        if jax.distributed.is_initialized():
-            return self._manager.reached_preemption(step)
-        return self._terminated
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         if jax.process_index() == 0:
@@ -434,7 +414,10 @@ def _quiet_orbax() -> Iterator[None]:
     hooks = sys.excepthook, sys.unraisablehook
     filters = {
         "absl": lambda record: "orbax" not in record.pathname,
-        "asyncio": lambda record: not (record.exc_info and from_orbax(record.exc_info[2])),
+        # A read that the storage library ended has no Python frames at all.
+        "asyncio": lambda record: (
+            not (record.exc_info and (record.exc_info[2] is None or from_orbax(record.exc_info[2])))
+        ),
     }
     sys.excepthook = lambda *error: None if from_orbax(error[2]) else hooks[0](*error)
     sys.unraisablehook = lambda event: None if from_orbax(event.exc_traceback) else hooks[1](event)

@@ -32,6 +32,7 @@ ATTACKS = {
     "fab": attacks.fab,
     "square": attacks.square,
 }
+STAGED_ATTACKS = {"auto_attack": attacks.auto_attack_stages}
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 ATTACK_LOSSES = {"ce": attacks.cross_entropy, "dlr": attacks.dlr, "margin": attacks.margin}
 LOSSES = {
@@ -59,26 +60,43 @@ class NamedAttack(NamedTuple):
     """An attack under the name that the report gives it."""
 
     name: str
-    attack: attacks.Attack
+    threat_model: attacks.ThreatModel
+    attack: attacks.Attack | tuple[attacks.Stage, ...]
+    """One attack, or stages of attacks for the images that are still robust."""
+    num_restarts: int
+    spec: dict[str, Any]
+    """The attack as the config describes it."""
 
     @property
     def epsilon(self) -> float | None:
         """None for a minimum-norm attack."""
-        threat_model = self.attack.threat_model
-        return float(threat_model.epsilon) if threat_model.is_bounded else None
+        return float(self.threat_model.epsilon) if self.threat_model.is_bounded else None
 
     @property
     def norm(self) -> str:
         """Name of the norm."""
-        return self.attack.threat_model.norm.name
+        return self.threat_model.norm.name
+
+    @property
+    def stages(self) -> tuple[attacks.Stage, ...] | None:
+        """The stages, None for a single attack."""
+        return None if isinstance(self.attack, attacks.Attack) else self.attack
 
     def for_verdict(self) -> AttackFn:
-        """The attack with true labels, on to the next image at the first success."""
-        return dataclasses.replace(self.attack, stop_on_success=True)
+        """A single attack with true labels, on to the next image at the first success."""
+        assert isinstance(self.attack, attacks.Attack)
+        return self._restarted(dataclasses.replace(self.attack, stop_on_success=True))
 
     def for_transfer(self, label_use: str) -> AttackFn:
-        """The whole attack on every image, with "true" or "predicted" labels."""
-        return attacks.with_predicted_labels(self.attack) if label_use == "predicted" else self.attack
+        """The whole of a single attack on every image, with "true" or "predicted" labels."""
+        assert isinstance(self.attack, attacks.Attack)
+        attack = self._restarted(self.attack)
+        return attacks.with_predicted_labels(attack) if label_use == "predicted" else attack
+
+    def _restarted(self, attack: AttackFn) -> AttackFn:
+        # A minimum-norm attack is better the closer its result is, one inside a ball is done at the first success.
+        keep = "first" if self.threat_model.is_bounded else "closest"
+        return attacks.with_restarts(attack, self.num_restarts, keep=keep) if self.num_restarts > 1 else attack
 
 
 class Run(NamedTuple):
@@ -209,10 +227,10 @@ def number(value: Any) -> Any:
         return float(value)
 
 
-def build_attack(spec: Mapping[str, Any], where: str) -> attacks.Attack:
-    """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., other arguments}``."""
-    spec = dict(spec)
-    norm, epsilon = spec.pop("norm", "linf"), spec.pop("epsilon", None)
+def build_attack(name: str, spec: Mapping[str, Any], where: str) -> NamedAttack:
+    """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., "num_restarts": ..., other arguments}``."""
+    described, spec = dict(spec), dict(spec)
+    norm, epsilon, num_restarts = spec.pop("norm", "linf"), spec.pop("epsilon", None), spec.pop("num_restarts", 1)
     try:
         epsilon = number(epsilon)
     except ValueError:
@@ -220,7 +238,10 @@ def build_attack(spec: Mapping[str, Any], where: str) -> attacks.Attack:
     threat_model = build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
     if "loss" in spec and spec["name"] != "auto_pgd":
         spec["loss"] = _choose(ATTACK_LOSSES, spec["loss"], f"{where}: loss")
-    return build(ATTACKS, spec, where, threat_model)
+    if num_restarts < 1 or (num_restarts > 1 and spec["name"] in STAGED_ATTACKS):
+        raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(STAGED_ATTACKS)}")
+    attack = build({**ATTACKS, **STAGED_ATTACKS}, spec, where, threat_model)
+    return NamedAttack(name, threat_model, attack, num_restarts, described)
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], where: str, *args: Any) -> Any:
@@ -262,8 +283,10 @@ def _run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[st
     attack = None
     if attack_spec:
         label_use = attack_spec.pop("labels", "true")
-        built = build_attack(attack_spec, f"{where}.attack")
-        attack = NamedAttack("train", built).for_transfer(_label_use(label_use, f"{where}.attack"))
+        built = build_attack("train", attack_spec, f"{where}.attack")
+        if built.stages is not None:
+            raise UserError(f"{where}.attack: {attack_spec['name']} is for evaluation only")
+        attack = built.for_transfer(_label_use(label_use, f"{where}.attack"))
     model = _model(spec["model"], where, loaded.train.num_classes, earlier)
     fraction = number(spec["train_fraction"])
     num_train = len(training_subset(loaded, fraction, config["seed"]).labels)
@@ -365,7 +388,7 @@ def _optimizer(spec: Mapping[str, Any], where: str, plan: Plan) -> optax.Gradien
 
 def _evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run]) -> EvaluationPlan:
     named = tuple(
-        NamedAttack(name, build_attack(_described(spec["attacks"], name), f"evaluation.attacks.{name}"))
+        build_attack(name, _described(spec["attacks"], name), f"evaluation.attacks.{name}")
         for name in spec["attacks"]["order"]
     )
     if spec["made_on"] not in runs:

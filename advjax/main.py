@@ -19,9 +19,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from advjax import experiment, sharding, workflow
+from advjax import assessment, experiment, sharding, workflow
 from advjax.evaluation import table
-from advjax.training.loop import PreemptedError
+from advjax.preemption import PreemptedError, Preemption
 from advjax.types import UserError
 
 FLAGS = flags.FLAGS
@@ -68,18 +68,21 @@ def _run(notify: Callable[[str], None]) -> None:
     config, workdir = _config_and_workdir()
     built = experiment.from_config(config)
     devices = sharding.Devices(sharding.mesh(), built.mapping)
-    if _MODE.value != "evaluate":
-        workflow.train(built, workdir, devices, notify)
-    if _MODE.value != "train":
-        found = workflow.evaluate(built, workdir, devices, notify)
-        if jax.process_index() == 0:
-            table.print_report(found, Console(highlight=False))
-            notify(f"report: {pathlib.Path(workdir, 'report.html').absolute()}")
+    with Preemption() as preemption:
+        if _MODE.value != "evaluate":
+            workflow.train(built, workdir, devices, notify, preemption.requested)
+        if _MODE.value != "train":
+            found = assessment.evaluate(built, workdir, devices, notify, preemption.requested)
+            if jax.process_index() == 0:
+                table.print_report(found, Console(highlight=False))
+                notify(f"report: {pathlib.Path(workdir, 'report.html').absolute()}")
 
 
 def _config_and_workdir() -> tuple[ConfigDict, str]:
     """The config that was given, or the one that the folder was trained with."""
     workdir = _WORKDIR.value
+    if workdir and "://" in workdir:
+        raise UserError(f"--workdir={workdir} is not a folder: reports and metrics need a local or mounted one")
     if _CONFIG.value is not None:
         return (
             _CONFIG.value,
@@ -123,7 +126,9 @@ def _unknown_key(config: ConfigDict, path: Sequence[str]) -> UserError | None:
 
 def _refuse(error: Exception) -> int:
     line = " ".join(str(error).split()) or type(error).__name__
-    Console(stderr=True, highlight=False).print(f"error: {line}", style="red", markup=False, soft_wrap=True)
+    # Whatever only one process of a job has met (a disk, a data directory) must still be heard of.
+    who = f"process {jax.process_index()}: " if jax.distributed.is_initialized() and jax.process_index() else ""
+    Console(stderr=True, highlight=False).print(f"{who}error: {line}", style="red", markup=False, soft_wrap=True)
     return 2
 
 

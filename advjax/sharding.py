@@ -19,7 +19,7 @@ Three rules for replica functions:
 import glob
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -155,6 +155,23 @@ def fetch(tree: PyTree) -> PyTree:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(whole, tree))
+
+
+def gather_parts(tree: PyTree, counts: Sequence[int]) -> PyTree:
+    """Numpy arrays of which each process has its own ``counts[process]`` rows -> all rows, in the order of processes.
+
+    All processes must call this together.
+    """
+    if len(counts) == 1:
+        return tree
+
+    def gather(leaf: np.ndarray) -> np.ndarray:
+        padded = np.zeros((max(counts), *leaf.shape[1:]), leaf.dtype)
+        padded[: len(leaf)] = leaf
+        gathered = multihost_utils.process_allgather(padded)
+        return np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    return jax.tree.map(gather, tree)
 
 
 def sum_over(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -1,10 +1,8 @@
 """advjax/checkpoint.py: what is saved comes back bit for bit, and what is damaged is noticed and passed over."""
 
 import logging
-import os
 import pathlib
 import shutil
-import signal
 
 import flax.struct
 import jax
@@ -287,12 +285,3 @@ def test_four_devices_to_one_and_back(tmp_path):
         four = checkpoints.restore(state).state
         assert all(leaf.sharding == replicated for leaf in jax.tree.leaves(four))
         assert_same_bits(four, state)
-
-
-def test_sigterm_sets_a_flag_and_the_old_handler_returns(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with Checkpoints(str(tmp_path), save_every=1) as checkpoints:
-        assert not checkpoints.reached_preemption(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert checkpoints.reached_preemption(2)
-    assert signal.getsignal(signal.SIGTERM) is before

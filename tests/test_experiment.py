@@ -111,8 +111,20 @@ def test_numbers_may_be_fractions(text, expected):
 
 def test_an_attack_of_a_config_is_the_attack_of_the_library():
     spec = {"name": "auto_pgd", "epsilon": "8/255", "num_steps": 7, "loss": "dlr", "step_size": "0.005"}
-    attack = experiment.build_attack(spec, "here")
-    assert isinstance(attack, attacks.Attack)
-    assert (attack.num_steps, attack.threat_model) == (7, attacks.linf(8 / 255))
-    named = experiment.NamedAttack("a", attack)
+    named = experiment.build_attack("a", spec, "here")
+    assert isinstance(named.attack, attacks.Attack) and named.stages is None
+    assert (named.attack.num_steps, named.threat_model) == (7, attacks.linf(8 / 255))
+    assert (named.name, named.norm, named.epsilon, named.spec) == ("a", "linf", 8 / 255, spec)
     assert named.for_verdict().stop_on_success and not named.for_transfer("true").stop_on_success
+
+
+def test_restarts_and_stages_of_a_config():
+    spec = {"name": "fgsm", "epsilon": 0.1, "num_restarts": 3}
+    named = experiment.build_attack("a", spec, "here")
+    assert not isinstance(named.for_verdict(), attacks.Attack)
+    staged = experiment.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
+    assert [stage.name for stage in staged.stages] == ["apgd-ce", "apgd-dlr"]
+    with pytest.raises(UserError, match="here: num_restarts must be 1 or more, and 1 for auto_attack"):
+        experiment.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
+    with pytest.raises(UserError, match=r"run.fixer.attack: auto_attack is for evaluation only"):
+        experiment.from_config(changed(run__fixer__attack={"name": "auto_attack", "epsilon": 0.1, "made_on": "base"}))

@@ -19,6 +19,7 @@ import pytest
 
 from advjax import sharding
 from advjax.checkpoint import Checkpoints
+from advjax.preemption import Preemption
 from advjax.types import UserError
 
 BATCH, EXAMPLES, STEPS = 16, 13, 3
@@ -257,15 +258,18 @@ def work(folder: pathlib.Path) -> dict:
         restored = checkpoints.restore(state)
         assert checkpoints.save(2, restored.state, metrics={}, config={})
         assert checkpoints.restore(state).step == 2
-        assert not checkpoints.reached_preemption(3)
+    with Preemption() as preemption:
+        assert not preemption.requested()
         if jax.process_index() == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        step = 4
-        while not checkpoints.reached_preemption(step):
+        questions = 1
+        while not preemption.requested():
             time.sleep(0.05)
-            step += 1
+            questions += 1
+    parts = sharding.gather_parts(np.full((1 + jax.process_index(), 2), jax.process_index()), (1, 2))
+    assert parts.tolist() == [[0, 0], [1, 1], [1, 1]]
     assert to_lists(restored.state) == to_lists(state)
-    return results | {"restored": [restored.step, len(lines)], "preempted": step}
+    return results | {"restored": [restored.step, len(lines)], "preempted": questions}
 
 
 def test_two_processes_agree_with_one(tmp_path):

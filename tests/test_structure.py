@@ -6,12 +6,14 @@ from conftest import REPOSITORY
 
 LAYERS = [
     {"types"},
-    {"attacks", "models", "data", "sharding", "metrics", "defaults"},
+    {"attacks", "models", "data", "sharding", "metrics", "defaults", "preemption"},
     {"checkpoint"},
     {"training"},
     {"evaluation"},
     {"experiment"},
     {"workflow"},
+    {"assessment"},
+    {"benchmarks"},
     {"main"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,15 +1,19 @@
 """The whole job, small: two runs on digits, their report, repetition, and folders that hold something else."""
 
+import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 from test_experiment import changed
 
-from advjax import experiment, sharding, workflow
+from advjax import assessment, attacks, experiment, sharding, workflow
+from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.evaluate import model_hash
+from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.types import UserError
 
@@ -18,6 +22,8 @@ ROW_KEYS = {
     *("run", "split", "subset", "attack", "norm", "epsilon", "made_on", "adaptive", "knowledge", "defense", "protocol"),
     *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "seconds", "model_hash"),
 }
+
+RUNS = ("base", "fixer")
 
 
 def small(**changes):
@@ -48,7 +54,7 @@ def devices(mapping="shard_map"):
 def finished(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("work"))
     workflow.train(small(), workdir, devices(), print)
-    return workdir, workflow.evaluate(small(), workdir, devices(), print)
+    return workdir, assessment.evaluate(small(), workdir, devices(), print)
 
 
 def without_seconds(found):
@@ -98,7 +104,7 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
     before = report.read_outcomes(f"{workdir}/outcomes.npz")
     with open(f"{workdir}/config.json") as file:
         again = experiment.from_config(ConfigDict(json.load(file)))
-    repeated = workflow.evaluate(again, workdir, devices(), print)
+    repeated = assessment.evaluate(again, workdir, devices(), print)
     assert without_seconds(repeated) == without_seconds(found)
     for old, new in zip(before, report.read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
         np.testing.assert_array_equal(old.predictions, new.predictions)
@@ -137,7 +143,7 @@ def test_a_run_may_be_an_existing_checkpoint(finished, tmp_path):
     workdir, _ = finished
     again = small(run__base__checkpoint=f"{workdir}/base", runs=("base",))
     workflow.train(again, str(tmp_path), devices(), print)
-    found = workflow.evaluate(again, str(tmp_path), devices(), print)
+    found = assessment.evaluate(again, str(tmp_path), devices(), print)
     expected = [row for row in without_seconds(finished[1]) if row["run"] == "base" and row["attack"] == "clean"]
     assert [row for row in without_seconds(found) if row["attack"] == "clean"] == expected
     assert not (tmp_path / "base" / "checkpoints").exists()
@@ -153,11 +159,68 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
-        workflow.evaluate(small(), str(tmp_path), devices(), print)
+        assessment.evaluate(small(), str(tmp_path), devices(), print)
 
 
 def test_every_mapping_gives_the_same_verdicts(finished):
     workdir, found = finished
     for mapping in ("pmap", "jit"):
-        repeated = workflow.evaluate(small(), workdir, devices(mapping), print)
+        repeated = assessment.evaluate(small(), workdir, devices(mapping), print)
         assert without_seconds(repeated) == without_seconds(found)
+
+
+class Asked:
+    """Says stop at one of the questions."""
+
+    def __init__(self, at):
+        self.at, self.count = at, 0
+
+    def __call__(self):
+        self.count += 1
+        return self.count == self.at
+
+
+@pytest.fixture(scope="module")
+def staged():
+    """AutoAttack is too long for here."""
+
+    def stages(threat_model):
+        weak = attacks.bim(threat_model, num_steps=1, step_size=0.01)
+        strong = dataclasses.replace(attacks.auto_pgd(threat_model, num_steps=3), stop_on_success=True)
+        return restarts("weak", weak, 2), restarts("strong", strong, 1)
+
+    short = {"name": "auto_attack", "epsilon": 0.15}
+    changes = {"evaluation__attacks__order": ("fgsm", "short"), "evaluation__attacks__short": short}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiment.STAGED_ATTACKS, "auto_attack", stages)
+        return small(**changes, evaluation__pictured="fgsm")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(staged, finished):
+    """The report, and how often it was asked whether to stop."""
+    asked = Asked(None)
+    return assessment.evaluate(staged, finished[0], devices(), print, asked), asked.count
+
+
+def test_stages_are_an_attack_like_any_other(undisturbed, finished):
+    workdir, found = finished[0], undisturbed[0]
+    rows = {(row["run"], row["made_on"], row["labels"]): row for row in found.rows if row["attack"] == "short"}
+    assert set(rows) == {("base", "base", "predicted"), ("fixer", "base", "predicted"), *((r, r, "true") for r in RUNS)}
+    before = next(row for row in found.rows if (row["run"], row["attack"]) == ("base", "clean"))
+    assert rows["base", "base", "true"]["accuracy"] < before["accuracy"]
+    outcome = next(o for o in report.read_outcomes(f"{workdir}/outcomes.npz") if o.attack == "short" and o.adaptive)
+    assert 0 < outcome.distances.max() <= np.float32(0.15)
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(staged, finished, undisturbed, at):
+    workdir, (expected, count) = finished[0], undisturbed
+    with pytest.raises(PreemptedError, match=r"stopped .* state saved"):
+        assessment.evaluate(staged, workdir, devices(), print, Asked(at))
+    rest = Asked(None)
+    found = assessment.evaluate(staged, workdir, devices(), print, rest)
+    assert without_seconds(found) == without_seconds(expected)
+    # One question before each attack and one after each batch; a batch that was done is not attacked again.
+    assert rest.count < count
+    assert not os.path.exists(f"{workdir}/unfinished")

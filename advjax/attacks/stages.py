@@ -3,11 +3,9 @@
 Host code around compiled attacks; it works on any ``LogitsFn``, over the devices of this process.
 """
 
-import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,13 +18,13 @@ from advjax.attacks import asking, checks
 from advjax.attacks.asking import Expectation
 from advjax.attacks.base import VERDICT, model_keys
 from advjax.attacks.combine import Stage, fold_in
+from advjax.attacks.state_file import StateFile
 from advjax.attacks.threat_model import ThreatModel
-from advjax.types import Array, Key, LogitsFn, UserError
+from advjax.types import Array, Key, LogitsFn
 
+_IDENTITY = "images, labels, index, predictions, stages, epsilon, seed or batch size"
 ROBUST, CLEAN = -1, -2
 """Values of ``broken_by`` for images that no stage broke, and for those that are misclassified as they are."""
-SAVE_EVERY = 60.0
-"""Seconds between two saved states within a round; there is one after each round in any case."""
 
 
 class Verdicts(NamedTuple):
@@ -94,7 +92,7 @@ def run_stages(
       index: int [n], position of each image in its data set; 0..n-1 if None.
       seed: of all randomness.
       batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
-      progress: called after each batch.
+      progress: called after each batch; what it raises ends the run, with its state saved.
       state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.
 
     Raises:
@@ -113,7 +111,7 @@ def run_stages(
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
     runner = _Runner(threat_model, logits_fn, variables, batch_size)
-    return _run(runner, tuple(stages), images, labels, index, seed, progress, _StateFile(state_file))
+    return _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
 
 
 def _run(runner, stages, images, labels, index, seed, progress, state_file) -> Verdicts:
@@ -121,7 +119,7 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
     predictions, num_classes = runner.predict(images, labels, rngs)
     names = [stage.name for stage in stages]
     identity = _digest(images, labels, index, predictions, names, seed, runner.sizes, runner.threat_model.epsilon)
-    state = state_file.load(identity) or _first_state(images, predictions != labels)
+    state = _from_arrays(state_file.load(identity)) or _first_state(images, predictions != labels)
     found = state.found
     for stage_number, stage in enumerate(stages):
         began, num_rounds = time.perf_counter(), stage.num_rounds(num_classes)
@@ -135,11 +133,15 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
                 keys = _round_keys(rngs[rows], stage_number, number)
                 runner.attack(stage, number, stage_number, found, images, labels, rows, keys)
                 state = state._replace(done=state.done + len(rows))
-                state_file.save_sometimes(identity, state)
+                state_file.save_sometimes(identity, _as_arrays(state))
                 if progress is not None:
                     counts = state.done, len(state.attacked), int(np.sum(found.broken_by == ROBUST))
-                    progress(Progress(stage.name, number, num_rounds, *counts, time.perf_counter() - began))
-            state_file.save(identity, state)
+                    try:
+                        progress(Progress(stage.name, number, num_rounds, *counts, time.perf_counter() - began))
+                    except BaseException:
+                        state_file.save(identity, _as_arrays(state))
+                        raise
+            state_file.save(identity, _as_arrays(state))
     return found
 
 
@@ -159,6 +161,20 @@ def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
     none = np.zeros(len(images), np.int32)
     found = Verdicts(np.where(wrong, CLEAN, ROBUST).astype(np.int32), images.copy(), none.astype(np.float32), none)
     return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
+
+
+def _as_arrays(state: _State) -> dict[str, np.ndarray]:
+    fields = state._asdict() | state.found._asdict()
+    del fields["found"]
+    return {name: np.asarray(value) for name, value in fields.items()}
+
+
+def _from_arrays(arrays: dict[str, np.ndarray] | None) -> _State | None:
+    if arrays is None:
+        return None
+    found = Verdicts(*(arrays[name] for name in Verdicts._fields))
+    stage, number, done = (int(arrays[name]) for name in ("stage", "round", "done"))
+    return _State(found, stage, number, done, arrays["attacked"])
 
 
 class _Runner:
@@ -259,40 +275,3 @@ def _digest(*parts: Any) -> str:
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
-
-
-@dataclasses.dataclass
-class _StateFile:
-    """The state of a run on disk, replaced as a whole so that it is never half written."""
-
-    path: str | os.PathLike | None
-    saved: float = -SAVE_EVERY
-
-    def load(self, identity: str) -> _State | None:
-        if self.path is None or not os.path.exists(self.path):
-            return None
-        with np.load(self.path) as stored:
-            if str(stored["identity"]) != identity:
-                raise UserError(
-                    f"state_file {os.fspath(self.path)} belongs to another run (images, labels, index, predictions, "
-                    "stages, epsilon, seed or batch size differ): delete it or name another file"
-                )
-            found = Verdicts(*(stored[name] for name in Verdicts._fields))
-            stage, number, done = (int(stored[name]) for name in ("stage", "round", "done"))
-            return _State(found, stage, number, done, stored["attacked"])
-
-    def save_sometimes(self, identity: str, state: _State) -> None:
-        if time.monotonic() - self.saved >= SAVE_EVERY:
-            self.save(identity, state)
-
-    def save(self, identity: str, state: _State) -> None:
-        if self.path is None:
-            return
-        path = pathlib.Path(self.path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        fields = state._asdict() | state.found._asdict() | {"identity": identity}
-        del fields["found"]
-        with temporary.open("wb") as file:
-            np.savez(file, **fields)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-        self.saved = time.monotonic()

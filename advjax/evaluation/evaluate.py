@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax import sharding
+from advjax.attacks import Progress, Stage, ThreatModel, run_stages
+from advjax.attacks.state_file import SAVE_EVERY, StateFile
 from advjax.data import Dataset, eval_batches
 from advjax.metrics import progress
 from advjax.models.blocks import logits_fn
+from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.types import Array, AttackFn, Key, Variables
 
@@ -31,6 +34,26 @@ class Adversarial(NamedTuple):
     """int32 [n]."""
     seconds: float
     """Wall time, compilation included."""
+
+
+class Interruption(NamedTuple):
+    """How a long attack is stopped and taken up again."""
+
+    path: str
+    """File of what has been done, on a disk that all processes see; process 0 writes it."""
+    identity: str
+    """Equal for the same attack on the same model and images."""
+    stop_requested: Callable[[], bool]
+    """Asked after every batch, on all processes together."""
+
+    @property
+    def state_file(self) -> StateFile:
+        """Where this process reads and, if it is the first, writes."""
+        return StateFile(self.path, "model, images or attack")
+
+
+AttackRunner = Callable[[Variables, Dataset, int, Interruption | None], Adversarial]
+"""``(variables, dataset, seed, interruption) -> Adversarial``"""
 
 
 def predictor(model: nn.Module, devices: Devices, batch_size: int) -> Callable[[Variables, np.ndarray], np.ndarray]:
@@ -57,11 +80,12 @@ def predictor(model: nn.Module, devices: Devices, batch_size: int) -> Callable[[
 
 def attacker(
     model: nn.Module, attack: AttackFn, name: str, devices: Devices, batch_size: int, *, quiet: bool = False
-) -> Callable[[Variables, Dataset, int], Adversarial]:
-    """``(variables, dataset, seed) -> Adversarial``: the attack on every image of a data set.
+) -> AttackRunner:
+    """The attack on every image of a data set, all devices together.
 
     Each image has a key of its own, folded from the seed, the name of the attack and its index in the data set: neither
-    batch size nor order nor number of devices changes what happens to it.
+    batch size nor order nor number of devices changes what happens to it.  The runner raises PreemptedError, with what
+    has been done saved, when it is asked to stop.
     """
     replica = devices.parallelize(
         lambda variables, images, labels, keys, *, axis_name: _attack(model, attack, variables, images, labels, keys),
@@ -69,22 +93,67 @@ def attacker(
         out_sharded=True,
     )
 
-    def run(variables: Variables, dataset: Dataset, seed: int) -> Adversarial:
+    def run(variables: Variables, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
         start = time.perf_counter()
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
         rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        found = []
-        with contextlib.nullcontext() if quiet else progress(name, len(dataset.labels)) as bar:
-            for positions, mask in eval_batches(len(dataset.labels), batch_size):
+        done = _Done(interruption)
+        count = len(dataset.labels)
+        with contextlib.nullcontext() if quiet else progress(name, count, initial=done.count) as bar:
+            for number, (positions, mask) in enumerate(eval_batches(count, batch_size)):
+                if number * batch_size < done.count:
+                    continue
                 here = positions[rows]
                 keys = _keys(rng, dataset.index[here])
-                images = pixels(dataset.images[here])
-                result = sharding.fetch(replica(variables, images, dataset.labels[here], keys))
-                found.append(jax.tree.map(lambda array, mask=mask: array[mask], result))
+                result = sharding.fetch(replica(variables, pixels(dataset.images[here]), dataset.labels[here], keys))
+                done.add([array[mask] for array in result], time.perf_counter() - start)
                 if bar is not None:
                     bar.advance(int(mask.sum()))
-        images, distances, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return Adversarial(images, distances, steps, time.perf_counter() - start)
+                if done.count < count:
+                    done.stop_if_asked(f"{name}: stopped after {done.count} of {count} images, state saved")
+        return done.result(time.perf_counter() - start)
+
+    return run
+
+
+def staged_attacker(
+    model: nn.Module, stages: Sequence[Stage], threat_model: ThreatModel, name: str, devices: Devices, batch_size: int
+) -> AttackRunner:
+    """Several attacks in stages, each on the images that the ones before it left robust (``attacks.run_stages``).
+
+    Each process attacks its own part of the images on its own devices, with keys that do not depend on the parts.
+    Images that stay robust come back as they are.
+    """
+    local_size = devices.local_rows(batch_size)
+    local_size = local_size.stop - local_size.start
+
+    def run(variables: Variables, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
+        start = time.perf_counter()
+        parts = np.array_split(np.arange(len(dataset.labels)), jax.process_count())
+        mine = parts[jax.process_index()]
+        with _RoundBars(name) as bars:
+
+            def show(at: Progress) -> None:
+                bars.show(at)
+                # The processes of a job make different numbers of batches here, and could not agree on when to stop.
+                if interruption is not None and jax.process_count() == 1 and interruption.stop_requested():
+                    raise PreemptedError(f"{name}: stopped in {at.stage} {at.round + 1}/{at.num_rounds}, state saved")
+
+            found = run_stages(
+                stages,
+                threat_model,
+                lambda variables, images: logits_fn(model, variables)(images),
+                pixels(dataset.images[mine]),
+                dataset.labels[mine],
+                variables=jax.device_get(variables),
+                index=dataset.index[mine],
+                seed=seed,
+                batch_size=local_size,
+                progress=show,
+                state_file=f"{interruption.path}.{jax.process_index()}" if interruption else None,
+            )
+        arrays = sharding.gather_parts((found.images, found.distance, found.steps), [len(part) for part in parts])
+        return Adversarial(*arrays, time.perf_counter() - start)
 
     return run
 
@@ -106,6 +175,73 @@ def model_hash(variables: Variables) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+class _Done:
+    """The batches of an attack that are through, of this run and of those before it."""
+
+    def __init__(self, interruption: Interruption | None) -> None:
+        self._interruption = interruption
+        self._parts: list[Sequence[np.ndarray]] = []
+        self._file = interruption.state_file if interruption is not None else None
+        saved = self._file.load(interruption.identity) if self._file and interruption else None
+        self._before = float(saved.pop("seconds")) if saved is not None else 0.0
+        self._seconds = 0.0
+        if saved is not None:
+            self._parts.append([saved[name] for name in ("images", "distances", "steps")])
+
+    @property
+    def count(self) -> int:
+        return sum(len(part[0]) for part in self._parts)
+
+    def add(self, part: Sequence[np.ndarray], seconds: float) -> None:
+        self._parts.append(part)
+        self._seconds = seconds
+        if self._file is not None and time.monotonic() - self._file.saved >= SAVE_EVERY:
+            self._save()
+
+    def stop_if_asked(self, message: str) -> None:
+        if self._interruption is not None and self._interruption.stop_requested():
+            self._save()
+            raise PreemptedError(message)
+
+    def result(self, seconds: float) -> Adversarial:
+        self._seconds = seconds
+        self._save()
+        return Adversarial(*self._joined(), self._before + seconds)
+
+    def _joined(self) -> Sequence[np.ndarray]:
+        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
+
+    def _save(self) -> None:
+        if self._file is not None and self._interruption is not None and jax.process_index() == 0:
+            images, distances, steps = self._joined()
+            arrays = {"images": images, "distances": distances, "steps": steps}
+            seconds = np.asarray(self._before + self._seconds)
+            self._file.save(self._interruption.identity, {**arrays, "seconds": seconds})
+
+
+class _RoundBars:
+    """A progress bar for one round of one stage after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._resources, self._here, self._bar, self._done = name, contextlib.ExitStack(), None, None, 0
+
+    def __enter__(self) -> "_RoundBars":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def show(self, at: Progress) -> None:
+        if self._here != (at.stage, at.round):
+            self._resources.close()
+            title = f"{self._name} {at.stage} {at.round + 1}/{at.num_rounds}"
+            self._bar = self._resources.enter_context(progress(title, at.total))
+            self._here, self._done = (at.stage, at.round), 0
+        assert self._bar is not None
+        self._bar.advance(at.done - self._done, robust=at.robust)
+        self._done = at.done
 
 
 def _attack(model: nn.Module, attack: AttackFn, variables: Variables, images: Array, labels: Array, keys: Key):

@@ -17,6 +17,7 @@ from advjax.checkpoint import Checkpoints
 from advjax.data import Dataset, batch_positions
 from advjax.metrics import MetricWriter, progress
 from advjax.models.blocks import logits_fn
+from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.training.objectives import Metrics, Objective
 from advjax.training.optimizers import ema_update
@@ -74,10 +75,6 @@ class DeviceData(NamedTuple):
     images: Array
     labels: Array
     index: Array
-
-
-class PreemptedError(Exception):
-    """The run was asked to stop, and has saved its state: run the same command again to go on."""
 
 
 def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
@@ -154,6 +151,7 @@ def fit(
     devices: Devices,
     config: dict[str, Any],
     notify: Callable[[str], None],
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains a run to its last step, from where its checkpoints in ``folder`` left off.
 
@@ -172,9 +170,10 @@ def fit(
       devices: what to run on.
       config: stored in every checkpoint.
       notify: receives a line when a damaged checkpoint is passed over.
+      stop_requested: asked after every step, on all processes together.
 
     Raises:
-      PreemptedError: SIGTERM came, or the cluster announced the end; the state has been saved.
+      PreemptedError: ``stop_requested`` said so; the state has been saved.
     """
     rows = devices.local_rows(plan.batch_size)
     step_fn = devices.parallelize(
@@ -225,7 +224,7 @@ def fit(
                     scores = validate(deployed(state))
                     writer.write(step, "validation", scores)
                     checkpoints.save(step, state, metrics=scores, config=config, force=is_last)
-                if not is_last and checkpoints.reached_preemption(step):
+                if not is_last and stop_requested():
                     take_in(0)
                     checkpoints.save(step, state, metrics=scores, config=config, force=True)
                     raise PreemptedError(f"{name}: stopped at step {step} of {plan.num_steps}, state saved")

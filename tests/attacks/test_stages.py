@@ -136,8 +136,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 @pytest.mark.parametrize("after", [4, 9])
-def test_resumed_run_equals_an_uninterrupted_one(data, found, tmp_path, monkeypatch, after):
-    monkeypatch.setattr(stages, "SAVE_EVERY", 0.0)
+def test_resumed_run_equals_an_uninterrupted_one(data, found, tmp_path, after):
     path, seen = tmp_path / "state", []
 
     def interrupt(progress):

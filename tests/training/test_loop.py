@@ -12,13 +12,13 @@ from advjax.metrics import read_metrics
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
+from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.training import augment, losses, objectives, optimizers, partition, transforms
 from advjax.training.loop import (
     DeviceData,
     Method,
     Plan,
-    PreemptedError,
     deployed,
     fit,
     init_state,
@@ -114,7 +114,7 @@ def constant_score(variables):
     return {"score": 0.5}
 
 
-def run_fit(folder, dataset, plan, validate=constant_score, method=None):
+def run_fit(folder, dataset, plan, validate=constant_score, method=None, **options):
     method, variables = method or make_method()
     fit(
         "toy",
@@ -128,6 +128,7 @@ def run_fit(folder, dataset, plan, validate=constant_score, method=None):
         devices=Devices(sharding.mesh(), "shard_map"),
         config={},
         notify=print,
+        **options,
     )
     return restore_variables(f"{folder}/checkpoints")
 
@@ -230,13 +231,10 @@ def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == fixer_size
 
 
-def test_preemption_saves_and_stops(tmp_path, dataset, monkeypatch):
-    from advjax.training import loop
-
-    monkeypatch.setattr(loop.Checkpoints, "reached_preemption", lambda self, step: step == 4)
+def test_preemption_saves_and_stops(tmp_path, dataset):
+    asked = iter(range(1, 9))
     with pytest.raises(PreemptedError, match="stopped at step 4 of 9, state saved"):
-        run_fit(tmp_path / "a", dataset, make_plan())
-    monkeypatch.undo()
+        run_fit(tmp_path / "a", dataset, make_plan(), stop_requested=lambda: next(asked) == 4)
     assert restore_variables(str(tmp_path / "a/checkpoints")).step == 4
     resumed = run_fit(tmp_path / "a", dataset, make_plan())
     assert_same(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
