@@ -152,8 +152,9 @@ def staged_attacker(
                 progress=show,
                 state_file=f"{interruption.path}.{jax.process_index()}" if interruption else None,
             )
-        arrays = sharding.gather_parts((found.images, found.distance, found.steps), [len(part) for part in parts])
-        return Adversarial(*arrays, time.perf_counter() - start)
+        counts = [len(part) for part in parts]
+        images, distances, steps = sharding.gather_parts((found.images, found.distance, found.steps), counts)
+        return Adversarial(images, distances, steps, time.perf_counter() - start)
 
     return run
 
@@ -208,7 +209,8 @@ class _Done:
     def result(self, seconds: float) -> Adversarial:
         self._seconds = seconds
         self._save()
-        return Adversarial(*self._joined(), self._before + seconds)
+        images, distances, steps = self._joined()
+        return Adversarial(images, distances, steps, self._before + seconds)
 
     def _joined(self) -> Sequence[np.ndarray]:
         return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
