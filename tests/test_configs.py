@@ -4,7 +4,7 @@ import pytest
 from conftest import REPOSITORY
 from test_experiment import config_of
 
-from advjax import experiment, sharding, workflow
+from advjax import assessment, experiment, sharding, workflow
 from advjax.sharding import Devices
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
@@ -41,7 +41,7 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request):
     built = experiment.from_config(config)
     devices = Devices(sharding.mesh(), built.mapping)
     workflow.train(built, str(tmp_path), devices, print)
-    found = workflow.evaluate(built, str(tmp_path), devices, print)
+    found = assessment.evaluate(built, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
