@@ -8,7 +8,7 @@ LAYERS = [
     {"types"},
     {"attacks", "models", "data", "sharding", "metrics", "defaults", "preemption"},
     {"checkpoint"},
-    {"training"},
+    {"training", "defenses"},
     {"evaluation"},
     {"experiment"},
     {"workflow"},

@@ -1,0 +1,91 @@
+"""Mixup inference (Pang, Xu & Zhu 2020): predictions on mixtures with other images."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
+
+MODES = ("predicted", "other", "combined")
+
+
+class MixingPool(NamedTuple):
+    """The images to mix with."""
+
+    images: Array
+    """float [classes, m, h, w, c], as many of each class."""
+
+
+def make_pool(images: np.ndarray, labels: np.ndarray, num_classes: int) -> MixingPool:
+    """The first images of each class, as many as the rarest class has; uint8 images become floats in [0, 1].
+
+    Take training images: the authors' script mixes test images with each other.
+
+    Raises:
+      ValueError: a class without images.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"the pool has no image of class {int(np.argmin(counts))}")
+    chosen = np.stack([images[labels == label][: counts.min()] for label in range(num_classes)])
+    scale = np.float32(255 if images.dtype == np.uint8 else 1)
+    return MixingPool(jnp.asarray(chosen.astype(np.float32) / scale))
+
+
+def mixup_inference(
+    logits_fn: LogitsFn, pool: MixingPool, *, mode: str = "other", num_mixes: int = 30, mix_weight: float = 0.5
+) -> StochasticLogitsFn:
+    """``log mean_k softmax f(weight * x + (1 - weight) * s_k)`` with random images ``s_k`` of the pool.
+
+    With the class that f predicts for x: "predicted" (MI-PL) takes the ``s_k`` from this class, "other" (MI-OL) each
+    from a class drawn uniformly from the others.  "combined" first mixes 5 times with the predicted class at weight
+    0.5; if the largest probability has fallen by less than 0.2 against f(x), that is the answer, else 15 mixtures with
+    other classes at weight 0.4 are.  The predicted class is a constant to gradients; they flow through the mixture.
+
+    Args:
+      logits_fn: of a network trained with mixup, or with interpolated adversarial training.
+      pool: the images to mix with.
+      mode: one of ``MODES``; "combined" has its own numbers and weights.
+      num_mixes: K; the authors take 10 for "predicted" and 30 for "other".
+      mix_weight: share of the image that is classified; 0.5 for networks trained with mixup, 0.6 for interpolated
+        adversarial training.
+
+    Raises:
+      ValueError: unknown mode, no mixtures, or a weight outside [0, 1].
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if num_mixes < 1 or not 0 <= mix_weight <= 1:
+        raise ValueError(f"needs num_mixes >= 1 and mix_weight in [0, 1], got {num_mixes} and {mix_weight}")
+
+    def mixed(images: Array, predicted: Array, rng: Key, of_others: bool, count: int, weight: float) -> Array:
+        """Mean probabilities [n, classes] over ``count`` mixtures."""
+        keys = jax.random.split(rng, (len(images), count))
+        partners = jax.vmap(jax.vmap(lambda key, label: _partner(pool, key, label, of_others), (0, None)))(
+            keys, predicted
+        )
+        mixtures = weight * images[:, None] + (1 - weight) * partners
+        logits = logits_fn(mixtures.reshape(-1, *images.shape[1:]))
+        return jnp.mean(jax.nn.softmax(logits).reshape(len(images), count, -1), axis=1)
+
+    def draw(images: Array, rng: Key) -> Array:
+        clean = logits_fn(images)
+        predicted = jnp.argmax(jax.lax.stop_gradient(clean), axis=-1)
+        if mode != "combined":
+            return jnp.log(mixed(images, predicted, rng, mode == "other", num_mixes, mix_weight))
+        first, second = jax.random.split(rng)
+        same = mixed(images, predicted, first, False, 5, 0.5)
+        others = mixed(images, predicted, second, True, 15, 0.4)
+        fallen = jnp.max(jax.nn.softmax(clean), axis=-1) - jnp.max(same, axis=-1)
+        return jnp.log(jnp.where((fallen < 0.2)[:, None], same, others))
+
+    return draw
+
+
+def _partner(pool: MixingPool, rng: Key, predicted: Array, of_others: bool) -> Array:
+    num_classes, count = pool.images.shape[:2]
+    class_key, image_key = jax.random.split(rng)
+    steps = jax.random.randint(class_key, (), 1, num_classes) if of_others else 0
+    return pool.images[(predicted + steps) % num_classes, jax.random.randint(image_key, (), 0, count)]

@@ -1,0 +1,23 @@
+"""Noise on the input (Cohen et al. 2019).  Noise inside a network is a property of the model: ``models.layers``."""
+
+import jax
+
+from advjax.defenses.draws import per_image
+from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
+
+
+def gaussian_smoothing(logits_fn: LogitsFn, std: float) -> StochasticLogitsFn:
+    """``f(x + n)`` with Gaussian n of standard deviation ``std``, pixels in [0, 1], not clipped.
+
+    Predict by the vote of many draws: ``voted(gaussian_smoothing(f, 0.25), 100)``.
+
+    Raises:
+      ValueError: a negative ``std``.
+    """
+    if std < 0:
+        raise ValueError(f"std must be 0 or more, got {std}")
+
+    def noisy(image: Array, rng: Key) -> Array:
+        return image + std * jax.random.normal(rng, image.shape, image.dtype)
+
+    return per_image(noisy, logits_fn)
