@@ -1,19 +1,42 @@
-"""Data sets in memory, their splits, and the order in which they are visited."""
+"""Data sets, their splits, and the order in which they are visited."""
 
-from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load
+from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load, open_source
+from advjax.data.index_file import read_index, write_index
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
-from advjax.data.splits import index_hash, nested_subset, train_validation
+from advjax.data.source import Source, from_dataset, read_all
+from advjax.data.splits import (
+    by_group,
+    class_balanced,
+    fractions,
+    index_hash,
+    k_fold,
+    nested_subset,
+    train_validation,
+)
+from advjax.data.streaming import StreamedBatch, stream
 
 __all__ = [
     "KNOWN_NAMES",
     "Dataset",
+    "Source",
+    "StreamedBatch",
     "batch_positions",
+    "by_group",
     "check",
+    "class_balanced",
     "eval_batches",
     "fingerprint",
+    "fractions",
+    "from_dataset",
     "index_hash",
+    "k_fold",
     "load",
     "nested_subset",
+    "open_source",
+    "read_all",
+    "read_index",
     "steps_per_epoch",
+    "stream",
     "train_validation",
+    "write_index",
 ]

@@ -9,7 +9,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from absl import logging
@@ -57,11 +57,27 @@ def get(name: str, *, source_files: Sequence[Any], compute: Callable[[], Arrays]
     return arrays
 
 
+def write_whole(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file that is never seen half written: ``write`` fills a temporary one, which is moved into place.
+
+    Raises:
+      OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        try:
+            write(file)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
 def _signature(file: Any) -> tuple[str, int, int]:
     local = pathlib.Path(os.fspath(file))
-    if (
-        local.exists()
-    ):  # Record files are padded to equal sizes, so the time has to be exact; epath gives whole seconds.
+    if local.exists():
+        # Record files are padded to equal sizes, so the time has to be exact; epath gives whole seconds.
         return file.name, local.stat().st_size, local.stat().st_mtime_ns
     return file.name, file.stat().length, file.stat().mtime
 
@@ -72,12 +88,4 @@ def _read(path: pathlib.Path) -> Arrays:
 
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]

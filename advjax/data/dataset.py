@@ -1,13 +1,18 @@
 """What a data set is: arrays in memory with stable positions, and how to get one by name."""
 
 import hashlib
-from typing import NamedTuple
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from advjax.types import UserError
 
-KNOWN_NAMES = ("digits", "cifar10", "mnist", "fashion_mnist")
+if TYPE_CHECKING:
+    from advjax.data.source import Source
+
+KNOWN_NAMES = ("digits", "cifar10", "mnist", "fashion_mnist", "folder")
 """Data sets that ``load`` can produce by itself; other tfds data sets must have been prepared before."""
 
 
@@ -15,7 +20,7 @@ class Dataset(NamedTuple):
     """One split of an image classification data set, or a part of it."""
 
     name: str
-    """Name of the data set, as given to ``load``."""
+    """Name of the data set, as given to ``load``; of a folder, the name of the folder."""
     images: np.ndarray
     """uint8 [n, h, w, c] in 0 .. 255, or float32 [n, h, w, c] in [0, 1]."""
     labels: np.ndarray
@@ -24,24 +29,38 @@ class Dataset(NamedTuple):
     """int32 [n]: position of each example in the original order of its split; a part of the split keeps it."""
     class_names: tuple[str, ...]
     """One name for each class."""
+    groups: np.ndarray | None = None
+    """str [n]: the patient, or whatever else makes examples belong together; None where that is not known."""
 
     @property
     def num_classes(self) -> int:
         """Number of classes, also of those that a subset has no example of."""
         return len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[h, w, c]"""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
     def take(self, positions: np.ndarray) -> "Dataset":
         """The examples at ``positions`` (int [m], positions in *this* data set), in that order."""
         positions = np.asarray(positions)
-        return self._replace(images=self.images[positions], labels=self.labels[positions], index=self.index[positions])
+        return self._replace(
+            images=self.images[positions],
+            labels=self.labels[positions],
+            index=self.index[positions],
+            groups=None if self.groups is None else self.groups[positions],
+        )
 
 
-def load(name: str, split: str, *, directory: str | None = None) -> Dataset:
-    """One split of a data set, in its original order.
+def load(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> Dataset:
+    """One split of a data set, or several as one, in the original order.
 
-    ``digits`` comes with scikit-learn.  Everything else is read from a prepared TensorFlow Datasets directory, without
-    TensorFlow; ``cifar10``, ``mnist`` and ``fashion_mnist`` are prepared at the first use, where the network or an
-    archive is at hand.
+    ``digits`` comes with scikit-learn.  ``folder`` is the folder of images with a manifest at ``directory``, see
+    ``image_folder``.  Everything else is read from a prepared TensorFlow Datasets directory, without TensorFlow;
+    ``cifar10``, ``mnist`` and ``fashion_mnist`` are prepared at the first use, where the network or an archive is at
+    hand.
 
     Example:
       >>> dataset = load("digits", "test")
@@ -50,32 +69,57 @@ def load(name: str, split: str, *, directory: str | None = None) -> Dataset:
 
     Args:
       name: one of ``KNOWN_NAMES``, or any image classification data set of tfds that is prepared as array_record, such
-        as ``"svhn_cropped"`` or, with a configuration, ``"imagenette/320px-v2"``.
-      split: "train" or "test"; for other tfds data sets any split they have.
+        as ``"cats_vs_dogs"`` or, with a configuration, ``"imagenette/320px-v2"``.
+      split: one of the splits that the data set has, such as "train" or "test", or several as in "train+test": the
+        first, then the second, with an index that runs on.
       directory: directory of prepared data; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.  ``digits``
         needs none.
+      image_size: shorter sides are resized to it and the center is cut out (see ``images.square``); 0 leaves images as
+        they are stored, which then must have one size.
 
     Returns:
-      A checked ``Dataset`` of uint8 images.
+      A checked ``Dataset`` of uint8 images; that of a folder has the name of the folder.
 
     Raises:
       UserError: for an unknown data set or split, and for data that are neither there nor to be had.
     """
-    from advjax.data import digits, tfds_source  # both build Datasets, so they import this module
+    from advjax.data import digits, image_folder, images, tfds_source  # They build Datasets, so import this module.
 
-    if name == "digits":
-        return check(digits.load_digits(split))
-    return check(tfds_source.load_tfds(name, split, directory=directory))
+    def one(part: str) -> Dataset:
+        if name == "digits":
+            dataset = digits.load_digits(part)
+            if not image_size:
+                return dataset
+            return dataset._replace(images=np.stack([images.square(image, image_size) for image in dataset.images]))
+        if name == "folder":
+            return image_folder.load_folder(_needed(directory), part, image_size=image_size)
+        return tfds_source.load_tfds(name, part, directory=directory, image_size=image_size)
+
+    return check(_joined([one(part) for part in _parts(split, image_size)]))
+
+
+def open_source(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> "Source":
+    """What ``load`` loads, with images that are decoded when they are asked for; arguments and errors as there."""
+    from advjax.data import image_folder, source, tfds_source
+
+    def one(part: str) -> "Source":
+        if name == "digits":
+            return source.from_dataset(load(name, part, image_size=image_size))
+        if name == "folder":
+            return image_folder.open_folder(_needed(directory), part, image_size=image_size)
+        return tfds_source.open_tfds(name, part, directory=directory, image_size=image_size)
+
+    return source.joined([one(part) for part in _parts(split, image_size)])
 
 
 def check(dataset: Dataset) -> Dataset:
     """Returns the data set unchanged if it keeps what ``Dataset`` promises.
 
     Raises:
-      UserError: if there are no examples; if images, labels or index have the wrong number of axes, type or length; if
-        images leave [0, 1]; if a label is outside ``0 .. num_classes - 1``.
+      UserError: if there are no examples; if images, labels, index or groups have the wrong number of axes, type or
+        length; if images leave [0, 1]; if a label is outside ``0 .. num_classes - 1``.
     """
-    name, images, labels, index, _ = dataset
+    name, images, labels, index, _, groups = dataset
     if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
         raise UserError(
             f"images of {name} are {images.dtype} {list(images.shape)}; "
@@ -89,6 +133,8 @@ def check(dataset: Dataset) -> Dataset:
             f"{name} has {len(images)} images, {len(labels)} labels and {len(index)} positions; "
             "there must be one of each for every example"
         )
+    if groups is not None and groups.shape != labels.shape:
+        raise UserError(f"{name} has {len(labels)} examples and {list(groups.shape)} groups; each needs one")
     if not images.size:
         raise UserError(f"{name} has no pixels: images have shape {list(images.shape)}; at least one example is needed")
     # "not all inside" rather than "any outside": NaN is inside nothing.
@@ -116,3 +162,38 @@ def fingerprint(dataset: Dataset) -> str:
         digest.update(f"|{little_endian.dtype.str}{little_endian.shape}|".encode())
         digest.update(little_endian.data)
     return digest.hexdigest()
+
+
+def _needed(directory: str | os.PathLike | None) -> str | os.PathLike:
+    if not directory:
+        raise UserError(
+            "the data set folder needs the folder that its manifest.csv is in: name it with --config.data.dir"
+        )
+    return directory
+
+
+def _parts(split: str, image_size: int) -> list[str]:
+    if image_size < 0:
+        raise UserError(f"image_size is {image_size}; give the side in pixels, or 0 for images as they are stored")
+    parts = split.split("+")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"split {split!r} names a split twice; name each once")
+    return parts
+
+
+def _joined(datasets: Sequence[Dataset]) -> Dataset:
+    if len(datasets) == 1:
+        return datasets[0]
+    from advjax.data.source import differ_in_size
+
+    first = datasets[0]
+    if other := next((dataset for dataset in datasets if dataset.image_shape != first.image_shape), None):
+        raise differ_in_size(first.name, first.image_shape, other.image_shape)
+    groups = [dataset.groups for dataset in datasets if dataset.groups is not None]
+    labels = np.concatenate([dataset.labels for dataset in datasets])
+    return first._replace(
+        images=np.concatenate([dataset.images for dataset in datasets]),
+        labels=labels,
+        index=np.arange(len(labels), dtype=np.int32),
+        groups=np.concatenate(groups) if len(groups) == len(datasets) else None,
+    )

@@ -1,10 +1,12 @@
 """Splits and subsets: stratified, nested, and functions of (data set, seed) alone.
 
-Both are prefixes of one ranking in which *every* prefix is stratified, so smaller subsets lie inside larger ones by
-construction.
+Most are prefixes, or consecutive pieces, of one ranking in which *every* prefix is stratified, so smaller subsets lie
+inside larger ones by construction.
 """
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,6 +94,126 @@ def nested_subset(labels: np.ndarray, *, fraction: float, seed: int, name: str) 
     return subset.astype(np.int32)
 
 
+def fractions(labels: np.ndarray, shares: Sequence[float], *, seed: int, name: str) -> tuple[np.ndarray, ...]:
+    """Splits a data set into stratified parts of given shares, as in 70 %, 10 % and 20 %.
+
+    Args:
+      labels: int [n], the classes.
+      shares: of the parts, each in (0, 1), with sum 1; part i ends at ``round(n * (shares[0] + ... + shares[i]))``.
+      seed: seed of the split.
+      name: name of the data set: with one seed, different data sets share no randomness.
+
+    Returns:
+      For each share int32 positions: sorted, disjoint, together all of ``0 .. n - 1``.
+
+    Raises:
+      UserError: the shares are no shares of a whole, or a part would be left without an example of a class.
+    """
+    labels, shares = _check_labels(labels, name), _check_shares(shares)
+    ends = [round(len(labels) * end) for end in np.cumsum(shares)[:-1]]
+    ranking = stratified_ranking(labels, key=("fractions", name, seed))
+    parts = tuple(np.sort(part).astype(np.int32) for part in np.split(ranking, ends))
+    for share, part in zip(shares, parts, strict=True):
+        _check_every_class(
+            labels, part, f"the share {share:g} ({len(part)} of {len(labels)} examples) of {name}", "more"
+        )
+    return parts
+
+
+def k_fold(labels: np.ndarray, *, num_folds: int, fold: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One of the ``num_folds`` ways to hold out one of that many stratified, equal parts.
+
+    The held-out parts of all folds are disjoint and together the whole; their sizes differ by 1 at most.
+
+    Args:
+      labels: int [n], the classes.
+      num_folds: number of folds, from 2.
+      fold: which, from 0 to ``num_folds - 1``.
+      seed: seed of the parts, the same for all folds.
+      name: name of the data set.
+
+    Returns:
+      ``(train_positions, held_out_positions)``: int32, sorted.
+
+    Raises:
+      UserError: there is no such fold, or a class would be left without an example on either side.
+    """
+    labels = _check_labels(labels, name)
+    if not 2 <= num_folds <= len(labels):
+        raise UserError(f"num_folds is {num_folds}, but {name} has {len(labels)} examples: choose 2 to {len(labels)}")
+    if not 0 <= fold < num_folds:
+        raise UserError(f"fold is {fold}; with {num_folds} folds it must be from 0 to {num_folds - 1}")
+    ranking = stratified_ranking(labels, key=("k-fold", name, seed))
+    parts = np.array_split(ranking, num_folds)
+    held_out = np.sort(parts.pop(fold))
+    train = np.sort(np.concatenate(parts))
+    for side, positions in (("held-out", held_out), ("training", train)):
+        _check_every_class(labels, positions, f"the {side} part of {num_folds} folds of {name}", "fewer folds")
+    return train.astype(np.int32), held_out.astype(np.int32)
+
+
+def class_balanced(labels: np.ndarray, *, per_class: int, seed: int, name: str) -> np.ndarray:
+    """Equally many examples of every class; fewer of them lie inside more.
+
+    Args:
+      labels: int [n], the classes.
+      per_class: examples of each class that occurs in ``labels``, from 1.
+      seed: seed of the choice; subsets are nested for equal ``name`` and ``seed``.
+      name: name of the data set.
+
+    Returns:
+      int32 [per_class * classes], sorted positions.
+
+    Raises:
+      UserError: a class has fewer examples.
+    """
+    labels = _check_labels(labels, name)
+    classes, counts = np.unique(labels, return_counts=True)
+    if not 1 <= per_class <= counts.min():
+        raise UserError(
+            f"per_class is {per_class}, but class {classes[counts.argmin()]} of {name} has {counts.min()} examples: "
+            f"choose 1 to {counts.min()}"
+        )
+    shuffled = seeded_permutation(len(labels), "class balanced", name, seed)
+    chosen = [shuffled[labels[shuffled] == label][:per_class] for label in classes]
+    return np.sort(np.concatenate(chosen)).astype(np.int32)
+
+
+def by_group(groups: np.ndarray, shares: Sequence[float], *, seed: int, name: str) -> tuple[np.ndarray, ...]:
+    """Splits a data set such that no group, a patient say, is in two parts.
+
+    Groups come in random order, each to the part that lacks most examples; when only as many groups are left as there
+    are empty parts, each of these gets one.  Shares are met up to about the size of the largest group.  Equal shares
+    ``(1 / k,) * k`` give the parts of a k-fold split by group.
+
+    Args:
+      groups: [n], what each example belongs to: strings or integers.
+      shares: of the parts in the number of examples, each in (0, 1), with sum 1.
+      seed: seed of the split.
+      name: name of the data set.
+
+    Returns:
+      For each share int32 positions: sorted, disjoint, together all of ``0 .. n - 1``, none empty.
+
+    Raises:
+      UserError: the shares are no shares of a whole, or there are fewer groups than parts.
+    """
+    groups, shares = np.asarray(groups), _check_shares(shares)
+    if groups.ndim != 1 or not len(groups):
+        raise UserError(f"groups of {name} have shape {groups.shape}; a split by group needs one for each example")
+    names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(names) < len(shares):
+        raise UserError(f"{name} has {len(names)} groups for {len(shares)} parts: ask for fewer parts")
+    lacking = np.array(shares) * len(groups)
+    part_of = np.full(len(names), -1)
+    for done, group in enumerate(seeded_permutation(len(names), "by group", name, seed)):
+        empty = np.setdiff1d(np.arange(len(shares)), part_of)
+        candidates = empty if len(names) - done <= len(empty) else np.arange(len(shares))
+        part_of[group] = candidates[lacking[candidates].argmax()]
+        lacking[part_of[group]] -= sizes[group]
+    return tuple(np.flatnonzero(part_of[group_of] == part).astype(np.int32) for part in range(len(shares)))
+
+
 def index_hash(positions: np.ndarray) -> str:
     """Short fingerprint of a split: the first 12 hexadecimal digits of the SHA-256 of its positions, order included."""
     return hashlib.sha256(np.ascontiguousarray(positions, dtype="<i8").tobytes()).hexdigest()[:12]
@@ -102,6 +224,13 @@ def _check_labels(labels: np.ndarray, name: str) -> np.ndarray:
     if labels.ndim != 1 or len(labels) == 0:
         raise UserError(f"labels of {name} have shape {labels.shape}; a split needs one label for each example")
     return labels
+
+
+def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
+    shares = tuple(float(share) for share in shares)
+    if len(shares) < 2 or not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise UserError(f"shares are {shares}; give two or more numbers between 0 and 1 with sum 1, as 0.7, 0.1, 0.2")
+    return shares
 
 
 def _check_every_class(labels: np.ndarray, positions: np.ndarray, what: str, remedy: str) -> None:

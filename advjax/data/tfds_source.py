@@ -5,27 +5,30 @@ the ``id`` feature where there is one (CIFAR), and otherwise from the hash itsel
 to be the positions (MNIST, Fashion-MNIST).  Other data sets keep the stored order, the same everywhere.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from advjax.data import array_cache
+from advjax.data import array_cache, images
 from advjax.data.dataset import KNOWN_NAMES, Dataset
+from advjax.data.source import Source, read_all
 from advjax.types import UserError
 
 _NAME = re.compile(r"[a-z]\w*(/[\w.\-]+)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_PREPARED_BY_US = KNOWN_NAMES[1:]
+_PREPARED_BY_US = ("cifar10", "mnist", "fashion_mnist")
 _KEYS_ARE_POSITIONS = ("mnist", "fashion_mnist")
 _RECORDS_AT_A_TIME = 4096
-"""Bounds the memory that decoding needs beyond the result."""
+"""Bounds the memory that reading the labels needs."""
 
 
-def load_tfds(name: str, split: str, *, directory: str | os.PathLike | None = None) -> Dataset:
-    """One split of a tfds data set as uint8 images; see ``advjax.data.load``.
+def load_tfds(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> Dataset:
+    """One split of a tfds data set as uint8 images in memory; see ``advjax.data.load``.
 
     Decoding 50,000 PNG records takes seconds, so decoded arrays are kept: see ``array_cache``.  What was kept is used
     only for the very files it was decoded from.
@@ -34,6 +37,8 @@ def load_tfds(name: str, split: str, *, directory: str | os.PathLike | None = No
       name: ``"<name>"`` or ``"<name>/<configuration>"``.
       split: one of the splits of the data set.
       directory: tfds data directory; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      image_size: shorter sides are resized to it and the center is cut out (see ``images.square``); 0 leaves images as
+        they are stored, which then must have one size.
 
     Returns:
       ``Dataset`` with images uint8 [n, h, w, c].
@@ -41,20 +46,19 @@ def load_tfds(name: str, split: str, *, directory: str | os.PathLike | None = No
     Raises:
       UserError: for an unknown name or split, and for data that cannot be had or read.
     """
-    if name in _PREPARED_BY_US and split not in ("train", "test"):
-        raise _no_such_split(name, split, ["train", "test"])
-    root = data_directory(directory)
-    tfds = _import_tfds()
-    folder = find_prepared(name, root) or _prepare(name, root)
-    builder = tfds.builder_from_directory(folder)
-    _check_readable(builder, name, split)
+    builder, files = _find(name, split, directory)
     arrays = array_cache.get(
-        f"{name}-{builder.version}-{split}".replace("/", "-"),
-        source_files=[folder / "dataset_info.json", folder / "features.json", *_record_files(builder, name, split)],
-        compute=lambda: _read(builder, name, split),
+        f"{name}-{builder.version}-{split}{f'-{image_size}' if image_size else ''}".replace("/", "-"),
+        source_files=files,
+        compute=lambda: _read(builder, name, split, image_size),
     )
     index = np.arange(len(arrays["labels"]), dtype=np.int32)
     return Dataset(name, arrays["images"], arrays["labels"], index, tuple(builder.info.features["label"].names))
+
+
+def open_tfds(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> Source:
+    """``load_tfds`` with images that are decoded when they are asked for; reading one raises UserError too."""
+    return _source(_find(name, split, directory)[0], name, split, image_size)
 
 
 def data_directory(directory: str | os.PathLike | None = None) -> Any:
@@ -108,37 +112,72 @@ def original_positions(name: str, split: str, num_records: int, ids: list[str] |
     return np.arange(num_records)
 
 
-def _read(builder: Any, name: str, split: str) -> dict[str, np.ndarray]:
+def _find(name: str, split: str, directory: str | os.PathLike | None) -> tuple[Any, list[Any]]:
+    """Builder of a prepared data set, checked, and all files that a split is made of."""
+    if name in _PREPARED_BY_US and split not in ("train", "test"):
+        raise _no_such_split(name, split, ["train", "test"])
+    root = data_directory(directory)
+    tfds = _import_tfds()
+    folder = find_prepared(name, root) or _prepare(name, root)
+    builder = tfds.builder_from_directory(folder)
+    _check_readable(builder, name, split)
+    return builder, [folder / "dataset_info.json", folder / "features.json", *_record_files(builder, name, split)]
+
+
+def _read(builder: Any, name: str, split: str, image_size: int) -> dict[str, np.ndarray]:
+    dataset = read_all(_source(builder, name, split, image_size))
+    return {"images": dataset.images, "labels": dataset.labels}
+
+
+def _source(builder: Any, name: str, split: str, image_size: int) -> Source:
+    feature = builder.info.features["image"]
+    encoded = isinstance(feature, _import_tfds().features.Image)
+    channels = feature.shape[-1] or 3
+    with _read_errors(builder, name):
+        records = _records(builder, split, encoded)
+        labels, ids = _labels(records, "id" in builder.info.features)
+        stored_at = np.argsort(original_positions(name, split, len(labels), ids))
+
+    def read(position: int) -> np.ndarray:
+        with _read_errors(builder, name):
+            content = records[int(stored_at[position])]["image"]
+            image = images.decode(content, channels) if encoded else content
+            return images.square(image, image_size) if image_size else image
+
+    shape = (image_size, image_size, channels) if image_size else read(0).shape
+    index = np.arange(len(labels), dtype=np.int32)
+    return Source(name, shape, read, labels[stored_at], index, tuple(builder.info.features["label"].names))
+
+
+def _records(builder: Any, split: str, encoded: bool) -> Any:
+    """The records of a split in the stored order, images as the bytes of a file where they are stored so."""
+    skip = {"image": _import_tfds().decode.SkipDecoding()} if encoded else None
+    return builder.as_data_source(split=split, decoders=skip)
+
+
+def _labels(records: Any, with_ids: bool) -> tuple[np.ndarray, list[str] | None]:
+    labels, ids = np.empty(len(records), np.int32), []
+    for start in range(0, len(records), _RECORDS_AT_A_TIME):
+        numbers = range(start, min(start + _RECORDS_AT_A_TIME, len(records)))
+        for number, record in zip(numbers, records.__getitems__(list(numbers)), strict=True):
+            labels[number] = record["label"]
+            if with_ids:
+                ids.append(str(np.asarray(record["id"]).astype(str)))
+    return labels, ids if with_ids else None
+
+
+@contextlib.contextmanager
+def _read_errors(builder: Any, name: str) -> Iterator[None]:
     try:
-        return _decode(builder, name, split)
+        yield
+    except UserError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:  # What array_record, protobuf and PIL raise for broken files.
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{name} in {builder.data_path} cannot be read ({reason}): delete that folder, then it is prepared again, "
             "or copy it anew"
         ) from error
-
-
-def _decode(builder: Any, name: str, split: str) -> dict[str, np.ndarray]:
-    """Decodes all records of a split and puts them into the original order."""
-    source = builder.as_data_source(split=split)
-    num_records = len(source)
-    images = np.empty((num_records, *source[0]["image"].shape), np.uint8)
-    labels = np.empty(num_records, np.int32)
-    ids = [] if "id" in builder.info.features else None
-    for start in range(0, num_records, _RECORDS_AT_A_TIME):
-        numbers = range(start, min(start + _RECORDS_AT_A_TIME, num_records))
-        for number, record in zip(numbers, source.__getitems__(list(numbers)), strict=True):
-            if record["image"].shape != images.shape[1:]:
-                raise UserError(
-                    f"images of {name} differ in size ({images.shape[1:]} and {record['image'].shape}); "
-                    "advjax reads data sets whose images all have one size"
-                )
-            images[number], labels[number] = record["image"], record["label"]
-            if ids is not None:
-                ids.append(str(np.asarray(record["id"]).astype(str)))
-    stored = np.argsort(original_positions(name, split, num_records, ids))
-    return {"images": images[stored], "labels": labels[stored]}
 
 
 def _prepare(name: str, root: Any) -> Any:

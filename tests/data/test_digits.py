@@ -58,6 +58,14 @@ def test_take_keeps_original_positions(digits):
     assert part.labels[0] == digits.labels[5] and part.num_classes == 10
 
 
+def test_other_sizes_joined_splits_and_single_reads(digits):
+    assert data.load("digits", "test", image_size=32).images.shape == (359, 32, 32, 1)
+    whole = data.load("digits", "test+train")
+    assert len(whole.labels) == 1797 and len(np.unique(whole.index)) == 1797
+    np.testing.assert_array_equal(whole.images[:359], digits.images)
+    assert data.fingerprint(data.read_all(data.open_source("digits", "test"))) == data.fingerprint(digits)
+
+
 def test_check_accepts_floats_in_the_unit_interval(digits):
     floats = digits._replace(images=(digits.images / 255).astype(np.float32))
     assert data.check(floats) is floats
@@ -77,6 +85,7 @@ def test_check_accepts_floats_in_the_unit_interval(digits):
         (lambda d: {"labels": d.labels - np.int32(1)}, "reach from -1"),
         (lambda d: {"labels": d.labels[:-1]}, "359 images, 358 labels and 359 positions"),
         (lambda d: {"index": d.index[:, None]}, "index of digits"),
+        (lambda d: {"groups": np.array(["A", "B"])}, r"359 examples and \[2\] groups"),
         (lambda d: d.take(np.arange(0))._asdict(), "at least one example"),
     ],
 )

@@ -1,16 +1,18 @@
 """Prepared tfds directories: original order, cache, and what is said when something is missing."""
 
+import io
 import json
 import pathlib
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
 from advjax import data  # noqa: E402
-from advjax.data import builders, tfds_source  # noqa: E402
+from advjax.data import builders, images, tfds_source  # noqa: E402
 from advjax.types import UserError  # noqa: E402
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (40, 6, 5, 3), dtype=np.uint8)
@@ -105,6 +107,93 @@ def test_real_mnist_test_set_is_in_the_order_of_its_archive(shared):
     assert dataset.images.shape == (10_000, 28, 28, 1)
     np.testing.assert_array_equal(dataset.labels[:10], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9])
     assert dataset.num_classes == 10
+
+
+# Photographs of many sizes -------------------------------------------------------------------------------------------
+
+
+def photograph(number: int) -> bytes:
+    """JPEG of a size of its own, every fourth one gray, as they occur in Imagenette."""
+    values = np.random.RandomState(number).randint(0, 256, (3, 4, 3)).astype(np.uint8)
+    image = PIL.Image.fromarray(values).resize((30 + number, 40 - number), PIL.Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    (image.convert("L") if number % 4 == 3 else image).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+PHOTOGRAPHS = [photograph(number) for number in range(8)]
+
+
+class Photographs:
+    """Records with files to read, new ones for every split."""
+
+    def __iter__(self):
+        for number, jpeg in enumerate(PHOTOGRAPHS):
+            yield {"image": io.BytesIO(jpeg), "label": number % 4}
+
+
+@pytest.fixture(params=["imagenette/320px-v2", "cats_vs_dogs"])
+def photographs(request, root) -> str:
+    """Name of a data set with the features of the real one, prepared in ``root``."""
+    name, _, configuration = request.param.partition("/")
+    folder = write(root, name, Photographs(), image=tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"))
+    if configuration:
+        shutil.move(folder, root / name / configuration / folder.name)
+    return request.param
+
+
+def test_photographs_are_resized_when_loaded(photographs, root, tmp_path, reads):
+    expected = np.stack([images.square(images.decode(jpeg), 16) for jpeg in PHOTOGRAPHS])
+    for _ in range(2):
+        dataset = data.load(photographs, "train", directory=root, image_size=16)
+    assert dataset.name == photographs and dataset.images.shape == (8, 16, 16, 3)
+    # The stored order is that of a hash; content and label must still belong together.
+    order = [next(i for i in range(8) if np.array_equal(image, expected[i])) for image in dataset.images]
+    assert sorted(order) == list(range(8))
+    np.testing.assert_array_equal(dataset.labels, np.array(order) % 4)
+    data.load(photographs, "train", directory=root, image_size=8)
+    assert reads == ["train", "train"]
+    stem = photographs.replace("/", "-")
+    assert [path.name.rsplit("-", 1)[0] for path in kept(tmp_path)] == [f"{stem}-1.0.0-train-{s}" for s in (16, 8)]
+
+
+def test_photographs_can_be_read_one_by_one(photographs, root):
+    loaded = data.load(photographs, "test", directory=root, image_size=16)
+    source = data.open_source(photographs, "test", directory=root, image_size=16)
+    assert data.fingerprint(data.read_all(source, num_workers=3)) == data.fingerprint(loaded)
+    np.testing.assert_array_equal(source.take(np.array([5, 1])).read(0), loaded.images[5])
+
+
+def test_photographs_of_many_sizes_need_an_image_size(photographs, root):
+    message = error_of(photographs, "train", root)
+    assert "differ in size" in message and "--config.data.image_size" in message
+
+
+@pytest.mark.parametrize("name", ["imagenette/320px-v2", "cats_vs_dogs"])
+def test_photographs_that_are_not_prepared(name, root):
+    message = error_of(name, "train", root)
+    for part in (f"{name} is not prepared in {root}", "TFDS_DATA_DIR", f"tfds.builder('{name}'", "array_record"):
+        assert part in message
+
+
+def test_a_broken_photograph_is_reported_when_it_is_read(root):
+    records = [{"image": io.BytesIO(PHOTOGRAPHS[0][:-200]), "label": 0}]
+    write(root, "toy", records, image=tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"))
+    source = data.open_source("toy", "train", directory=root, image_size=16)
+    with pytest.raises(UserError, match=r"toy in .* cannot be read \(image file is truncated"):
+        source.read(0)
+
+
+def test_arrays_are_resized_and_streamed_too(root):
+    """MNIST-like records: gray, all of one size, in the order of their archive."""
+    gray = [record | {"image": record["image"][..., :1]} for record in RECORDS]
+    write(root, "mnist", gray, image=tfds.features.Tensor(shape=(6, 5, 1), dtype=np.uint8))
+    expected = np.stack([images.square(image[..., :1], 9) for image in IMAGES])
+    assert_original(data.load("mnist", "train", directory=root, image_size=9), expected)
+    both = data.load("mnist", "test+train", directory=root)
+    assert_original(both, np.concatenate([IMAGES, IMAGES])[..., :1], np.concatenate([LABELS, LABELS]))
+    source = data.open_source("mnist", "test+train", directory=root)
+    assert data.fingerprint(data.read_all(source)) == data.fingerprint(both)
 
 
 # Where data are looked for --------------------------------------------------------------------------------------------

@@ -193,14 +193,7 @@ def test_affine_is_the_stated_map(which, images):
     rotation, shear = chosen("rotation", 40.0, 0.0), chosen("shear", 20.0, 0.0)
     shift, limits = chosen("shift", 0.3, 0.0), chosen("scale", (0.6, 1.5), (1.0, 1.0))
     key = jax.random.key(11)
-    unit = np.asarray(jax.random.uniform(key, (5,), minval=-1.0), np.float64)
-    expected = affine_in_numpy(
-        np.asarray(images[3]),
-        turn=unit[0] * np.deg2rad(rotation),
-        slant=unit[1] * np.deg2rad(shear),
-        scale=limits[0] + (unit[2] + 1) / 2 * (limits[1] - limits[0]),
-        shift=unit[3:] * shift * np.array(SHAPE[:2]),
-    )
+    expected = drawn_affine_in_numpy(np.asarray(images[3]), key, rotation, shift, limits, shear)
     out = jax.jit(augment.affine(rotation, shift, limits, shear))(images[3], key)
     np.testing.assert_allclose(out, expected, atol=2e-5)
     assert not np.array_equal(out, images[3])
@@ -226,6 +219,110 @@ def test_affine_gradient_is_the_adjoint(images):
     other = jax.random.normal(jax.random.key(9), SHAPE)
     gradient = jax.grad(lambda image: jnp.vdot(transform(image), other))(images[0])
     assert float(jnp.vdot(gradient, images[1])) == pytest.approx(float(jnp.vdot(transform(images[1]), other)), rel=1e-4)
+
+
+# For given draws ------------------------------------------------------------------------------------------------------
+# Each function below says in NumPy what an augmentation makes of an image: the draws are repeated, the rest is written
+# independently.
+
+
+def coin(rng, probability):
+    """Whether something of that probability happens, and the key for what happens then."""
+    first, rest = jax.random.split(rng)
+    return bool(jax.random.bernoulli(first, probability)), rest
+
+
+def pad_crop_in_numpy(image, rng, padding, mode):
+    down, right = np.asarray(jax.random.randint(rng, (2,), -padding, padding + 1)) + padding
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode=mode)
+    return padded[down : down + image.shape[0], right : right + image.shape[1]]
+
+
+def flip_in_numpy(image, rng, probability, axis):
+    return np.flip(image, axis) if jax.random.bernoulli(rng, probability) else image
+
+
+def solarize_in_numpy(image, rng, probability, threshold):
+    happens, _ = coin(rng, probability)
+    return np.array([1 - v if happens and v >= threshold else v for v in image.ravel()]).reshape(image.shape)
+
+
+def dropout_in_numpy(image, rng, probability, holes, sides, fill):
+    happens, rest = coin(rng, probability)
+    ranges = [length - side + 1 for length, side in zip(image.shape, sides, strict=False)]
+    keys = jax.random.split(rest)
+    tops, lefts = (np.asarray(jax.random.randint(k, (holes, 1), 0, r)) for k, r in zip(keys, ranges, strict=True))
+    out = image.copy()
+    for top, left in zip(tops[:, 0], lefts[:, 0], strict=True):
+        if happens:
+            out[top : top + sides[0], left : left + sides[1]] = fill
+    return out
+
+
+def noise_in_numpy(image, rng, std):
+    return np.clip(image + std * np.asarray(jax.random.normal(rng, image.shape)), 0, 1)
+
+
+def brightness_in_numpy(image, rng, limit):
+    return np.clip(image * float(jax.random.uniform(rng, (), minval=1 - limit, maxval=1 + limit)), 0, 1)
+
+
+def drawn_affine_in_numpy(image, rng, rotation, shift, limits, shear):
+    unit = np.asarray(jax.random.uniform(rng, (5,), minval=-1.0), np.float64)
+    return affine_in_numpy(
+        image,
+        turn=unit[0] * np.deg2rad(rotation),
+        slant=unit[1] * np.deg2rad(shear),
+        scale=limits[0] + (unit[2] + 1) / 2 * (limits[1] - limits[0]),
+        shift=unit[3:] * shift * np.array(image.shape[:2]),
+    )
+
+
+NUM_STATED = 8  # Enough for every coin to fall on both sides.
+
+# With the values of the two papers, but for the padding and the holes, which are made to fit the small images here.
+OF_PAPER_002 = [
+    (
+        augment.affine(15.0, 0.1, (0.9, 1.1), 10.0),
+        lambda i, k: drawn_affine_in_numpy(i, k, 15.0, 0.1, (0.9, 1.1), 10.0),
+    ),
+    (augment.horizontal_flip(0.5), lambda i, k: flip_in_numpy(i, k, 0.5, 1)),
+    (augment.brightness(0.2), lambda i, k: brightness_in_numpy(i, k, 0.2)),
+    (augment.gaussian_noise(0.02), lambda i, k: noise_in_numpy(i, k, 0.02)),
+]
+OF_PAPER_003 = [
+    (augment.pad_crop(4, "reflect"), lambda i, k: pad_crop_in_numpy(i, k, 4, "reflect")),
+    (augment.vertical_flip(0.5), lambda i, k: flip_in_numpy(i, k, 0.5, 0)),
+    (augment.horizontal_flip(0.5), lambda i, k: flip_in_numpy(i, k, 0.5, 1)),
+    (augment.solarize(0.3, 0.5), lambda i, k: solarize_in_numpy(i, k, 0.3, 0.5)),
+    (augment.coarse_dropout(0.5, 2, (3, 4), 0.0), lambda i, k: dropout_in_numpy(i, k, 0.5, 2, (3, 4), 0.0)),
+]
+
+
+@pytest.mark.parametrize("place", range(len(OF_PAPER_002 + OF_PAPER_003)))
+def test_augmentation_is_its_numpy_statement_for_given_draws(place, images, rngs):
+    augmentation, stated = (OF_PAPER_002 + OF_PAPER_003)[place]
+    found = batched(augmentation)(images, rngs)[:NUM_STATED]
+    expected = [stated(image, rng) for image, rng in zip(np.asarray(images[:NUM_STATED]), rngs, strict=False)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert not np.allclose(expected, images[:NUM_STATED])
+
+
+@pytest.mark.parametrize("steps", [OF_PAPER_002, OF_PAPER_003], ids=["002", "003"])
+def test_the_augmentation_of_a_paper_is_its_steps_in_order(steps, images, rngs):
+    found = batched(augment.chain(*(augmentation for augmentation, _ in steps)))(images, rngs)
+    for original, rng, augmented in zip(np.asarray(images[:NUM_STATED]), rngs, found, strict=False):
+        image = original
+        for place, (_, stated) in enumerate(steps):
+            image = stated(image, jax.random.fold_in(rng, place))
+        np.testing.assert_allclose(augmented, image, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge"])
+def test_other_padding_is_its_numpy_statement(mode, images, rngs):
+    found = batched(augment.pad_crop(3, mode))(images, rngs)
+    for image, rng, cropped in zip(np.asarray(images[:8]), rngs, found, strict=False):
+        np.testing.assert_array_equal(cropped, pad_crop_in_numpy(image, rng, 3, mode))
 
 
 def test_chain_is_composition_under_folded_keys_and_appending_changes_no_draw(images, rngs):

@@ -1,0 +1,62 @@
+"""Single images: decoded, and brought to one size."""
+
+import io
+import os
+
+import numpy as np
+import PIL.Image
+
+_MODES = {1: "L", 3: "RGB"}
+_EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"})
+
+
+def decode(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
+    """An image file, or the bytes of one, as uint8 [h, w, channels].
+
+    Gray becomes color and color gray where that is needed, transparency is dropped; an orientation tag is not applied.
+    Pillow decodes, whatever else is installed, so that all machines with one Pillow see the same pixels.
+
+    Args:
+      file: path or content.
+      channels: 1 for gray or 3 for color.
+
+    Raises:
+      OSError: it cannot be read, is no image, is damaged, or has more than 8 bits a channel.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if image.mode not in _EIGHT_BIT:
+                raise OSError(f"an image of mode {image.mode} has no 8-bit channels")
+            pixels = np.asarray(image.convert(_MODES[channels]))
+    except OSError:
+        raise
+    # Pillow's formats tell of damage in their own ways: SyntaxError, struct.error, zlib.error, ValueError and others.
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def square(image: np.ndarray, size: int) -> np.ndarray:
+    """Shorter side to ``size``, then the center ``size`` x ``size`` pixels.
+
+    Pillow's antialiased bilinear filter: output pixel i of a side that shrinks by the factor s >= 1 is the mean of the
+    input pixels j with weights ``max(0, 1 - |(j + 1/2) - x| / s)``, x = (i + 1/2) s plus the start of the crop, rows
+    after columns, each rounded to 8 bits; s = 1 for a side that grows.  Both steps are one, so the crop is exactly
+    centered, by half pixels too.
+
+    Args:
+      image: uint8 [h, w, c].
+      size: pixels, at least 1.
+
+    Returns:
+      uint8 [size, size, c]; the image itself if it has that size.
+    """
+    height, width, channels = image.shape
+    if height == width == size:
+        return image
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    planes = (PIL.Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels))
+    resized = [plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=-1)

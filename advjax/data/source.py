@@ -1,0 +1,124 @@
+"""A data set whose images are decoded when they are asked for."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from advjax.data.dataset import Dataset, check
+from advjax.types import UserError
+
+
+class Source(NamedTuple):
+    """One split of an image classification data set, or a part of it: all of a ``Dataset`` but its images."""
+
+    name: str
+    """Name of the data set."""
+    image_shape: tuple[int, int, int]
+    """[h, w, c], the same for all images."""
+    read: Callable[[int], np.ndarray]
+    """``position in this source -> image`` of ``image_shape``, uint8 or float32 as in ``Dataset``; for many threads."""
+    labels: np.ndarray
+    """int32 [n]: the true classes."""
+    index: np.ndarray
+    """int32 [n]: position of each example in the original order of its split."""
+    class_names: tuple[str, ...]
+    """One name for each class."""
+    groups: np.ndarray | None = None
+    """str [n]: the patient, or whatever else makes examples belong together; None where that is not known."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, also of those that a part has no example of."""
+        return len(self.class_names)
+
+    def take(self, positions: np.ndarray) -> "Source":
+        """The examples at ``positions`` (int [m], positions in *this* source), in that order."""
+        positions, read = np.asarray(positions), self.read
+        return self._replace(
+            read=lambda position: read(int(positions[position])),
+            labels=self.labels[positions],
+            index=self.index[positions],
+            groups=None if self.groups is None else self.groups[positions],
+        )
+
+
+def from_dataset(dataset: Dataset) -> Source:
+    """The images of a data set in memory."""
+    return Source(
+        dataset.name,
+        dataset.image_shape,
+        lambda position: dataset.images[position],
+        dataset.labels,
+        dataset.index,
+        dataset.class_names,
+        dataset.groups,
+    )
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """Several splits of one data set as one, one after the other; the index runs on.
+
+    Raises:
+      UserError: their images differ in size.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    first = sources[0]
+    if other := next((source for source in sources if source.image_shape != first.image_shape), None):
+        raise differ_in_size(first.name, first.image_shape, other.image_shape)
+    starts = np.cumsum([0, *(len(source.labels) for source in sources)])
+
+    def read(position: int) -> np.ndarray:
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        return sources[number].read(position - int(starts[number]))
+
+    groups = [source.groups for source in sources if source.groups is not None]
+    return first._replace(
+        read=read,
+        labels=np.concatenate([source.labels for source in sources]),
+        index=np.arange(starts[-1], dtype=np.int32),
+        groups=np.concatenate(groups) if len(groups) == len(sources) else None,
+    )
+
+
+def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
+    """All images of a source in memory.
+
+    Args:
+      source: what to read.
+      num_workers: threads that read and decode; default: one for each core.
+
+    Raises:
+      UserError: an image cannot be read; with several, the first of them is named.
+    """
+    images: np.ndarray | None = None
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        try:
+            for position, image in enumerate(pool.map(lambda i: read_checked(source, i), range(len(source.labels)))):
+                if images is None:
+                    images = np.empty((len(source.labels), *source.image_shape), image.dtype)
+                images[position] = image
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    images = np.empty((0, *source.image_shape), np.uint8) if images is None else images
+    return check(Dataset(source.name, images, source.labels, source.index, source.class_names, source.groups))
+
+
+def read_checked(source: Source, position: int) -> np.ndarray:
+    """``source.read(position)``; UserError unless the image has the size that the source promises."""
+    image = source.read(position)
+    if image.shape != source.image_shape:
+        raise differ_in_size(source.name, source.image_shape, image.shape)
+    return image
+
+
+def differ_in_size(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> UserError:
+    """The error for images of several sizes where none was asked for."""
+    return UserError(
+        f"images of {name} differ in size ({list(one)} and {list(other)}): give the side of the square that all of "
+        "them are brought to, for example --config.data.image_size=128"
+    )
