@@ -14,6 +14,20 @@ DATA = {
     # Where prepared tfds data lie; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     "dir": "",
     "num_validation": 0,
+    # Side to which images are resized when they are read; 0 to leave them as they are.
+    "image_size": 0,
+    # Splits of the data set; several may be joined, as in "train+test".
+    "train_split": "train",
+    "test_split": "test",
+    # Shares of training, validation and test images, all of them taken from train_split; () for the splits as they are.
+    "fractions": (),
+    # Whether all images of a patient come into the same share.
+    "by_patient": False,
+    # Training images of each class; 0 for all there are.
+    "per_class": 0,
+    # Read training images from disk while training, with so many threads, instead of holding them on the device.
+    "stream": False,
+    "num_workers": 8,
 }
 
 RUN = {
@@ -30,6 +44,8 @@ RUN = {
     "num_steps": 0,
     "batch_size": 128,
     "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
+    # What happens to images and targets after augmentation and attack: "order" (names), arguments under each name.
+    "targets": {"order": ()},
     # The attack of the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
     "attack": None,
     "augmentation": {"order": ()},
@@ -42,8 +58,14 @@ RUN = {
     },
     # Regular expression of the paths of the parameters that learn; "" for all.
     "trainable": "",
-    # Decay of the moving average of the parameters that is evaluated; 0 for none.
-    "average_decay": 0.0,
+    # The average of the weights that is evaluated: {"name": "ema", "decay": ...} or "swa" with "start"; None for none.
+    "average": None,
+    # Length of adversarial weight perturbation relative to the weights; 0 for none.
+    "weight_perturbation": 0.0,
+    # Two updates a batch, on clean and then on attacked images: "attack", or "reused_gradient"; "" for one.
+    "two_updates": "",
+    # Validations without a new best score after which training ends; 0 for never.
+    "patience": 0,
     "log_every": 50,
     "validate_every_epochs": 1,
     # The checkpoint to evaluate: "best" on the validation images, or "last".
@@ -64,6 +86,20 @@ EVALUATION = {
     # The attack whose images the report shows, and how many.
     "pictured": "",
     "num_pictures": 4,
+    # "order" (names) and for each name a defence, the "run" it defends, and the keys of DEFENSE.
+    "defenses": {"order": ()},
+    # Test images that a report card is made with, 0 for none, and the runs that get one; () for all.
+    "num_checked": 64,
+    "checked": (),
+    # Accuracy over epsilon: {"attack": {...}, "epsilons": (...), "num_examples": ...}.
+    "curve": None,
+}
+
+DEFENSE = {
+    # Draws whose mean is one prediction; predictions whose majority is the verdict; draws for each gradient.
+    "num_draws": 10,
+    "num_votes": 3,
+    "num_samples": 10,
 }
 
 EXPERIMENT = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from advjax import checkpoint
 from advjax.evaluation import report
-from advjax.evaluation.evaluate import attacker, predictor
+from advjax.evaluation.evaluate import attacker, predictor, undefended
 from advjax.experiment import Experiment, Run, training_subset
 from advjax.models import blocks
 from advjax.sharding import Devices
@@ -90,7 +90,7 @@ def _train_run(
         run.plan,
         variables,
         dataset,
-        {name: variables for name, variables in done.items() if name == run.made_on},
+        {name: done[name] for name in run.asks},
         _validation(run, experiment, models, done, devices),
         folder=os.path.join(workdir, run.name),
         devices=devices,
@@ -120,16 +120,16 @@ def _validation(
     Their mean is the "score" that the best checkpoint is chosen by.
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
-    predict = predictor(run.model, devices, batch_size)
+    predict = predictor(undefended(run.model), devices, batch_size)
     attack, made_on = None, run.made_on or "self"
     if run.attack is not None:
         attacked_model = run.model if made_on == "self" else models[made_on]
-        attack = attacker(attacked_model, run.attack, "validation", devices, batch_size, quiet=True)
+        attack = attacker(undefended(attacked_model), run.attack, "validation", devices, batch_size, quiet=True)
     # Images attacked on a model that does not change need to be attacked only once.
     frozen: list[np.ndarray] = []
 
     def accuracy(variables: Variables, images: np.ndarray) -> float:
-        return float(np.mean(predict(variables, images) == dataset.labels))
+        return float(np.mean(predict(variables, images, dataset.index, run.plan.seed) == dataset.labels))
 
     def validate(variables: Variables) -> dict[str, float]:
         scores = {"accuracy": accuracy(variables, dataset.images)}

@@ -47,7 +47,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"runs": ("fixer", "base")}, "run.fixer: no earlier run is named 'base'; earlier are none"),
         ({"data__name": "nothing"}, "unknown data set 'nothing'; known: digits, cifar10, mnist, fashion_mnist"),
         ({"data__num_validation": 5000}, "num_validation is 5000, but digits has 1438 training examples"),
-        ({"run__base__model__name": "lenet"}, "run.base.model: unknown name 'lenet'; known are resnet9, fixers"),
+        ({"run__base__model__name": "lenet"}, "run.base.model: unknown name 'lenet'; known are lenet5, net62k,"),
         ({"run__base__model__head": "x"}, "run.base.model: head must be 'max4' or 'average', got 'x'"),
         ({"run__base__model": {"name": "resnet9", "depth": 3}}, "run.base.model: unknown key 'depth'; known are"),
         ({"run__base__typo": 1}, "unknown key run.base.typo; known are model, start, checkpoint"),
@@ -79,8 +79,8 @@ def test_mistakes_are_one_clear_line(changes, message):
     [
         ({"run__fixer__trainable": "^fixers_"}, "rule '\\^fixers_' -> 'trained' matches no parameter"),
         (
-            {"run__fixer__objective__name": "trades"},
-            "run.fixer.objective: unknown name 'trades'; known are supervised,",
+            {"run__fixer__objective__name": "trade"},
+            "run.fixer.objective: unknown name 'trade'; known are supervised, fixers, manifold_mixup, trades, mart",
         ),
         ({"run__fixer__objective__loss": {"name": "hinge"}}, "run.fixer.objective.loss: unknown name 'hinge'"),
         (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from advjax import attacks, data, defaults, experiment, sharding, types
+from advjax import attacks, data, defaults, names, sharding, types
 from advjax import main as main_module
 from advjax.evaluation import report
 
@@ -91,23 +91,29 @@ def test_tables_name_what_there_is(table):
 
 
 NAMES = {
-    "attacks": experiment.ATTACKS,
-    "norms": experiment.NORMS,
-    "attack losses": experiment.ATTACK_LOSSES,
-    "losses": experiment.LOSSES,
-    "augmentations": experiment.AUGMENTATIONS,
-    "models": experiment.MODELS,
-    "objectives": experiment.OBJECTIVES,
-    "schedules": experiment.SCHEDULES,
-    "optimizers": experiment.OPTIMIZERS,
+    "attacks": names.ATTACKS,
+    "attacks in stages": names.STAGED_ATTACKS,
+    "attacks for training alone": names.TRAINING_ATTACKS,
+    "norms": names.NORMS,
+    "attack losses": names.ATTACK_LOSSES,
+    "losses": names.LOSSES,
+    "augmentations": names.AUGMENTATIONS,
+    "transforms of targets": names.TRANSFORMS,
+    "models": names.MODELS,
+    "models around a base": names.PATCHES,
+    "objectives": names.OBJECTIVES,
+    "schedules": names.SCHEDULES,
+    "optimizers": names.OPTIMIZERS,
+    "averages": names.AVERAGES,
+    "defences": names.DEFENSES,
     "mappings": sharding.MAPPINGS,
     "data sets": data.KNOWN_NAMES,
 }
 
 
 def test_names_that_a_config_may_use():
-    documented = {kind: sorted(quoted(names)) for kind, names in TABLES["Config/kind"]}
-    assert documented == {kind: sorted(names) for kind, names in NAMES.items()}
+    documented = {kind: sorted(quoted(cell)) for kind, cell in TABLES["Config/kind"]}
+    assert documented == {kind: sorted(table) for kind, table in NAMES.items()}
 
 
 def test_exported_names_exist_and_are_documented():

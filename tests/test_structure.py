@@ -10,6 +10,7 @@ LAYERS = [
     {"checkpoint"},
     {"training", "defenses"},
     {"evaluation"},
+    {"names"},
     {"experiment"},
     {"workflow"},
     {"assessment"},

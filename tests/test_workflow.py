@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_experiment import changed
 
-from advjax import assessment, attacks, experiment, sharding, workflow
+from advjax import assessment, attacks, experiment, names, sharding, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.evaluate import model_hash
@@ -38,6 +38,7 @@ def small(**changes):
                 "run__fixer__attack__num_steps": 2,
                 "evaluation__num_examples": 36,
                 "evaluation__batch_size": 20,
+                "evaluation__num_checked": 0,
                 "evaluation__attacks__pgd_50__num_steps": 3,
                 "evaluation__attacks__auto_pgd__num_steps": 3,
                 **changes,
@@ -70,7 +71,8 @@ def test_the_report_has_the_rows_of_the_contract(finished):
     combinations = {
         (row["run"], row["attack"], row["made_on"], row["labels"], row["subset"]) for row in content["rows"]
     }
-    assert len(combinations) == len(content["rows"]) == 2 * (2 + 3 * 2 * 2)
+    # Of each run two subsets: clean, three attacks made twice, and the worst case of those on itself.
+    assert len(combinations) == len(content["rows"]) == 2 * 2 * (1 + 3 * 2 + 1)
     for run in ("base", "fixer"):
         for attack in ("fgsm", "pgd_50", "auto_pgd"):
             assert (run, attack, "base", "predicted", "base_correct") in combinations
@@ -192,7 +194,7 @@ def staged():
     short = {"name": "auto_attack", "epsilon": 0.15}
     changes = {"evaluation__attacks__order": ("fgsm", "short"), "evaluation__attacks__short": short}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiment.STAGED_ATTACKS, "auto_attack", stages)
+        patch.setitem(names.STAGED_ATTACKS, "auto_attack", stages)
         return small(**changes, evaluation__pictured="fgsm")
 
 

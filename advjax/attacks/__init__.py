@@ -9,23 +9,40 @@ from advjax.attacks.auto_pgd import auto_pgd
 from advjax.attacks.auto_pgd_l1 import auto_pgd_l1, auto_pgd_l1_large_epsilon
 from advjax.attacks.base import KEEP_RULES, Attack, Problem, trajectory
 from advjax.attacks.carlini_wagner import carlini_wagner_l2
+from advjax.attacks.carlini_wagner_l2_line_search import carlini_wagner_l2_line_search
 from advjax.attacks.carlini_wagner_linf import carlini_wagner_linf
+from advjax.attacks.carlini_wagner_linf_line_search import carlini_wagner_linf_line_search
 from advjax.attacks.combine import Stage, over_targets, with_predicted_labels, with_restarts, worst_of
 from advjax.attacks.deepfool import deepfool
 from advjax.attacks.fab import fab
-from advjax.attacks.losses import cross_entropy, dlr, margin, next_likely_class, targeted_dlr
-from advjax.attacks.noise import gaussian_noise
-from advjax.attacks.pgd import bim, fgsm, pgd
+from advjax.attacks.losses import (
+    AIMS,
+    Aim,
+    cross_entropy,
+    dlr,
+    least_likely_class,
+    margin,
+    next_class,
+    next_likely_class,
+    random_class,
+    targeted_cross_entropy,
+    targeted_dlr,
+)
+from advjax.attacks.noise import gaussian_noise, random_points
+from advjax.attacks.pgd import bim, fgsm, one_step_target_class, pgd
+from advjax.attacks.quick_check import quick_check_stages
 from advjax.attacks.square import square
 from advjax.attacks.stages import Progress, Verdicts, run_stages
 from advjax.attacks.threat_model import L1, L2, LINF, Norm, ThreatModel, l1, l2, linf
 from advjax.types import AttackFn, AttackResult, LogitsFn
 
 __all__ = [
+    "AIMS",
     "KEEP_RULES",
     "L1",
     "L2",
     "LINF",
+    "Aim",
     "Attack",
     "AttackFn",
     "AttackResult",
@@ -44,7 +61,9 @@ __all__ = [
     "auto_pgd_l1_large_epsilon",
     "bim",
     "carlini_wagner_l2",
+    "carlini_wagner_l2_line_search",
     "carlini_wagner_linf",
+    "carlini_wagner_linf_line_search",
     "cross_entropy",
     "deepfool",
     "dlr",
@@ -54,13 +73,20 @@ __all__ = [
     "gaussian_noise",
     "l1",
     "l2",
+    "least_likely_class",
     "linf",
     "margin",
+    "next_class",
     "next_likely_class",
+    "one_step_target_class",
     "over_targets",
     "pgd",
+    "quick_check_stages",
+    "random_class",
+    "random_points",
     "run_stages",
     "square",
+    "targeted_cross_entropy",
     "targeted_dlr",
     "trajectory",
     "with_predicted_labels",

@@ -2,17 +2,15 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.losses import Aim, AimedLoss, Loss, cross_entropy, dlr, targeted_cross_entropy, targeted_dlr
+from advjax.attacks.goals import climb, goal
+from advjax.attacks.losses import Aim, AimedLoss, Loss
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
-AIMED_LOSSES: dict[str, AimedLoss] = {"ce": targeted_cross_entropy, "dlr": targeted_dlr}
 MOMENTUM = 0.75
 
 
@@ -94,19 +92,8 @@ def auto_pgd(
         )
     if not 0 < rho <= 1:
         raise ValueError(f"rho must be in (0, 1], got {rho}")
-    if isinstance(loss, str) and loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a function of (logits, label), got {loss!r}")
-    if targeted and aim is not None:
-        raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
-    table = LOSSES if aim is None else AIMED_LOSSES
-    loss_fn = table[loss] if isinstance(loss, str) else loss
-    sign = -1.0 if targeted else 1.0
     keep, keep_best = keep_rule(returns), keep_rule("highest_loss")
-    windows = _windows(num_steps)
-
-    def objective(logits: Array, problem: Problem) -> Array:
-        aimed = () if aim is None else (aim(problem.clean_logits, problem.label),)
-        return sign * loss_fn(logits, problem.label, *aimed)
+    climbed, windows = goal(loss, targeted, aim), _windows(num_steps)
 
     def init(problem: Problem) -> AutoPGDState:
         image, loss_dtype = problem.image, problem.clean_logits.dtype
@@ -126,17 +113,13 @@ def auto_pgd(
             kept=first_kept(point, loss_dtype),
         )
 
-    def cotangents(problem: Problem, state: AutoPGDState, logits: Array) -> Array:
-        return jax.grad(objective)(logits, problem)[None]
-
     def update(problem: Problem, state: AutoPGDState, logits: Array, gradients: Array) -> AutoPGDState:
         state = observe(problem, state, logits, gradients[0])
         state, gradient = check(state, gradients[0])
         return move(problem, state, gradient)
 
     def observe(problem, state, logits, gradient):
-        success = (jnp.argmax(logits) == problem.label) == targeted
-        seen = Kept(state.point, objective(logits, problem), success)
+        seen = climbed.seen(problem, state.point, logits)
         is_start = state.index == 0
         state = state._replace(
             loss=jnp.where(is_start, 0, seen.loss),
@@ -171,16 +154,7 @@ def auto_pgd(
             index=state.index + 1, point=threat_model.project(problem.image, moved), previous_point=point
         )
 
-    return Attack(
-        threat_model,
-        num_steps,
-        init=init,
-        query=lambda state: state.point,
-        cotangents=cotangents,
-        update=update,
-        finalize=lambda problem, state: state.kept.image,
-        targeted=targeted,
-    )
+    return climb(threat_model, num_steps, climbed, init=init, update=update, planned=True)
 
 
 def _windows(num_steps: int) -> np.ndarray:

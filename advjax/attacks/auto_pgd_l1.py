@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.auto_pgd import LOSSES
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.losses import Loss
+from advjax.attacks.goals import climb, goal
+from advjax.attacks.losses import Aim, AimedLoss, Loss
 from advjax.attacks.threat_model import L1, ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
@@ -46,8 +46,9 @@ def auto_pgd_l1(
     threat_model: ThreatModel,
     *,
     num_steps: int = 100,
-    loss: str | Loss = "ce",
+    loss: str | Loss | AimedLoss = "ce",
     targeted: bool = False,
+    aim: Aim | None = None,
     returns: str = "latest_success",
 ) -> Attack:
     """AutoPGD for l1 (Croce & Hein 2021, section 4; semantics of the authors' implementation).
@@ -63,21 +64,15 @@ def auto_pgd_l1(
       num_steps: gradient steps; the model is asked once more than that.
       loss: "ce" (cross-entropy), "dlr" (difference of logits ratio), or a function of (logits, label).
       targeted: labels are the classes to reach, and the loss is minimised.
+      aim: the class by which to leave the label, as in ``auto_pgd``; "dlr" then makes this the APGD-T of AutoAttack.
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule.
     """
     if threat_model.norm is not L1 or not threat_model.is_bounded:
         raise ValueError(
             f"auto_pgd_l1 needs l1 with a finite epsilon, got {threat_model.norm.name} {threat_model.epsilon}"
         )
-    if isinstance(loss, str) and loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a function of (logits, label), got {loss!r}")
-    loss_fn = LOSSES[loss] if isinstance(loss, str) else loss
-    sign = -1.0 if targeted else 1.0
-    keep, keep_best = keep_rule(returns), keep_rule("highest_loss")
+    climbed, keep, keep_best = goal(loss, targeted, aim), keep_rule(returns), keep_rule("highest_loss")
     steps_per_check = max(int(CHECK_INTERVAL * num_steps), 1)
-
-    def objective(logits: Array, label: Array) -> Array:
-        return sign * loss_fn(logits, label)
 
     def init(problem: Problem) -> AutoPGDL1State:
         image, loss_dtype = problem.image, problem.clean_logits.dtype
@@ -106,12 +101,8 @@ def auto_pgd_l1(
     def count_changed(problem, point):
         return jnp.sum(point != problem.image).astype(problem.image.dtype)
 
-    def cotangents(problem: Problem, state: AutoPGDL1State, logits: Array) -> Array:
-        return jax.grad(objective)(logits, problem.label)[None]
-
     def update(problem: Problem, state: AutoPGDL1State, logits: Array, gradients: Array) -> AutoPGDL1State:
-        success = (jnp.argmax(logits) == problem.label) == targeted
-        seen = Kept(state.point, objective(logits, problem.label), success)
+        seen = climbed.seen(problem, state.point, logits)
         state = state._replace(
             best=keep_best(state.best, seen),
             best_gradient=jnp.where(seen.loss > state.best.loss, gradients[0], state.best_gradient),
@@ -136,26 +127,22 @@ def auto_pgd_l1(
         )
         return state, jnp.where(back, state.best_gradient, gradient)
 
-    return Attack(
-        threat_model,
-        num_steps,
-        init=init,
-        query=lambda state: state.point,
-        cotangents=cotangents,
-        update=update,
-        finalize=lambda problem, state: state.kept.image,
-        targeted=targeted,
-    )
+    return climb(threat_model, num_steps, climbed, init=init, update=update)
 
 
 def auto_pgd_l1_large_epsilon(
-    threat_model: ThreatModel, *, num_steps: int = 100, loss: str | Loss = "ce", stop_on_success: bool = False
+    threat_model: ThreatModel,
+    *,
+    num_steps: int = 100,
+    loss: str | Loss | AimedLoss = "ce",
+    aim: Aim | None = None,
+    stop_on_success: bool = False,
 ) -> AttackFn:
     """``auto_pgd_l1`` that first attacks with 3 and with 2 epsilon, as AutoAttack does for l1 (Croce & Hein 2021).
 
     30 % of the steps are spent in each of the larger balls, the rest in the ball itself.  Each part begins at the point
     with the highest loss of the one before, projected; only what the last one finds counts, and only that one stops
-    early.
+    early.  ``loss`` and ``aim`` are those of ``auto_pgd_l1``.
 
     Returns:
       ``(logits_fn, images, labels, rng, start=None) -> AttackResult``.
@@ -166,7 +153,7 @@ def auto_pgd_l1_large_epsilon(
         raise ValueError(f"num_steps must be at least 3 to attack with three epsilons, got {num_steps}")
     balls = [dataclasses.replace(threat_model, epsilon=scale * threat_model.epsilon) for scale, _ in LARGE_EPSILONS]
     *wider, last = (
-        auto_pgd_l1(ball, num_steps=count, loss=loss, returns=returns)
+        auto_pgd_l1(ball, num_steps=count, loss=loss, aim=aim, returns=returns)
         for ball, count, returns in zip(balls, steps, ("highest_loss", "highest_loss", "latest_success"), strict=True)
     )
     last = dataclasses.replace(last, stop_on_success=stop_on_success)

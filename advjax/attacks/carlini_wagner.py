@@ -14,6 +14,7 @@ from advjax.types import Array
 
 SMOOTHING = 0.999999
 """Keeps pixels at the bounds away from the ends of the tanh, where they could never move again."""
+RETURNS = ("closest", "last")
 CHECKS_PER_RUN = 10
 ENOUGH_PROGRESS = 0.9999
 CONST_GROWTH = 10.0
@@ -21,12 +22,20 @@ STEPS_FOR_A_REPEAT = 10
 """From that many values of c on, the last one is the smallest that has ever worked."""
 
 
-def tanh_box(bounds: tuple[float, float]) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """``(image -> w, w -> image)`` with ``image = low + (high - low) (tanh(w) + 1) / 2``: any w is inside."""
+def tanh_box(
+    bounds: tuple[float | Array, float | Array],
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """``(image -> w, w -> image)`` with ``image = low + (high - low) (tanh(w) + 1) / 2``: any w is inside.
+
+    The bounds may be those of every pixel; one without room has w = 0.
+    """
     low, high = bounds
+    room = jnp.where(high > low, high - low, jnp.inf)
 
     def to_variable(image: Array) -> Array:
-        return jnp.arctanh(SMOOTHING * (2 * (image - low) / (high - low) - 1))
+        # Rounding must not lift a pixel at its bound above 1.
+        share = jnp.where(jnp.isinf(room), 0.5, jnp.clip((image - low) / room, 0, 1))
+        return jnp.arctanh(SMOOTHING * (2 * share - 1))
 
     def to_image(variable: Array) -> Array:
         return low + (high - low) * (jnp.tanh(variable) + 1) / 2
@@ -34,10 +43,16 @@ def tanh_box(bounds: tuple[float, float]) -> tuple[Callable[[Array], Array], Cal
     return to_variable, to_image
 
 
-def margin_hinge(confidence: float | Array, targeted: bool) -> Callable[[Array, Array], Array]:
-    """``(logits, label) -> max(0, confidence - m)``; m is the ``margin``, with the opposite sign if targeted (f_6)."""
+def margin_deficit(confidence: float | Array, targeted: bool) -> Callable[[Array, Array], Array]:
+    """``(logits, label) -> confidence - m``; m is the ``margin``, with the opposite sign if targeted."""
     sign = -1.0 if targeted else 1.0
-    return lambda logits, label: jnp.maximum(confidence - sign * margin(logits, label), 0)
+    return lambda logits, label: confidence - sign * margin(logits, label)
+
+
+def margin_hinge(confidence: float | Array, targeted: bool) -> Callable[[Array, Array], Array]:
+    """``(logits, label) -> max(0, confidence - m)``: the ``margin_deficit``, if there is one (f_6)."""
+    deficit = margin_deficit(confidence, targeted)
+    return lambda logits, label: jnp.maximum(deficit(logits, label), 0)
 
 
 class Smallest(NamedTuple):
@@ -86,6 +101,8 @@ class CarliniWagnerL2State(NamedTuple):
     worked: Array
     """Whether this const has led to an adversarial image."""
     loss_at_check: Array
+    last: Array
+    """Where the latest step of Adam led."""
     smallest: Smallest
 
 
@@ -99,6 +116,7 @@ def carlini_wagner_l2(
     confidence: float | Array = 0.0,
     abort_early: bool = True,
     targeted: bool = False,
+    returns: str = "closest",
 ) -> Attack:
     """Carlini & Wagner's l2 attack (2017, section VI.A; semantics of the authors' implementation).
 
@@ -108,6 +126,11 @@ def carlini_wagner_l2(
     image goes on to its next c early if its loss has not fallen by 0.01 % in a tenth of the steps (the authors look at
     the sum over the batch).  The smallest successful perturbation ever seen is returned, and the image itself if there
     was none or if it is misclassified to begin with.
+
+    With ``binary_search_steps=1, abort_early=False`` this is the attack with one constant, c = ``initial_const``: the
+    closest success among the image and the points that num_steps - 1 steps of Adam lead to, or the point that num_steps
+    of them lead to.  Written with ``max(z_label - max_i z_i, -confidence)``, as some papers do, the sum is less by a
+    constant and has the same gradient.
 
     Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is
     taken for that at x'.
@@ -122,6 +145,8 @@ def carlini_wagner_l2(
       confidence: margin, in logits, by which the wrong class has to win.
       abort_early: whether a run without progress is cut short.
       targeted: labels are the classes to reach.
+      returns: "closest" for the smallest success, or "last" for where Adam ended, success or not; the latter needs
+        ``binary_search_steps=1``.
     """
     if threat_model.norm is not L2:
         raise ValueError(f"carlini_wagner_l2 needs an l2 threat model, got {threat_model.norm.name}")
@@ -129,6 +154,10 @@ def carlini_wagner_l2(
         raise ValueError(
             f"num_steps and binary_search_steps must be at least 1, got {num_steps} and {binary_search_steps}"
         )
+    if returns not in RETURNS:
+        raise ValueError(f"returns must be one of {', '.join(RETURNS)}, got {returns!r}")
+    if returns == "last" and binary_search_steps > 1:
+        raise ValueError(f"returns='last' needs one constant: binary_search_steps=1, got {binary_search_steps}")
     to_variable, to_image = tanh_box(threat_model.bounds)
     hinge = margin_hinge(confidence, targeted)
     quality = quality_of(hinge, targeted)
@@ -146,6 +175,7 @@ def carlini_wagner_l2(
             search=jnp.int32(0),
             step=jnp.int32(0),
             worked=jnp.asarray(False),
+            last=image,
             smallest=Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label)),
         )
         state = begin(problem, state._replace(const=jnp.asarray(initial_const, image.dtype)))
@@ -175,7 +205,8 @@ def carlini_wagner_l2(
         over = stuck | (state.step + 1 >= num_steps)
         state = state._replace(loss_at_check=jnp.where(checking, loss, state.loss_at_check))
         descended, restarted = descend(problem, state, gradient), begin(problem, next_const(state))
-        return jax.tree.map(lambda a, b: jnp.where(over, a, b), restarted, descended)
+        state = jax.tree.map(lambda a, b: jnp.where(over, a, b), restarted, descended)
+        return state._replace(last=descended.point)
 
     def observe(problem, state, logits):
         distance = threat_model.distance(problem.image, state.point)
@@ -205,6 +236,15 @@ def carlini_wagner_l2(
             const = jnp.where((search == binary_search_steps - 1) & jnp.isfinite(upper), upper, const)
         return state._replace(const=const, lower=lower, upper=upper, search=search)
 
+    def unneeded(state):
+        # Nothing is smaller than no perturbation at all.
+        return (state.smallest.quality == 2) & (state.smallest.distance == 0)
+
+    def finalize(problem: Problem, state: CarliniWagnerL2State) -> Array:
+        if returns == "closest":
+            return state.smallest.image
+        return jnp.where(unneeded(state), state.smallest.image, state.last)
+
     return Attack(
         threat_model,
         num_steps * binary_search_steps,
@@ -212,10 +252,7 @@ def carlini_wagner_l2(
         query=lambda state: state.point,
         cotangents=cotangents,
         update=update,
-        finalize=lambda problem, state: state.smallest.image,
-        # Nothing is smaller than no perturbation at all.
-        done=lambda state: (
-            (state.search >= binary_search_steps) | ((state.smallest.quality == 2) & (state.smallest.distance == 0))
-        ),
+        finalize=finalize,
+        done=lambda state: (state.search >= binary_search_steps) | unneeded(state),
         targeted=targeted,
     )

@@ -1,11 +1,20 @@
 """Errors that speak before XLA does: what an attack was given, what it needs and how to mend it."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks.threat_model import is_concrete
 from advjax.types import Array
+
+PROBABILITY_TOLERANCE = 1e-5
+"""How far sums of float32 probabilities may be from 1."""
+PROBABILITIES = (
+    "logits_fn seems to return probabilities (all in [0, 1], with sums of 1): return logits, the values before the "
+    "softmax; after it, gradients vanish where the model is confident, and it looks more robust than it is"
+)
 
 
 def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds: tuple[float, float]) -> None:
@@ -33,7 +42,7 @@ def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds:
 
 
 def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
-    """The shape always; NaN and the range of the labels only outside jit."""
+    """The shape always; NaN, probabilities (a warning) and the range of the labels only outside jit."""
     if logits.ndim != 2 or logits.shape[0] != images.shape[0] or logits.shape[1] < 2:
         raise ValueError(
             f"logits_fn must return logits of shape ({images.shape[0]}, classes) with at least two classes, "
@@ -43,8 +52,19 @@ def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels:
         low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for these logits, got {low}..{high}")
-    if is_concrete(logits):
+    if is_concrete(logits) and logits.size:
         with jax.ensure_compile_time_eval():
-            nan_free = not bool(jnp.any(jnp.isnan(jax.lax.stop_gradient(logits))))
+            values = jnp.asarray(jax.lax.stop_gradient(logits))
+            nan_free = not bool(jnp.any(jnp.isnan(values)))
+            probabilities = bool(_look_like_probabilities(values))
         if not nan_free:
             raise ValueError("logits_fn returns NaN on the unperturbed images")
+        if probabilities:
+            # The caller of the attack: check_logits, _problems and __call__ lie between.
+            warnings.warn(PROBABILITIES, stacklevel=4)
+
+
+def _look_like_probabilities(logits: Array) -> Array:
+    in_range = jnp.all((logits >= 0) & (logits <= 1))
+    sums = jnp.sum(logits, axis=-1, dtype=jnp.float32)
+    return in_range & jnp.all(jnp.abs(sums - 1) <= PROBABILITY_TOLERANCE)

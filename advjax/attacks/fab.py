@@ -95,7 +95,7 @@ def fab(
         )
         if targeted:
             return label - (classes == likely[:1, None])
-        others = likely[:-1] if aim is None else aim(problem.clean_logits, problem.label)[None]
+        others = likely[:-1] if aim is None else aim(problem)[None]
         return (classes == others[:, None]) - label
 
     def update(problem: Problem, state: FABState, logits: Array, gradients: Array) -> FABState:

@@ -1,7 +1,7 @@
 """What attacks maximise: functions of ONE example, ``(logits [classes], label) -> scalar``, larger = more adversarial.
 
-An attack that only wants to leave the label may still aim at one class after the other.  Its losses also take the class
-aimed at, ``(logits, label, target) -> scalar``, and an ``Aim`` chooses that class.
+An attack that only wants to leave the label may still aim at a class.  Its losses also take the class aimed at,
+``(logits, label, target) -> scalar``, and an ``Aim`` chooses that class.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.base import Problem
 from advjax.types import Array
 
 Loss: TypeAlias = Callable[[Array, Array], Array]
 AimedLoss: TypeAlias = Callable[[Array, Array, Array], Array]
-Aim: TypeAlias = Callable[[Array, Array], Array]
-"""``(clean logits [classes], label) -> class``."""
+Aim: TypeAlias = Callable[[Problem], Array]
+"""``problem -> class``: the class by which to leave the label, the same at every step of an attack."""
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -66,12 +67,38 @@ def next_likely_class(rank: int | Array) -> Aim:
     Where the label is predicted, rank r is the class that AutoAttack counts as number r + 1.  ``rank`` may be traced.
     """
 
-    def aim(clean_logits: Array, label: Array) -> Array:
-        others = jnp.where(jnp.arange(clean_logits.shape[-1]) == label, -jnp.inf, clean_logits)
-        return jnp.argsort(others, descending=True)[jnp.asarray(rank) - 1]
+    def aim(problem: Problem) -> Array:
+        return jnp.argsort(_others(problem.clean_logits, problem.label), descending=True)[jnp.asarray(rank) - 1]
 
     return aim
 
 
+def least_likely_class(problem: Problem) -> Array:
+    """The least likely class besides the label on the clean image (Kurakin et al. 2017)."""
+    return jnp.argmax(_others(-problem.clean_logits, problem.label))
+
+
+def random_class(problem: Problem) -> Array:
+    """A class drawn uniformly from all but the label, with the key of the image."""
+    num_classes = problem.clean_logits.shape[-1]
+    # Folded, to be independent of a random start made from the same key.
+    steps = jax.random.randint(jax.random.fold_in(problem.rng, 0x61696D), (), 1, num_classes)
+    return (problem.label + steps) % num_classes
+
+
+def next_class(problem: Problem) -> Array:
+    """The class whose number follows that of the label, 0 after the last."""
+    return (problem.label + 1) % problem.clean_logits.shape[-1]
+
+
+AIMS: dict[str, Aim] = {"least_likely": least_likely_class, "random": random_class, "next": next_class}
+"""Aims that a config can name."""
+
+
 def _best_other(logits: Array, label: Array) -> Array:
-    return jnp.max(jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits))
+    return jnp.max(_others(logits, label))
+
+
+def _others(logits: Array, label: Array) -> Array:
+    """The logits, -inf at the label."""
+    return jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)

@@ -1,12 +1,14 @@
 """Noise: what a model must withstand before anybody attacks it."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.base import Attack, Problem
-from advjax.attacks.threat_model import is_concrete, l2
+from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
+from advjax.attacks.losses import margin
+from advjax.attacks.threat_model import ThreatModel, is_concrete, l2
 from advjax.types import Array
 
 READINGS = ("std", "variance")
@@ -46,4 +48,45 @@ def gaussian_noise(level: float | Array, *, reading: str = "std", bounds: tuple[
         cotangents=None,
         update=lambda problem, noisy, logits, gradients: noisy,
         finalize=lambda problem, noisy: noisy,
+    )
+
+
+class RandomPointsState(NamedTuple):
+    """The point to look at, how many there have been, and the best of them."""
+
+    point: Array
+    number: Array
+    kept: Kept
+
+
+def random_points(threat_model: ThreatModel, *, num_points: int = 20) -> Attack:
+    """The best of some points drawn uniformly from the ball: what every search has to beat.
+
+    Args:
+      threat_model: the allowed images; epsilon must be finite.
+      num_points: how many points are looked at.
+    """
+    keep = keep_rule("best")
+
+    def draw(problem: Problem, number: Array) -> Array:
+        return threat_model.sample(problem.image, jax.random.fold_in(problem.rng, number))
+
+    def init(problem: Problem) -> RandomPointsState:
+        first = jnp.int32(0)
+        return RandomPointsState(draw(problem, first), first, first_kept(problem.image, problem.clean_logits.dtype))
+
+    def update(problem: Problem, state: RandomPointsState, logits: Array, gradients: Array) -> RandomPointsState:
+        seen = Kept(state.point, margin(logits, problem.label), jnp.argmax(logits) != problem.label)
+        number = state.number + 1
+        return RandomPointsState(draw(problem, number), number, keep(state.kept, seen))
+
+    # The driver asks once more than it makes steps.
+    return Attack(
+        threat_model,
+        num_steps=max(num_points - 1, 1),
+        init=init,
+        query=lambda state: state.point,
+        cotangents=None,
+        update=update,
+        finalize=lambda problem, state: state.kept.image,
     )

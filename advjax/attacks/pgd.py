@@ -1,12 +1,12 @@
-"""Projected gradient methods: FGSM, BIM, PGD."""
+"""Projected gradient methods: FGSM, one step to a target class, BIM, PGD."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.losses import Loss, cross_entropy
+from advjax.attacks.goals import climb, goal
+from advjax.attacks.losses import AIMS, Aim, AimedLoss, Loss
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
@@ -18,7 +18,13 @@ class PGDState(NamedTuple):
     kept: Kept
 
 
-def fgsm(threat_model: ThreatModel, *, loss: Loss = cross_entropy, targeted: bool = False) -> Attack:
+def fgsm(
+    threat_model: ThreatModel,
+    *,
+    loss: str | Loss | AimedLoss = "ce",
+    targeted: bool = False,
+    aim: Aim | None = None,
+) -> Attack:
     """Fast gradient sign method: one step of size epsilon (Goodfellow et al. 2015, section 4).
 
     ``x' = clip(x + epsilon * ascent(grad_x loss))``, where ascent is the sign for linf, the normalised gradient for l2
@@ -36,8 +42,25 @@ def fgsm(threat_model: ThreatModel, *, loss: Loss = cross_entropy, targeted: boo
         loss=loss,
         random_start=False,
         targeted=targeted,
+        aim=aim,
         returns="last",
     )
+
+
+def one_step_target_class(threat_model: ThreatModel, *, target: str | Aim = "least_likely") -> Attack:
+    """One step of size epsilon towards another class (Kurakin et al. 2017, "Adversarial machine learning at scale").
+
+    ``x' = clip(x - epsilon * ascent(grad_x CE(z(x), t)))``.  The labels are the true ones, and leaving them, by
+    whichever class, is success.  For a class t of your own choice use ``fgsm(threat_model, targeted=True)``.
+
+    Args:
+      threat_model: the allowed images; epsilon must be finite.
+      target: how t is chosen: "least_likely" on the clean image, "random" from the key of the image, "next" after the
+        label, or an aim such as ``next_likely_class(1)``.
+    """
+    if isinstance(target, str) and target not in AIMS:
+        raise ValueError(f"target must be one of {', '.join(AIMS)} or an aim, got {target!r}")
+    return fgsm(threat_model, aim=AIMS[target] if isinstance(target, str) else target)
 
 
 def bim(
@@ -45,8 +68,9 @@ def bim(
     *,
     num_steps: int,
     step_size: float | Array,
-    loss: Loss = cross_entropy,
+    loss: str | Loss | AimedLoss = "ce",
     targeted: bool = False,
+    aim: Aim | None = None,
     returns: str = "last",
 ) -> Attack:
     """Basic iterative method, also I-FGSM: PGD from the image itself (Kurakin et al. 2017, section 2.2)."""
@@ -57,6 +81,7 @@ def bim(
         loss=loss,
         random_start=False,
         targeted=targeted,
+        aim=aim,
         returns=returns,
     )
 
@@ -66,9 +91,10 @@ def pgd(
     *,
     num_steps: int,
     step_size: float | Array,
-    loss: Loss = cross_entropy,
+    loss: str | Loss | AimedLoss = "ce",
     random_start: bool = True,
     targeted: bool = False,
+    aim: Aim | None = None,
     returns: str = "best",
 ) -> Attack:
     """Projected gradient descent (Madry et al. 2018, section 2.1).
@@ -80,20 +106,18 @@ def pgd(
       num_steps: gradient steps.
       step_size: length of a step in the norm of the threat model, pixels in [0, 1]; ``2.5 * epsilon / num_steps`` is a
         common choice (Madry et al. 2018).
-      loss: what to maximise (or to minimise, if targeted).
+      loss: "ce" (cross-entropy), "dlr" (difference of logits ratio), or a function of (logits, label).
       random_start: begin at a random point instead of the image.
-      targeted: labels are the classes to reach.
+      targeted: labels are the classes to reach, and the loss is minimised.
+      aim: the class by which to leave the label, e.g. ``least_likely_class``; any other class is a success as well.
+        The loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class).
       returns: which observed point to return, see ``KEEP_RULES``: "best" keeps the best so far, "last" is what the
         paper and most other libraries return.
     """
     _require_finite(threat_model, "pgd")
     if is_concrete(step_size) and not float(step_size) >= 0:
         raise ValueError(f"step_size must be 0 or more, got {step_size}")
-    keep = keep_rule(returns)
-    sign = -1.0 if targeted else 1.0
-
-    def objective(logits: Array, label: Array) -> Array:
-        return sign * loss(logits, label)
+    keep, climbed = keep_rule(returns), goal(loss, targeted, aim)
 
     def init(problem: Problem) -> PGDState:
         if problem.start is not None:
@@ -104,25 +128,12 @@ def pgd(
             point = problem.image
         return PGDState(point, first_kept(point, problem.clean_logits.dtype))
 
-    def cotangents(problem: Problem, state: PGDState, logits: Array) -> Array:
-        return jax.grad(objective)(logits, problem.label)[None]
-
     def update(problem: Problem, state: PGDState, logits: Array, gradients: Array) -> PGDState:
-        success = (jnp.argmax(logits) == problem.label) == targeted
-        seen = Kept(state.point, objective(logits, problem.label), success)
+        seen = climbed.seen(problem, state.point, logits)
         moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradients[0])
         return PGDState(threat_model.project(problem.image, moved), keep(state.kept, seen))
 
-    return Attack(
-        threat_model,
-        num_steps,
-        init=init,
-        query=lambda state: state.point,
-        cotangents=cotangents,
-        update=update,
-        finalize=lambda problem, state: state.kept.image,
-        targeted=targeted,
-    )
+    return climb(threat_model, num_steps, climbed, init=init, update=update)
 
 
 def _require_finite(threat_model: ThreatModel, name: str) -> None:

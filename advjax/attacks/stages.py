@@ -63,7 +63,7 @@ class Progress(NamedTuple):
 def run_stages(
     stages: Sequence[Stage],
     threat_model: ThreatModel,
-    logits_fn: LogitsFn | Callable[[Any, Array], Array] | Expectation,
+    logits_fn: LogitsFn | Expectation | Callable[[Any], LogitsFn | Expectation],
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -85,7 +85,7 @@ def run_stages(
       stages: e.g. ``auto_attack_stages(threat_model)``.
       threat_model: what is allowed.
       logits_fn: ``images -> logits``, the ``expectation`` of a stochastic model, or, with ``variables``,
-        ``(variables, images) -> logits``.
+        ``variables ->`` one of these.
       images: float [n, h, w, c] inside the bounds.
       labels: int [n].
       variables: arrays of the model, if they shall be arguments of the compiled attacks instead of constants in them.
@@ -229,7 +229,7 @@ class _Runner:
         if name not in self.compiled:
 
             def replica(variables, *arguments):
-                bound = functools.partial(self.logits_fn, variables) if self.has_variables else self.logits_fn
+                bound = self.logits_fn(variables) if self.has_variables else self.logits_fn
                 return function(bound, *arguments)
 
             split = tuple(jax.P("data") if is_sharded else jax.P() for is_sharded in (False, *sharded))

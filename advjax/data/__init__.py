@@ -3,6 +3,7 @@
 from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load, open_source
 from advjax.data.index_file import read_index, write_index
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
+from advjax.data.sampling import concatenate, undersample
 from advjax.data.source import Source, from_dataset, read_all
 from advjax.data.splits import (
     by_group,
@@ -24,6 +25,7 @@ __all__ = [
     "by_group",
     "check",
     "class_balanced",
+    "concatenate",
     "eval_batches",
     "fingerprint",
     "fractions",
@@ -38,5 +40,6 @@ __all__ = [
     "steps_per_epoch",
     "stream",
     "train_validation",
+    "undersample",
     "write_index",
 ]

@@ -5,7 +5,7 @@ import hashlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax import sharding
-from advjax.attacks import Progress, Stage, ThreatModel, run_stages
+from advjax.attacks import Expectation, Progress, Stage, ThreatModel, expectation, run_stages
+from advjax.attacks.asking import evaluate
 from advjax.attacks.state_file import SAVE_EVERY, StateFile
 from advjax.data import Dataset, eval_batches
 from advjax.metrics import progress
 from advjax.models.blocks import logits_fn
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
-from advjax.types import Array, AttackFn, Key, Variables
+from advjax.types import Array, AttackFn, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 
 class Adversarial(NamedTuple):
@@ -52,34 +53,85 @@ class Interruption(NamedTuple):
         return StateFile(self.path, "model, images or attack")
 
 
-AttackRunner = Callable[[Variables, Dataset, int, Interruption | None], Adversarial]
+AttackRunner = Callable[[PyTree, Dataset, int, Interruption | None], Adversarial]
 """``(variables, dataset, seed, interruption) -> Adversarial``"""
 
 
-def predictor(model: nn.Module, devices: Devices, batch_size: int) -> Callable[[Variables, np.ndarray], np.ndarray]:
-    """``(variables, images uint8 or float [n, h, w, c]) -> int32 [n]`` predicted classes.
+class Deployed(NamedTuple):
+    """A model as it is used, with its defence if it has one."""
 
-    Every call evaluates batches of the same size, so that a verdict does not depend on how many images there are.
+    bind: Callable[[PyTree], LogitsFn | StochasticLogitsFn]
+    """``variables -> images -> logits``, or, for one draw of a stochastic model, ``(images, rng) -> logits``."""
+    num_draws: int = 0
+    """Draws whose mean probability is one prediction; 0 for a model without randomness."""
+    num_votes: int = 1
+    """Predictions, each of fresh draws, whose majority is the verdict; an odd number."""
+    num_samples: int = 0
+    """Draws that an attack follows the mean gradient of."""
+
+    def predict(self, variables: PyTree, images: Array, keys: Key) -> Array:
+        """int32 [n]: the classes of the images, each with its key."""
+        bound: Any = self.bind(variables)
+        if not self.num_draws:
+            return jnp.argmax(bound(images), axis=-1)
+        model = expectation(bound, self.num_draws)
+
+        def vote(number: Array) -> Array:
+            rngs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+            logits = evaluate(model, images, rngs)
+            return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+
+        # One vote after the other: all draws of all of them need not fit into memory together.
+        return jnp.argmax(jnp.sum(jax.lax.map(vote, jnp.arange(self.num_votes)), axis=0), axis=-1)
+
+    def attacked(self, variables: PyTree) -> LogitsFn | Expectation:
+        """What an attack with the defence in the loop is shown."""
+        bound: Any = self.bind(variables)
+        return expectation(bound, self.num_samples) if self.num_draws else bound
+
+
+class Deployment(NamedTuple):
+    """A defence, before it knows its model."""
+
+    bind: Callable[[nn.Module], Callable[[PyTree], StochasticLogitsFn]]
+    """``model -> variables -> one draw``; variables are ``(those of the model, arrays)``."""
+    arrays: Callable[[Dataset], PyTree]
+    """``training images -> arrays`` that the defence needs."""
+
+
+def undefended(model: nn.Module) -> Deployed:
+    """The model by itself; its variables are those of ``models.blocks``."""
+    return Deployed(lambda variables: logits_fn(model, variables))
+
+
+def predictor(
+    model: Deployed, devices: Devices, batch_size: int
+) -> Callable[[PyTree, np.ndarray, np.ndarray, int], np.ndarray]:
+    """``(variables, images uint8 or float [n, h, w, c], index [n], seed) -> int32 [n]`` predicted classes.
+
+    Every call evaluates batches of the same size, so that a verdict does not depend on how many images there are.  The
+    keys of a stochastic model are folded from the seed and the index of the image, and are none that attacks have seen.
     """
     replica = devices.parallelize(
-        lambda variables, images, *, axis_name: jnp.argmax(logits_fn(model, variables)(images), axis=-1),
-        in_sharded=(False, True),
+        lambda variables, images, keys, *, axis_name: model.predict(variables, images, keys),
+        in_sharded=(False, True, True),
         out_sharded=True,
     )
 
-    def predict(variables: Variables, images: np.ndarray) -> np.ndarray:
+    def predict(variables: PyTree, images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
-        found = [
-            sharding.fetch(replica(variables, pixels(images[positions[rows]])))[mask]
-            for positions, mask in eval_batches(len(images), batch_size)
-        ]
+        rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"prediction"))
+        found = []
+        for positions, mask in eval_batches(len(images), batch_size):
+            here = positions[rows]
+            found.append(sharding.fetch(replica(variables, pixels(images[here]), _keys(rng, index[here])))[mask])
         return np.concatenate(found).astype(np.int32)
 
     return predict
 
 
 def attacker(
-    model: nn.Module, attack: AttackFn, name: str, devices: Devices, batch_size: int, *, quiet: bool = False
+    model: Deployed, attack: AttackFn, name: str, devices: Devices, batch_size: int, *, quiet: bool = False
 ) -> AttackRunner:
     """The attack on every image of a data set, all devices together.
 
@@ -88,12 +140,12 @@ def attacker(
     has been done saved, when it is asked to stop.
     """
     replica = devices.parallelize(
-        lambda variables, images, labels, keys, *, axis_name: _attack(model, attack, variables, images, labels, keys),
+        lambda *args, axis_name: _attack(model, attack, *args),
         in_sharded=(False, True, True, True),
         out_sharded=True,
     )
 
-    def run(variables: Variables, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
+    def run(variables: PyTree, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
         start = time.perf_counter()
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
         rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
@@ -117,7 +169,7 @@ def attacker(
 
 
 def staged_attacker(
-    model: nn.Module, stages: Sequence[Stage], threat_model: ThreatModel, name: str, devices: Devices, batch_size: int
+    model: Deployed, stages: Sequence[Stage], threat_model: ThreatModel, name: str, devices: Devices, batch_size: int
 ) -> AttackRunner:
     """Several attacks in stages, each on the images that the ones before it left robust (``attacks.run_stages``).
 
@@ -127,7 +179,7 @@ def staged_attacker(
     local_size = devices.local_rows(batch_size)
     local_size = local_size.stop - local_size.start
 
-    def run(variables: Variables, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
+    def run(variables: PyTree, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
         start = time.perf_counter()
         parts = np.array_split(np.arange(len(dataset.labels)), jax.process_count())
         mine = parts[jax.process_index()]
@@ -142,7 +194,7 @@ def staged_attacker(
             found = run_stages(
                 stages,
                 threat_model,
-                lambda variables, images: logits_fn(model, variables)(images),
+                model.attacked,
                 pixels(dataset.images[mine]),
                 dataset.labels[mine],
                 variables=jax.device_get(variables),
@@ -155,6 +207,35 @@ def staged_attacker(
         counts = [len(part) for part in parts]
         images, distances, steps = sharding.gather_parts((found.images, found.distance, found.steps), counts)
         return Adversarial(images, distances, steps, time.perf_counter() - start)
+
+    return run
+
+
+def curve_runner(
+    model: Deployed, attack_at: Callable[[Array], AttackFn], name: str, devices: Devices, batch_size: int
+) -> Callable[[PyTree, Dataset, float, int], np.ndarray]:
+    """``(variables, dataset, epsilon, seed) -> bool [n]``: right under an attack at one epsilon after the other.
+
+    ``attack_at`` makes the attack for a traced epsilon, so that all of them are compiled once.
+    """
+
+    def attacked(variables: PyTree, epsilon: Array, images: Array, labels: Array, keys: Key) -> Array:
+        result = attack_at(epsilon)(model.attacked(variables), images, labels, keys)
+        return model.predict(variables, result.images, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys))
+
+    replica = devices.parallelize(
+        lambda *args, axis_name: attacked(*args), in_sharded=(False, False, True, True, True), out_sharded=True
+    )
+
+    def run(variables: PyTree, dataset: Dataset, epsilon: float, seed: int) -> np.ndarray:
+        variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
+        rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        found = []
+        for positions, mask in eval_batches(len(dataset.labels), batch_size):
+            here = positions[rows]
+            arrays = pixels(dataset.images[here]), dataset.labels[here], _keys(rng, dataset.index[here])
+            found.append(sharding.fetch(replica(variables, np.float32(epsilon), *arrays))[mask])
+        return np.concatenate(found) == dataset.labels
 
     return run
 
@@ -246,8 +327,8 @@ class _RoundBars:
         self._done = at.done
 
 
-def _attack(model: nn.Module, attack: AttackFn, variables: Variables, images: Array, labels: Array, keys: Key):
-    result = attack(logits_fn(model, variables), images, labels, keys)
+def _attack(model: Deployed, attack: AttackFn, variables: PyTree, images: Array, labels: Array, keys: Key):
+    result = attack(model.attacked(variables), images, labels, keys)
     return result.images, result.distance, result.steps
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from advjax.evaluation import table
-from advjax.evaluation.plots import Svg, accuracy_per_attack
+from advjax.evaluation import card, table
+from advjax.evaluation.plots import Svg, accuracy_per_attack, epsilon_curve
 from advjax.evaluation.report import BASE_CORRECT, Report, plain, write_atomically
 
 
@@ -59,6 +59,7 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": table.percent, "threat": table.threat_name, "subset": table.subset_name}
+    environment.globals["model_name"] = card.model_name
     blocks = table.blocks(report)
     has_attacks = any(block.lines for block in blocks)
     return environment.get_template("report.html.j2").render(
@@ -66,6 +67,10 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
         blocks=blocks,
         terms=table.explained_terms(blocks),
         has_base_correct=any(BASE_CORRECT in block.subsets for block in blocks),
+        ways=[(way, card.WAYS[way]) for way in card.ways_measured(report.summary)],
+        explanation=card.EXPLANATION,
+        cards=card.by_model(report.checks),
+        curve=Markup(epsilon_curve(report.curve)) if report.curve else None,
         plot=Markup(accuracy_per_attack(report)) if has_attacks else None,
         curves=None if curves is None else Markup(curves),
         gallery=[_panel(item) for item in gallery],

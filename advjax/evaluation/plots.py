@@ -16,7 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from advjax.evaluation.report import ALL, Report, Row
+from advjax.evaluation import card
+from advjax.evaluation.report import ALL, CurvePoint, Report, Row
 from advjax.evaluation.table import Block, blocks
 
 Svg: TypeAlias = str
@@ -67,6 +68,35 @@ def accuracy_per_attack(report: Report) -> Svg:
         panels[-1].set_xlabel("accuracy on all images, %")
         _draw_legend(figure, arranged)
         return _to_svg(figure, "accuracy", "Accuracy of each run under each attack")
+
+
+def epsilon_curve(points: Sequence[CurvePoint]) -> Svg:
+    """Accuracy over epsilon of each model, every attack made on the model itself, with 95 % Wilson intervals."""
+    if not points:
+        raise ValueError("no points to draw a curve of")
+    series: dict[str, list[CurvePoint]] = {}
+    for point in points:
+        series.setdefault(card.model_name(point["run"], point["defense"]), []).append(point)
+    palette = (_COLORS.robust, _COLORS.transfer, _COLORS.third, _COLORS.fourth, _COLORS.ink, _COLORS.muted)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_INCHES, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, found) in enumerate(series.items()):
+            found = sorted(found, key=lambda point: point["epsilon"])
+            x, color = [point["epsilon"] for point in found], palette[i % len(palette)]
+            low, high = ([100 * point[end] for point in found] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
+            accuracies = [100 * point["accuracy"] for point in found]
+            axes.plot(x, accuracies, color=color, linewidth=1.6, marker="o", markersize=3, label=name)
+        axes.set_ylim(-2, 102)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"epsilon, {points[0]['norm']}, pixels in [0, 1]")
+        axes.set_title(f"robust accuracy under {points[0]['attack']}, %", loc="left", fontsize=9, fontweight="bold")
+        axes.grid(color=_COLORS.grid, linewidth=0.6, zorder=-1)
+        axes.tick_params(length=0)
+        axes.legend(frameon=False, fontsize=8, labelcolor=_COLORS.ink, borderpad=0)
+        _open_frame(axes)
+        return _to_svg(figure, "epsilon", "Accuracy of each model over epsilon")
 
 
 def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Svg:
@@ -140,7 +170,7 @@ def _draw_legend(figure: Figure, arranged: Sequence[Block]) -> None:
     if any(block.source for block in arranged):
         face = {"markerfacecolor": "none", "markeredgewidth": 1.5}
         others = any(block.source == block.run for block in arranged)
-        label = "transfer" + (", or predicted labels" if others else ": attack made on another model")
+        label = "transfer" + (", oblivious, or predicted labels" if others else ": attack made on another model")
         handles += axes.plot([], [], "o", color=_COLORS.transfer, markersize=6, label=label, **face)
     handles += axes.plot([], [], color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), label="clean accuracy")
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.5)

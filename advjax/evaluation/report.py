@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 CLEAN = "clean"
 ALL = "all"
 BASE_CORRECT = "base_correct"
+EVERYTHING, SCORES, OBLIVIOUS, TRANSFER = "everything", "scores", "undefended model", "source model"
+"""What an attacker knows: the model with its defence, its answers alone, it without its defence, another model."""
+ADAPTIVE = (EVERYTHING, SCORES)
 
 
 class Outcome(NamedTuple):
@@ -45,7 +48,8 @@ class Outcome(NamedTuple):
     adaptive: bool
     """The attack was made on this very model with its defence in the loop."""
     knowledge: str
-    """"none" (clean), "source model" (transfer) or "everything" (adaptive, white box)."""
+    """"none" (clean), "source model" (transfer), "undefended model" (oblivious: of the same run without its defence),
+    "everything" (adaptive, white box) or "scores" (adaptive, by queries alone)."""
     defense: str
     """Test-time defence around the model, "none" without."""
     protocol: str
@@ -102,6 +106,58 @@ class Row(TypedDict):
     model_hash: str
 
 
+class SummaryCell(TypedDict):
+    """One accuracy of a summary, with its 95 % Wilson interval."""
+
+    n: int
+    accuracy: float | None
+    low: float
+    high: float
+
+
+class Summary(TypedDict):
+    """One model under one threat model, clean and attacked in four ways, each the worst of its attacks per image.
+
+    ``robust`` is the minimum over the adaptive ways, ``white_box`` and ``queries``.  None where nothing was measured.
+    """
+
+    run: str
+    defense: str
+    norm: str | None
+    epsilon: float | None
+    clean: SummaryCell | None
+    oblivious: SummaryCell | None
+    transfer: SummaryCell | None
+    white_box: SummaryCell | None
+    queries: SummaryCell | None
+    robust: SummaryCell | None
+
+
+class CheckRow(TypedDict):
+    """One check of the report card: a reason to trust the numbers of a model, or not to."""
+
+    run: str
+    defense: str
+    name: str
+    passed: bool
+    finding: str
+    numbers: dict[str, float]
+
+
+class CurvePoint(TypedDict):
+    """Accuracy of a model attacked on itself at one epsilon; always adaptive, with true labels."""
+
+    run: str
+    defense: str
+    attack: str
+    norm: str
+    epsilon: float
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
 class Report(NamedTuple):
     """The content of ``report.json``."""
 
@@ -111,6 +167,9 @@ class Report(NamedTuple):
     environment: dict[str, Any]
     rows: list[Row]
     notes: list[str]
+    summary: list[Summary]
+    checks: list[CheckRow]
+    curve: list[CurvePoint]
 
 
 _ARRAYS = ("index", "labels", "predictions", "distances", "steps")
@@ -306,8 +365,8 @@ def _check(outcome: Outcome) -> None:
             "an attack made on the undefended run itself is adaptive",
         ),
         (
-            outcome.adaptive == (outcome.knowledge == "everything"),
-            'knowledge must be "everything" exactly for adaptive attacks',
+            outcome.adaptive == (outcome.knowledge in ADAPTIVE),
+            'knowledge must be "everything" or "scores" exactly for adaptive attacks',
         ),
         (outcome.protocol in ("sound", "faithful"), 'protocol must be "sound" or "faithful"'),
         (outcome.label_use in ("true", "predicted"), 'label_use must be "true" or "predicted"'),

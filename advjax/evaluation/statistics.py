@@ -53,3 +53,30 @@ def spread_over_fifths(correct: np.ndarray) -> float | None:
     if correct.size < FIFTHS:
         return None
     return float(np.std([part.mean() for part in np.array_split(correct, FIFTHS)], ddof=1))
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Exact McNemar test of two accuracies on the same images.
+
+    Of the images that only one of two models (or the same model under one of two attacks) has right, each is as likely
+    to be the first's as the second's if the two are equally accurate: a two-sided sign test on those images.
+
+    Args:
+      first: bool [n], correct images.
+      second: bool [n], of the same images in the same order.
+
+    Returns:
+      The p-value; 1 if they agree on every image.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"both need one entry per image, got shapes {first.shape} and {second.shape}")
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from advjax.evaluation import card
 from advjax.evaluation.report import ALL, BASE_CORRECT, CLEAN, Report, Row, is_robust_accuracy
 
 WIDTH = 100
@@ -21,7 +22,7 @@ LEGEND = (
     "Robust accuracy: the attack was made on the very model that is scored (adaptive, white box). It is an upper "
     "bound: a stronger attack can only lower it.",
     "Transfer: the attack was made on another model and knows nothing of the one that is scored. It is no robust "
-    "accuracy.",
+    "accuracy. Oblivious: it was made on the same run without its test-time defence, which is none either.",
     "[low, high]: 95 % Wilson interval. ±: standard deviation over the five fifths of the test images. Both are about "
     "the choice of test images, not about training seeds.",
 )
@@ -63,13 +64,22 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.run if self.defense == "none" else f"{self.run} with {self.defense}"
+        return card.model_name(self.run, self.defense)
 
     @property
     def column(self) -> str:
         """What the numbers beside robust accuracy are, for the head of their column."""
-        made = f"Transfer, attack made on {self.source}" if self.source != self.run else f"Attack made on {self.run}"
+        made = f"{self.kind.capitalize()}, attack made on {self.source}" if self.kind else f"Attack made on {self.run}"
+        if self.kind == "oblivious":
+            made += " without its defence"
         return f"{made} ({self.terms})" if self.terms else made
+
+    @property
+    def kind(self) -> str:
+        """ "transfer" or "oblivious"; "" for an attack on the model itself that is no robust accuracy."""
+        if self.source != self.run:
+            return "transfer"
+        return "" if self.defense == "none" else "oblivious"
 
     @property
     def subsets(self) -> list[str]:
@@ -129,6 +139,7 @@ def render(report: Report) -> RenderableType:
     """The report as something rich can print: a table per block, then how to read it, then the notes."""
     arranged = blocks(report)
     parts: list[RenderableType] = [Text(report.title, style="bold"), Text()]
+    parts += card.render(report, threat_name)
     for block in arranged:
         parts += [_heading(block), Text(), _table(block), Text()]
     legend: list[str] = list(LEGEND)
@@ -223,7 +234,7 @@ def _table(block: Block) -> RenderableType:
     table.add_column("attack", overflow="fold")
     table.add_column("threat", overflow="fold")
     for subset in block.subsets:
-        kind = f"transfer from {block.source}" if block.source != block.run else "predicted labels"
+        kind = f"{block.kind} from {block.source}" if block.kind else "predicted labels"
         title = f"{kind}, %\n{block.sizes[subset]} {subset_name(subset)}"
         table.add_column(Text(title), justify="right", overflow="fold")
     table.add_column("robust accuracy, %\nadaptive", justify="right", style="bold", overflow="fold")

@@ -1,17 +1,17 @@
 """A classifier is a sequence of named blocks, and anything may act on the features between two of them.
 
-This is the one mechanism behind fixers and other modules patched into a trained network, and behind looking at hidden
-features: ``between(name, features) -> features`` is called after every block.
+This is the one mechanism behind fixers and other modules patched into a trained network, behind manifold mixup, and
+behind looking at hidden features: ``between(name, features) -> features`` is called after every block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, LogitsFn, PyTree, Variables
+from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 Between: TypeAlias = Callable[[str, Array], Array]
 """``(name of the block that has just run, its output) -> what the next block gets``."""
@@ -22,7 +22,8 @@ class Classifier(nn.Module):
 
     A subclass returns its blocks, in order, from ``make_blocks``; each is a module called as ``block(x, train=train)``.
     With ``train`` BatchNorm uses the statistics of the batch, synchronised over ``axis_name`` if there is one, and
-    updates its running averages; without, it uses the running averages.
+    updates its running averages; without, it uses the running averages.  Noise layers add noise, in either mode, when
+    the call brings a key for the stream "noise".
     """
 
     axis_name: str | None = None
@@ -36,6 +37,19 @@ class Classifier(nn.Module):
         self.names = tuple(blocks)
         self.block = blocks
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the blocks, in order."""
+        return self.names if self.scope is not None else self.bind({}).names
+
+    @property
+    def mixing_points(self) -> tuple[str, ...]:
+        """Where manifold mixup may mix: "images", for the input itself, and names of blocks, for their output.
+
+        Every place but the logits, unless the model is published with fewer.
+        """
+        return ("images", *self.block_names[:-1])
+
     def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
         features = images
         for name in self.names:
@@ -48,38 +62,63 @@ class Classifier(nn.Module):
 class Patched(nn.Module):
     """A classifier with small modules inserted after some of its blocks.
 
-    The base always runs in inference mode: it is a trained network that stays as it is, batch statistics included.  Its
+    The base is a trained network that stays as it is, so it always runs in inference mode, unless ``train_base``.  Its
     parameters are under ``base``, those of the inserted modules under ``patches_<block name>``.
 
     Attributes:
-      base: the classifier to patch.
-      patches: block name -> module ``features -> features``, inserted after that block.
+      base: the classifier to patch; one that is patched already may be patched again.
+      patches: block name -> module called as ``patch(features, train=train) -> features``, inserted after that block.
+      train_base: the base follows ``train`` like the patches, for fine-tuning of the whole.
+      axis_name: where BatchNorm in patches and base is synchronised; handed on to all that have this attribute.
     """
 
-    base: Classifier
+    base: "Classifier | Patched"
     patches: dict[str, nn.Module]
+    train_base: bool = False
     axis_name: str | None = None
 
-    def __call__(self, images: Array, *, train: bool = False) -> Array:
-        return self.with_features(images)[0]
+    def __post_init__(self):
+        if self.axis_name is not None:
+            self.base = self._synchronised(self.base)
+            self.patches = {name: self._synchronised(patch) for name, patch in self.patches.items()}
+        super().__post_init__()
 
-    def with_features(self, images: Array, patched: bool = True) -> tuple[Array, dict[str, Array]]:
+    def _synchronised(self, module: Any) -> Any:
+        wanted = self.axis_name
+        return module if getattr(module, "axis_name", wanted) == wanted else module.clone(axis_name=wanted)
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the base's blocks, in order."""
+        return self.base.block_names
+
+    @property
+    def mixing_points(self) -> tuple[str, ...]:
+        """Those of the base; what is inserted at such a place comes before the mixing."""
+        return self.base.mixing_points
+
+    def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
+        return self.with_features(images, train=train, between=between)[0]
+
+    def with_features(
+        self, images: Array, patched: bool = True, *, train: bool = False, between: Between | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Logits, and the features at every insertion point: after the inserted module, or as they come from the base.
 
         Without ``patched`` nothing is inserted at all, and these are logits and features of the base.
         """
         features = {}
 
-        def between(name: str, value: Array) -> Array:
+        def insert(name: str, value: Array) -> Array:
             if name in self.patches:
-                features[name] = value = self.patches[name](value) if patched else value
-            return value
+                features[name] = value = self.patches[name](value, train=train) if patched else value
+            return value if between is None else between(name, value)
 
-        logits = self.base(images, train=False, between=between)
+        logits = self.base(images, train=train and self.train_base, between=insert)
         missing = set(self.patches) - set(features)
         if missing:
             raise ValueError(
-                f"no block named {', '.join(sorted(missing))}: the blocks are {', '.join(self.base.names)}"
+                f"no block named {', '.join(sorted(missing))}: the blocks are {', '.join(self.block_names)}"
             )
         return logits, features
 
@@ -90,12 +129,30 @@ def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Varia
     return Variables(variables.pop("params"), variables)
 
 
-def apply(model: nn.Module, variables: Variables, images: Array, *, train: bool = False, **kwargs: Any) -> Any:
-    """Outputs of the model in inference mode; with ``train``, ``(outputs, updated model_state)``."""
+def apply(
+    model: nn.Module,
+    variables: Variables,
+    images: Array,
+    *,
+    train: bool = False,
+    rngs: Mapping[str, Key] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Outputs of the model in inference mode; with ``train``, ``(outputs, updated model_state)``.
+
+    Args:
+      model: a ``Classifier``, ``Patched``, or any linen module with their call.
+      variables: of this model.
+      images: [n, h, w, c] in [0, 1].
+      train: use and update batch statistics.
+      rngs: keys by stream; ``{"noise": key}`` turns the noise layers on.
+      **kwargs: for the model's call: ``between``, or ``method`` and its arguments.
+    """
     collections = {"params": variables.params, **variables.model_state}
+    streams = None if rngs is None else dict(rngs)
     if not train:
-        return model.apply(collections, images, **kwargs)
-    return model.apply(collections, images, train=True, mutable=list(variables.model_state), **kwargs)
+        return model.apply(collections, images, rngs=streams, **kwargs)
+    return model.apply(collections, images, train=True, rngs=streams, mutable=list(variables.model_state), **kwargs)
 
 
 def logits_fn(model: nn.Module, variables: Variables) -> LogitsFn:
@@ -105,6 +162,14 @@ def logits_fn(model: nn.Module, variables: Variables) -> LogitsFn:
     compiled in as constants.
     """
     return lambda images: apply(model, variables, images)
+
+
+def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLogitsFn:
+    """The model with its noise layers on, inference mode otherwise: one draw of a random self-ensemble for each key.
+
+    A model without noise layers ignores the key.
+    """
+    return lambda images, rng: apply(model, variables, images, rngs={"noise": rng})
 
 
 def graft(variables: Variables, base: Variables) -> Variables:

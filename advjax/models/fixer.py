@@ -34,7 +34,7 @@ class Fixer(nn.Module):
     zero_last: bool = False
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
         channels = h.shape[-1]
         glorot = nn.initializers.glorot_uniform()
         last = nn.initializers.zeros if self.zero_last else glorot
@@ -43,7 +43,7 @@ class Fixer(nn.Module):
         return nn.relu(h + self.delta * ACTIVATIONS[self.activation](correction))
 
 
-def with_fixers(base: Classifier, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
+def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
     """The classifier with one fixer after each of the named blocks.
 
     At width 1 the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6 % of the base.

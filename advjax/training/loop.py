@@ -1,58 +1,27 @@
-"""The training loop: one pure replica step, and around it data order, logs, validation, checkpoints and resumption."""
+"""The training loop: around the replica step, data order, logs, validation, checkpoints, early stop and resumption."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from advjax import sharding
 from advjax.checkpoint import Checkpoints
-from advjax.data import Dataset, batch_positions
+from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
 from advjax.metrics import MetricWriter, progress
-from advjax.models.blocks import logits_fn
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
-from advjax.training.objectives import Metrics, Objective
-from advjax.training.optimizers import ema_update
-from advjax.training.transforms import Transform
-from advjax.types import Array, Batch, Key, PyTree, Variables
+from advjax.training.step import DeviceData, Method, TrainState, deployed, init_state, refresh_step
+from advjax.types import PyTree, Variables
+
+__all__ = ["Method", "Plan", "TrainState", "deployed", "fit"]
 
 # More steps in flight gain nothing, and on several CPU devices they can starve a collective of threads until it aborts.
 _STEPS_IN_FLIGHT = 2
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything that changes during training: arrays only."""
-
-    step: Array
-    params: PyTree
-    model_state: PyTree
-    opt_state: PyTree
-    rng: Key
-    average: PyTree
-    """Moving average of the parameters that learn, {} without averaging."""
-
-
-class Method(NamedTuple):
-    """How a model is trained."""
-
-    model: nn.Module
-    objective: Objective
-    transforms: Sequence[Transform]
-    optimizer: optax.GradientTransformation
-    trainable: PyTree
-    """Tree of bools like the parameters."""
-    models: Mapping[str, nn.Module]
-    """Other models that the transforms may attack, by run name."""
-    average_decay: float
-    """Decay of the moving average of the parameters; 0 for none."""
 
 
 class Plan(NamedTuple):
@@ -67,75 +36,11 @@ class Plan(NamedTuple):
     select: str
     """"last", or "best" by ``select_metric``."""
     select_metric: str
-
-
-class DeviceData(NamedTuple):
-    """A data set on the devices, images as they are stored."""
-
-    images: Array
-    labels: Array
-    index: Array
-
-
-def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
-    """The state before the first step."""
-    average = _trainable_part(variables.params, method.trainable) if method.average_decay else {}
-    opt_state = method.optimizer.init(variables.params)
-    return TrainState(jnp.int32(0), variables.params, variables.model_state, opt_state, rng, average)
-
-
-def deployed(state: TrainState | Mapping[str, PyTree]) -> Variables:
-    """The variables to evaluate: averaged parameters where there is an average."""
-    fields = state if isinstance(state, Mapping) else vars(state)
-    params = {**flatten_dict(fields["params"]), **flatten_dict(fields["average"])}
-    return Variables(unflatten_dict(params), fields["model_state"])
-
-
-def train_step(
-    state: TrainState,
-    sources: Mapping[str, Variables],
-    data: DeviceData,
-    positions: Array,
-    mask: Array,
-    *,
-    axis_name: str | None,
-    method: Method,
-    num_classes: int,
-) -> tuple[TrainState, Metrics]:
-    """One replica's part of one update.
-
-    Args:
-      state: replicated.
-      sources: variables of the models in ``method.models``, replicated.
-      data: the whole training set, replicated.
-      positions: int32 [rows]: this replica's examples.
-      mask: bool [rows]: False for filler.
-      axis_name: of the replicas, None for one.
-      method: how to train.
-      num_classes: of the targets.
-
-    Returns:
-      The next state and the metrics of the whole batch, both replicated.
-    """
-    rng = jax.random.fold_in(state.rng, state.step)
-    models = {"self": logits_fn(method.model, Variables(state.params, state.model_state))}
-    models |= {name: logits_fn(model, sources[name]) for name, model in method.models.items()}
-    batch = _gather(data, positions, mask, num_classes)
-    for number, transform in enumerate(method.transforms):
-        batch = transform(models, batch, jax.random.fold_in(rng, number))
-    batch = jax.lax.stop_gradient(batch)
-
-    params = sharding.varying(state.params, axis_name)
-    gradient_fn = jax.value_and_grad(method.objective, has_aux=True)
-    (_, (model_state, metrics)), gradients = gradient_fn(params, state.model_state, batch, rng, axis_name)
-    gradients, metrics = sharding.mean_over((gradients, metrics), axis_name)
-    updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if method.average_decay:
-        learned = _trainable_part(params, method.trainable)
-        average = ema_update(average, learned, method.average_decay, state.step)
-    return TrainState(state.step + 1, params, model_state, opt_state, state.rng, average), metrics
+    """The metric of a validation that is better the larger it is."""
+    patience: int = 0
+    """Validations in a row without a new best ``select_metric`` after which training ends early; 0 for never."""
+    num_workers: int = 8
+    """Threads that read the images of a ``Source``."""
 
 
 def fit(
@@ -143,7 +48,7 @@ def fit(
     method: Method,
     plan: Plan,
     variables: Variables,
-    dataset: Dataset,
+    dataset: Dataset | Source,
     sources: Mapping[str, Variables],
     validate: Callable[[Variables], dict[str, float]],
     *,
@@ -153,7 +58,7 @@ def fit(
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains a run to its last step, from where its checkpoints in ``folder`` left off.
+    """Trains a run to its last step, or until patience ends, from where its checkpoints in ``folder`` left off.
 
     Repeating the call after an interruption anywhere gives the same final state as an undisturbed run: data order and
     randomness are functions of the step.  Metrics go to ``folder``, checkpoints below it.
@@ -163,8 +68,8 @@ def fit(
       method: how to train.
       plan: how long.
       variables: of the untrained model.
-      dataset: training examples.
-      sources: variables of the models that the transforms attack.
+      dataset: training examples: held on the devices, or streamed if they are a ``Source``.
+      sources: variables of the models that the transforms use.
       validate: variables to evaluate -> metrics, ``plan.select_metric`` among them.
       folder: of this run.
       devices: what to run on.
@@ -175,13 +80,17 @@ def fit(
     Raises:
       PreemptedError: ``stop_requested`` said so; the state has been saved.
     """
-    rows = devices.local_rows(plan.batch_size)
-    step_fn = devices.parallelize(
-        lambda *args, axis_name: train_step(*args, axis_name=axis_name, method=method, num_classes=dataset.num_classes),
-        in_sharded=(False, False, False, True, True),
-        out_sharded=False,
-        donate=(0,),
-    )
+    num_classes = dataset.num_classes
+
+    def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        return devices.parallelize(
+            lambda *args, axis_name: function(*args, axis_name=axis_name, method=method, num_classes=num_classes),
+            in_sharded=(False, False, isinstance(dataset, Source), True, True),
+            out_sharded=False,
+            donate=(0,),
+        )
+
+    step_fn, refresh_fn = replicated(method.step), replicated(refresh_step)
     state = devices.replicate(init_state(method, variables, jax.random.key(plan.seed)))
     best = plan.select_metric if plan.select == "best" else None
     with Checkpoints(
@@ -190,14 +99,16 @@ def fit(
         restored = checkpoints.restore(state)
         state = restored.state if restored else state
         start = restored.step if restored else 0
-        if start >= plan.num_steps:
+        patience = {key: restored.metrics[key] for key in _PATIENCE if key in restored.metrics} if restored else {}
+        if start >= plan.num_steps or _is_over(patience, plan):
             return
-        data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
+        feed = _feed(dataset, plan, devices)
         sources = devices.replicate(dict(sources))
         pending, window = collections.deque(), []
         with (
             MetricWriter(folder, resume_step=start) as writer,
             progress(f"train {name}", plan.num_steps, initial=start) as bar,
+            feed(start, plan.num_steps) as batches,
         ):
 
             def take_in(limit: int) -> None:
@@ -210,34 +121,76 @@ def fit(
                         writer.write(step, "train", mean)
                         window.clear()
 
-            for step in range(start + 1, plan.num_steps + 1):
-                positions, mask = batch_positions(
-                    step - 1, num_examples=len(dataset.labels), batch_size=plan.batch_size, seed=plan.seed
-                )
-                state, values = step_fn(state, sources, data, positions[rows], mask[rows])
+            for step, batch in enumerate(batches, start + 1):
+                state, values = step_fn(state, sources, *batch)
                 pending.append((step, values))
                 take_in(_STEPS_IN_FLIGHT)
                 is_last = step == plan.num_steps
                 scores = {}
                 if is_last or step % plan.validate_every == 0:
                     take_in(0)
+                    if method.average and method.average.refresh_steps:
+                        with feed(0, method.average.refresh_steps) as refreshing:
+                            for batch in refreshing:
+                                state = jax.block_until_ready(refresh_fn(state, sources, *batch))
                     scores = validate(deployed(state))
                     writer.write(step, "validation", scores)
-                    checkpoints.save(step, state, metrics=scores, config=config, force=is_last)
+                    patience = _after(patience, scores, plan)
+                    is_last = is_last or _is_over(patience, plan)
+                    checkpoints.save(step, state, metrics=scores | patience, config=config, force=is_last)
                 if not is_last and stop_requested():
                     take_in(0)
-                    checkpoints.save(step, state, metrics=scores, config=config, force=True)
+                    checkpoints.save(step, state, metrics=scores | patience, config=config, force=True)
                     raise PreemptedError(f"{name}: stopped at step {step} of {plan.num_steps}, state saved")
+                if is_last:
+                    break
 
 
-def _gather(data: DeviceData, positions: Array, mask: Array, num_classes: int) -> Batch:
-    images = data.images[positions]
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
-    labels = data.labels[positions]
-    return Batch(images, labels, jax.nn.one_hot(labels, num_classes), data.index[positions], mask)
+Fed = tuple[DeviceData, np.ndarray | None, Any]
+"""What a replica step takes beside the state: data, positions in them or None, mask."""
 
 
-def _trainable_part(params: PyTree, trainable: PyTree) -> PyTree:
-    flags = flatten_dict(trainable)
-    return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if flags[path]})
+def _feed(
+    dataset: Dataset | Source, plan: Plan, devices: Devices
+) -> Callable[[int, int], contextlib.AbstractContextManager[Iterator[Fed]]]:
+    """``(first step, end) ->`` a context with the batches of these steps."""
+    rows = devices.local_rows(plan.batch_size)
+    order = {"batch_size": plan.batch_size, "seed": plan.seed}
+    if isinstance(dataset, Source):
+
+        def put(batch: StreamedBatch) -> StreamedBatch:
+            return StreamedBatch(*sharding.shard(tuple(batch), devices.mesh))
+
+        @contextlib.contextmanager
+        def streamed(first: int, end: int) -> Iterator[Iterator[Fed]]:
+            options = {"rows": rows, "num_workers": plan.num_workers, "put": put, **order}
+            with stream(dataset, first_step=first, num_steps=end, **options) as batches:
+                yield ((DeviceData(batch.images, batch.labels, batch.index), None, batch.mask) for batch in batches)
+
+        return streamed
+
+    data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
+
+    @contextlib.contextmanager
+    def resident(first: int, end: int) -> Iterator[Iterator[Fed]]:
+        numbered = (batch_positions(step, num_examples=len(dataset.labels), **order) for step in range(first, end))
+        yield ((data, positions[rows], mask[rows]) for positions, mask in numbered)
+
+    return resident
+
+
+# Kept in every checkpoint, so that an interrupted run ends where an undisturbed one does.
+_PATIENCE = ("best_so_far", "validations_since_best")
+
+
+def _after(patience: Mapping[str, float], scores: Mapping[str, float], plan: Plan) -> dict[str, float]:
+    """The patience after one more validation; a NaN is no new best."""
+    if not plan.patience:
+        return {}
+    if scores[plan.select_metric] > patience.get("best_so_far", -math.inf):
+        return {"best_so_far": scores[plan.select_metric], "validations_since_best": 0}
+    return {**patience, "validations_since_best": patience.get("validations_since_best", 0) + 1}
+
+
+def _is_over(patience: Mapping[str, float], plan: Plan) -> bool:
+    return 0 < plan.patience <= patience.get("validations_since_best", 0)

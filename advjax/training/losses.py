@@ -67,6 +67,32 @@ def bce_on_softmax(logits: Array, target: Array) -> Array:
     return -jnp.mean(target * log_p + (1 - target) * log_not_p)
 
 
+def boosted_cross_entropy(logits: Array, target: Array) -> Array:
+    """``-sum_j t_j [log p_j + log(1 - max_{k != j} p_k)]`` with p = softmax(logits).
+
+    Cross-entropy and a margin: besides the label, the likeliest other class counts.  The BCE of MART (Wang et al.,
+    2020).
+
+    Raises:
+      UserError: ``logits`` and ``target`` differ in shape.
+    """
+    _check_shapes("boosted_cross_entropy", logits, target)
+    first, second = jax.lax.top_k(logits, 2)[1]
+    rival = jnp.where(jnp.arange(logits.shape[0]) == first, second, first)
+    return -jnp.sum(target * (jax.nn.log_softmax(logits) + _log_complement(logits)[rival]))
+
+
+def kl_divergence(logits: Array, other: Array) -> Array:
+    """``KL(p || q) = sum_j p_j (log p_j - log q_j)`` with p = softmax(logits), q = softmax(other).
+
+    Raises:
+      UserError: the arguments differ in shape.
+    """
+    _check_shapes("kl_divergence", logits, other)
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+
 def one_hot(labels: Array, num_classes: int) -> Array:
     """``labels`` int [...] -> float32 [..., num_classes]: all weight on the label."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)

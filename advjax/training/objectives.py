@@ -5,7 +5,7 @@ rows of a batch; the mean of the losses and metrics over the replicas is that of
 False left out.  It differentiates: the batch is constant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -21,8 +21,11 @@ from advjax.types import Array, Batch, Key, PyTree, Variables
 Metrics: TypeAlias = dict[str, Array]
 Objective: TypeAlias = Callable[[PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]]
 
+# What the noise layers fold into the key of an objective; the small numbers are those of ``mixing``.
+_NOISE = 0x6E6F6973
 
-def supervised(model: nn.Module, loss: Loss, *, on: str = "images") -> Objective:
+
+def supervised(model: nn.Module, loss: Loss, *, on: str = "images", noise: bool = True) -> Objective:
     """Mean loss against ``batch.targets``.
 
     Args:
@@ -30,6 +33,8 @@ def supervised(model: nn.Module, loss: Loss, *, on: str = "images") -> Objective
       loss: about one example, ``(logits, target distribution) -> scalar``.
       on: "images", or "both" for ``loss(images) + loss(clean)`` in one concatenated batch (so BatchNorm sees clean and
         adversarial images together); "both" needs a transform that attacks the images.
+      noise: train with the model's noise layers on (random self-ensemble, Liu et al., 2018); a model without is the
+        same either way.
 
     Raises:
       ValueError: another value for ``on``.
@@ -38,13 +43,13 @@ def supervised(model: nn.Module, loss: Loss, *, on: str = "images") -> Objective
         raise ValueError(f"on must be 'images' or 'both', got {on!r}")
 
     def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
+        variables, rngs = Variables(params, model_state), noise_rngs(rng, batch, noise)
+        if on == "both":
+            clean_logits, logits, new_state = on_pairs(model, variables, batch, axis_name, rngs)
+            return summary({"clean_": clean_logits, "": logits}, batch, loss, axis_name, new_state)
         replica = model.clone(axis_name=axis_name)
-        images = batch.images if on == "images" else jnp.concatenate([_clean(batch), batch.images])
-        logits, new_state = blocks.apply(replica, Variables(params, model_state), images, train=True)
-        if on == "images":
-            return _summary({"": logits}, batch, loss, axis_name, new_state)
-        clean_logits, logits = jnp.split(logits, 2)
-        return _summary({"clean_": clean_logits, "": logits}, batch, loss, axis_name, new_state)
+        logits, new_state = blocks.apply(replica, variables, batch.images, train=True, rngs=rngs)
+        return summary({"": logits}, batch, loss, axis_name, new_state)
 
     return objective
 
@@ -82,7 +87,7 @@ def fixers(
         return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
     def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
-        variables, clean = Variables(params, model_state), _clean(batch)
+        variables, clean = Variables(params, model_state), clean_images(batch)
 
         def features_of(images: Array, patched: bool) -> Any:
             return blocks.apply(model, variables, images, method="with_features", patched=patched)
@@ -95,32 +100,58 @@ def fixers(
         for name in natural:
             clean_drift = distance(clean_features[name], jax.lax.stop_gradient(natural[name]))
             drift += clean_drift + distance(features[name], jax.lax.stop_gradient(attacked_target[name]))
-        total, (new_state, metrics) = _summary(
-            {"clean_": clean_logits, "": logits}, batch, loss, axis_name, model_state
-        )
-        drift = _masked_mean(drift, batch.mask, axis_name)
+        total, (new_state, metrics) = summary({"clean_": clean_logits, "": logits}, batch, loss, axis_name, model_state)
+        drift = masked_mean(drift, batch.mask, axis_name)
         total = total + distillation * drift
         return total, (new_state, {**metrics, "loss": total, "distillation_distance": drift})
 
     return objective
 
 
-def _clean(batch: Batch) -> Array:
+def clean_images(batch: Batch) -> Array:
+    """The images before they were attacked.
+
+    Raises:
+      ValueError: nobody attacked them.
+    """
     if batch.clean is None:
         raise ValueError("this objective needs clean and adversarial images: add a transform that attacks the batch")
     return batch.clean
 
 
-def _summary(logits: dict[str, Array], batch: Batch, loss: Loss, axis_name: str | None, model_state: PyTree):
+def noise_rngs(rng: Key, batch: Batch, noise: bool) -> dict[str, Key] | None:
+    """The streams of a model whose noise layers are on; every replica, having other examples, draws other noise."""
+    return {"noise": jax.random.fold_in(jax.random.fold_in(rng, _NOISE), batch.index[0])} if noise else None
+
+
+def on_pairs(
+    model: nn.Module, variables: Variables, batch: Batch, axis_name: str | None, rngs: dict[str, Key] | None
+) -> tuple[Array, Array, PyTree]:
+    """``(logits of the clean images, of the adversarial ones, model_state)`` in train mode, as one batch."""
+    replica = model.clone(axis_name=axis_name)
+    together = jnp.concatenate([clean_images(batch), batch.images])
+    logits, model_state = blocks.apply(replica, variables, together, train=True, rngs=rngs)
+    clean_logits, logits = jnp.split(logits, 2)
+    return clean_logits, logits, model_state
+
+
+def summary(
+    logits: Mapping[str, Array], batch: Batch, loss: Loss, axis_name: str | None, model_state: PyTree
+) -> tuple[Array, tuple[PyTree, Metrics]]:
     """Sum over the kinds of images of their mean losses; accuracy of each kind, the names prefixed."""
     total, metrics = jnp.float32(0), {}
     for prefix, values in logits.items():
-        total += _masked_mean(jax.vmap(loss)(values, batch.targets), batch.mask, axis_name)
-        correct = (jnp.argmax(values, axis=-1) == batch.labels).astype(jnp.float32)
-        metrics[f"{prefix}accuracy"] = _masked_mean(correct, batch.mask, axis_name)
+        total += masked_mean(jax.vmap(loss)(values, batch.targets), batch.mask, axis_name)
+        metrics[f"{prefix}accuracy"] = accuracy(values, batch, axis_name)
     return total, (model_state, {"loss": total, **metrics})
 
 
-def _masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
+def accuracy(logits: Array, batch: Batch, axis_name: str | None) -> Array:
+    """Share of the examples whose likeliest class is ``batch.labels``."""
+    correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+    return masked_mean(correct, batch.mask, axis_name)
+
+
+def masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
     """This replica's share: the mean over the replicas of what it returns is the mean over all unmasked rows."""
     return jnp.sum(values * mask) / sharding.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)

@@ -1,4 +1,4 @@
-"""What happens to a batch before the loss: augmentation and attacks.
+"""What happens to a batch before the loss: augmentation, attacks and softer targets (and see ``mixing``).
 
 A transform is ``(models, batch, rng) -> batch``, where ``models`` maps "self" to the model being trained and the names
 of earlier runs to theirs, all in inference mode, as ``LogitsFn``.  Randomness per example is folded from its index in
@@ -11,7 +11,7 @@ from typing import TypeAlias
 import jax
 
 from advjax.training.augment import Augmentation, batched
-from advjax.types import Array, AttackFn, Batch, Key, LogitsFn
+from advjax.types import Array, AttackFn, Batch, Key, LogitsFn, UserError
 
 Transform: TypeAlias = Callable[[Mapping[str, LogitsFn], Batch, Key], Batch]
 
@@ -36,5 +36,40 @@ def perturb(attack: AttackFn, model: str = "self") -> Transform:
     def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
         result = attack(models[model], batch.images, batch.labels, example_keys(rng, batch.index))
         return batch._replace(images=jax.lax.stop_gradient(result.images), clean=batch.images)
+
+    return transform
+
+
+def soft_labels(off_value: float) -> Transform:
+    """``t -> off_value + (1 - C off_value) t``: ``1 - (C - 1) off_value`` on the label, ``off_value`` elsewhere.
+
+    Targets stay distributions.  Linear, so it makes no difference whether targets are mixed before or after.
+
+    Raises:
+      UserError: (when applied) ``off_value`` is not in [0, 1 / C], beyond which the label is not the likeliest class.
+    """
+
+    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+        num_classes = batch.targets.shape[-1]
+        if not 0 <= off_value <= 1 / num_classes:
+            raise UserError(
+                f"soft_labels: off_value is {off_value!r}; for {num_classes} classes give 0 to {1 / num_classes:g}"
+            )
+        return batch._replace(targets=off_value + (1 - num_classes * off_value) * batch.targets)
+
+    return transform
+
+
+def label_smoothing(strength: float) -> Transform:
+    """``t -> (1 - strength) t + strength / C`` (Szegedy et al., 2016): ``soft_labels(strength / C)``.
+
+    Raises:
+      UserError: ``strength`` is not in [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"label_smoothing: strength is {strength!r}; give a number from 0 to 1")
+
+    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+        return soft_labels(strength / batch.targets.shape[-1])(models, batch, rng)
 
     return transform

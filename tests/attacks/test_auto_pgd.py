@@ -1,5 +1,7 @@
 """The step sizes of AutoPGD, and what it promises beyond the contract of all attacks."""
 
+import dataclasses
+
 import attack_models as am
 import jax
 import numpy as np
@@ -166,3 +168,10 @@ def test_first_step_counts_as_a_rise_only_if_its_loss_is_positive():
     step_sizes = step_sizes_while_rising(attacks.margin, 0.75)
     np.testing.assert_array_equal(step_sizes[:2], np.float32(1e-3))
     np.testing.assert_array_equal(step_sizes[2:], np.float32(5e-4))
+
+
+def test_can_be_cut_short_but_not_made_longer_than_its_schedule():
+    attack = attacks.auto_pgd(attacks.linf(0.1), num_steps=20)
+    assert dataclasses.replace(attack, num_steps=5, stop_on_success=True).num_steps == 5
+    with pytest.raises(ValueError, match="planned for 20 steps, got num_steps 21: build it anew"):
+        dataclasses.replace(attack, num_steps=21)

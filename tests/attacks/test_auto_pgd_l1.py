@@ -164,6 +164,30 @@ def test_large_epsilon_ends_inside_the_ball():
     assert np.all(result.steps[~result.success] == 11)
 
 
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_an_aim_reaches_its_class_and_any_other_counts_as_well(loss):
+    known = am.known_distance("l1")
+    # Class 2 is out of reach: aiming there is no better than aiming at the class beyond the boundary is good.
+    make = functools.partial(auto_pgd_l1, l1(1.3 * known.epsilon), num_steps=30, loss=loss)
+    aimed = jax.jit(functools.partial(make(aim=attacks.next_likely_class(1)), known.model))
+    result = jax.device_get(aimed(known.images, known.labels, KEY))
+    assert np.all(result.success)
+    np.testing.assert_array_equal(np.argmax(result.logits, axis=-1), known.other_labels)
+    wide = auto_pgd_l1_large_epsilon(
+        l1(1.3 * known.epsilon), num_steps=30, loss=loss, aim=attacks.next_likely_class(1), stop_on_success=True
+    )
+    assert np.all(jax.jit(functools.partial(wide, known.model))(known.images, known.labels, KEY).success)
+
+
+def test_the_aimed_loss_is_the_targeted_one():
+    """Towards a class given as an aim or as the label, cross-entropy has the same points."""
+    model, images = am.smooth_net(), am.gray_images(4)
+    labels = np.argmax(model(images), axis=-1)
+    aimed = states_of(auto_pgd_l1(l1(1.0), num_steps=10, aim=attacks.next_class), model, images, labels)
+    targeted = states_of(auto_pgd_l1(l1(1.0), num_steps=10, targeted=True), model, images, (labels + 1) % 3)
+    np.testing.assert_array_equal(aimed.point, targeted.point)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

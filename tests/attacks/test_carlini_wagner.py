@@ -7,6 +7,7 @@ import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import recorded
 
@@ -186,9 +187,51 @@ def test_the_last_of_ten_values_is_one_that_worked():
     assert tried[-1] == min(const for const in tried[:-1] if const >= 0.6)
 
 
+def test_one_constant_is_adam_on_the_printed_objective():
+    """``|x' - x|^2 + c max(z_y - max z_i, -kappa)`` with ``x' = (tanh w + 1) / 2``, written out."""
+    model, images, steps = am.smooth_net(), am.gray_images(4), 12
+    labels, const, kappa = np.argmax(model(images), axis=-1), 0.7, 0.05
+    options = {"num_steps": steps, "binary_search_steps": 1, "learning_rate": 0.03, "abort_early": False}
+    attack = carlini_wagner_l2(attacks.l2(math.inf), initial_const=const, confidence=kappa, returns="last", **options)
+    result = run(attack, model, images, labels)
+
+    def objective(variable):
+        found = (jnp.tanh(variable) + 1) / 2
+        logits = model(found)
+        own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        other = jnp.max(jnp.where(jnp.arange(3) == labels[:, None], -jnp.inf, logits), axis=1)
+        return jnp.sum((found - images) ** 2) + const * jnp.sum(jnp.maximum(own - other, -kappa))
+
+    variable = jnp.arctanh(2 * images - 1)
+    adam = optax.adam(0.03)
+    state = adam.init(variable)
+    for _ in range(steps):
+        updates, state = adam.update(jax.grad(objective)(variable), state)
+        variable = variable + updates
+    np.testing.assert_allclose(result.images, (jnp.tanh(variable) + 1) / 2, atol=2e-4)
+    assert np.all(result.steps == steps)
+    np.testing.assert_array_equal(result.success, np.argmax(result.logits, axis=-1) != labels)
+
+
+def test_one_constant_returns_the_closest_success_or_the_end():
+    known = am.known_distance("l2")
+    options = {"num_steps": 60, "binary_search_steps": 1, "initial_const": 20.0, "abort_early": False}
+    closest, last = (attack_of("l2", returns=returns, learning_rate=0.01, **options) for returns in ("closest", "last"))
+    closest, last = (run(attack, known.model, known.images, known.labels) for attack in (closest, last))
+    assert np.all(closest.success)
+    assert np.all(closest.distance[last.success] <= last.distance[last.success] + 1e-6)
+    assert np.any(closest.distance < last.distance)
+    too_little = attack_of("l2", returns="last", **options | {"initial_const": 1e-4})
+    failed = run(too_little, known.model, known.images, known.labels)
+    assert not np.any(failed.success)
+    assert np.all(failed.distance < known.epsilon)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
+        (functools.partial(attack_of, "l2"), {"returns": "best"}, "returns must be one of closest, last, got 'best'"),
+        (functools.partial(attack_of, "l2"), {"returns": "last"}, "binary_search_steps=1, got 5"),
         (lambda **options: carlini_wagner_l2(attacks.linf(0.1), **options), {}, "needs an l2 threat model, got linf"),
         (lambda **options: carlini_wagner_linf(attacks.l2(0.1), **options), {}, "needs a linf threat model, got l2"),
         (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "at least 1, got 200 and 0"),

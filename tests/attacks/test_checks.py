@@ -1,5 +1,7 @@
 """Every mistake gets one clear message, and nothing that is right gets one."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,41 @@ def test_values_known_inside_jit_are_checked_there():
 )
 def test_what_is_right_passes(arguments):
     np.testing.assert_array_equal(run(**arguments).images, run().images)
+
+
+def softmax_of_two_classes(images):
+    return jax.nn.softmax(two_classes(images))
+
+
+def test_probabilities_get_one_warning():
+    with pytest.warns(UserWarning, match="seems to return probabilities.*return logits") as seen:
+        run(softmax_of_two_classes)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    assert "\n" not in str(seen[0].message)
+
+
+@pytest.mark.parametrize(
+    "logits_fn",
+    [
+        two_classes,
+        lambda x: jax.nn.log_softmax(two_classes(x)),
+        lambda x: softmax_of_two_classes(x) * 1.001,
+        lambda x: softmax_of_two_classes(x) - 0.5,
+        lambda x: softmax_of_two_classes(x).at[0, 0].add(0.1),
+        lambda x: 3 * softmax_of_two_classes(x) - 1,
+    ],
+)
+def test_logits_get_no_warning(logits_fn):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(logits_fn)
+
+
+def test_probabilities_go_unnoticed_inside_jit():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(lambda images: run(softmax_of_two_classes, images))(IMAGES)
 
 
 def test_other_bounds():

@@ -75,12 +75,15 @@ def test_rounds_are_traced_once():
 
 
 def test_targets_are_the_next_likely_classes():
-    logits = np.float32([0.1, 3.0, 2.0, -1.0])
-    ranks = [int(attacks.next_likely_class(rank)(logits, 1)) for rank in (1, 2, 3)]
+    def problem(label):
+        clean_logits = np.float32([0.1, 3.0, 2.0, -1.0])
+        return attacks.Problem(IMAGES[0], np.int32(label), jax.random.key(0), clean_logits, None)
+
+    ranks = [int(attacks.next_likely_class(rank)(problem(1))) for rank in (1, 2, 3)]
     assert ranks == [2, 0, 3]
     # Of a misclassified image the winner comes first, and the label is left out.
-    assert [int(attacks.next_likely_class(rank)(logits, 0)) for rank in (1, 2, 3)] == [1, 2, 3]
-    assert int(jax.jit(lambda rank: attacks.next_likely_class(rank)(logits, 1))(2)) == 0
+    assert [int(attacks.next_likely_class(rank)(problem(0))) for rank in (1, 2, 3)] == [1, 2, 3]
+    assert int(jax.jit(lambda rank: attacks.next_likely_class(rank)(problem(1)))(2)) == 0
 
 
 @pytest.mark.parametrize(("num_targets", "num_classes", "rounds"), [(9, 2, 1), (9, 4, 3), (2, 4, 2)])
@@ -91,7 +94,7 @@ def test_over_targets_goes_through_all_of_them(num_targets, num_classes, rounds)
     def make_attack(aim):
         def attack(logits_fn, images, labels, rng, start=None):
             logits = logits_fn(images)
-            target = jax.vmap(aim)(logits, labels)
+            target = jax.vmap(aim)(attacks.Problem(images, jnp.asarray(labels), rng, logits, None))
             none = jnp.zeros(len(images), jnp.int32)
             distance = target.astype(jnp.float32) + 1
             success = jax.vmap(jnp.argmin)(logits) == target

@@ -31,12 +31,19 @@ class Row(NamedTuple):
     targetable: bool = True
     pixels_close: float = 5e-5
     """Between differently compiled runs; a search may end at another of two almost equal points."""
+    steps_close: int = 0
+    """Between differently compiled runs, of an attack that makes as many trials as it takes."""
     enough: float = 1.02
     """Multiple of the closed-form distance within which it has to succeed."""
 
 
 def _fgsm(threat_model: ThreatModel, targeted: bool) -> Attack:
     return attacks.fgsm(threat_model, targeted=targeted)
+
+
+def _one_step_target_class(threat_model: ThreatModel, targeted: bool) -> Attack:
+    assert not targeted
+    return attacks.one_step_target_class(threat_model, target=attacks.next_likely_class(1))
 
 
 def _bim(threat_model: ThreatModel, targeted: bool) -> Attack:
@@ -55,6 +62,11 @@ def _auto_pgd_l1(threat_model: ThreatModel, targeted: bool) -> Attack:
     return attacks.auto_pgd_l1(threat_model, num_steps=20, targeted=targeted)
 
 
+def _auto_pgd_l1_aimed(threat_model: ThreatModel, targeted: bool) -> Attack:
+    assert not targeted
+    return attacks.auto_pgd_l1(threat_model, num_steps=20, aim=attacks.next_likely_class(1))
+
+
 def _deepfool(threat_model: ThreatModel, targeted: bool) -> Attack:
     assert not targeted
     return attacks.deepfool(threat_model, num_steps=10)
@@ -63,6 +75,23 @@ def _deepfool(threat_model: ThreatModel, targeted: bool) -> Attack:
 def _carlini_wagner_l2(threat_model: ThreatModel, targeted: bool) -> Attack:
     options = {"num_steps": 80, "binary_search_steps": 3, "learning_rate": 2e-3, "initial_const": 0.01}
     return attacks.carlini_wagner_l2(threat_model, targeted=targeted, abort_early=False, **options)
+
+
+def _carlini_wagner_l2_last(threat_model: ThreatModel, targeted: bool) -> Attack:
+    # With a confidence that the balls of these tests have no room for, the end of the search is no matter of luck.
+    options = {"binary_search_steps": 1, "learning_rate": 2e-3, "initial_const": 20.0, "abort_early": False}
+    return attacks.carlini_wagner_l2(
+        threat_model, num_steps=80, confidence=0.05, targeted=targeted, returns="last", **options
+    )
+
+
+def _carlini_wagner_l2_line_search(threat_model: ThreatModel, targeted: bool) -> Attack:
+    options = {"num_steps": 3, "binary_search_steps": 3, "initial_const": 0.3}
+    return attacks.carlini_wagner_l2_line_search(threat_model, targeted=targeted, **options)
+
+
+def _carlini_wagner_linf_line_search(threat_model: ThreatModel, targeted: bool) -> Attack:
+    return attacks.carlini_wagner_linf_line_search(threat_model, num_steps=25, targeted=targeted)
 
 
 def _carlini_wagner_linf(threat_model: ThreatModel, targeted: bool) -> Attack:
@@ -79,13 +108,20 @@ def _square(threat_model: ThreatModel, targeted: bool) -> Attack:
 
 ATTACKS = {
     "fgsm": Row(_fgsm, ("l2", "linf", "l1"), returns_success=False),
+    "one_step_target_class": Row(_one_step_target_class, ("linf", "l2"), returns_success=False, targetable=False),
     "bim": Row(_bim, ("linf",), returns_success=False),
     "pgd": Row(_pgd, ("l1", "linf", "l2"), random=True),
     "pgd_highest_loss": Row(functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True),
     "auto_pgd": Row(_auto_pgd, ("linf", "l2"), random=True),
+    "auto_pgd_l1_aimed": Row(_auto_pgd_l1_aimed, ("l1",), random=True, targetable=False, enough=1.25),
     "auto_pgd_l1": Row(_auto_pgd_l1, ("l1",), random=True, enough=1.25),
     "auto_pgd_dlr_best": Row(functools.partial(_auto_pgd, loss="dlr", returns="best"), ("l2",), random=True),
     "carlini_wagner_l2": Row(_carlini_wagner_l2, ("l2",), minimal=True, pixels_close=1e-3),
+    "carlini_wagner_l2_last": Row(_carlini_wagner_l2_last, ("l2",), returns_success=False, minimal=True, enough=1.4),
+    "carlini_wagner_l2_line_search": Row(_carlini_wagner_l2_line_search, ("l2",), minimal=True, pixels_close=1e-3),
+    "carlini_wagner_linf_line_search": Row(
+        _carlini_wagner_linf_line_search, ("linf",), minimal=True, steps_close=8, enough=1.25
+    ),
     "carlini_wagner_linf": Row(_carlini_wagner_linf, ("linf",), minimal=True),
     "deepfool": Row(_deepfool, ("l2", "linf"), minimal=True, targetable=False),
     "fab": Row(_fab, ("linf", "l2", "l1"), minimal=True),
@@ -211,7 +247,7 @@ def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
     eager = make(name, norm, epsilon)(data.model, images, labels, data.keys)
     jitted = compiled(name, norm)(data.model, data.images, data.labels, data.keys, epsilon)
     np.testing.assert_array_equal(eager.success, jitted.success)
-    np.testing.assert_array_equal(eager.steps, jitted.steps)
+    np.testing.assert_allclose(eager.steps, jitted.steps, atol=ATTACKS[name].steps_close)
     np.testing.assert_allclose(eager.images, jitted.images, atol=ATTACKS[name].pixels_close)
     np.testing.assert_array_equal(images, data.images)
     np.testing.assert_array_equal(labels, data.labels)
@@ -342,7 +378,7 @@ def test_same_on_four_devices(data, name, norm, stop_on_success):
     single = compiled(name, norm, stop_on_success=stop_on_success)(*data, epsilon)
     assert 0 < np.sum(single.success[:-2]) < 6
     np.testing.assert_array_equal(sharded.success, single.success)
-    np.testing.assert_array_equal(sharded.steps, single.steps)
+    np.testing.assert_allclose(sharded.steps, single.steps, atol=ATTACKS[name].steps_close)
     np.testing.assert_allclose(sharded.images, single.images, atol=ATTACKS[name].pixels_close)
 
 

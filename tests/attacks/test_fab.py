@@ -4,6 +4,7 @@ import functools
 
 import attack_models as am
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import recorded
@@ -57,15 +58,65 @@ def test_random_start_depends_on_the_key_and_stays_within_half_of_epsilon():
     assert np.abs(points[0] - images[0]).max() == pytest.approx(0.025, rel=1e-4)
 
 
+def to_hyperplane_as_recorded(point, normal, gap, bounds):
+    """The same projection as the original computes it, with the cancellations that it suffers in float32.
+
+    Pixels meet their bounds at levels that are sorted; what is left of the squared normal beyond each of them is a
+    total minus a running sum, whose rounding error is multiplied by the distance to the next level.  That may be
+    millions, and then the solution ends far away.
+    """
+    assert bounds == (0.0, 1.0)
+    shape, point, normal = point.shape, point.ravel(), jnp.sign(gap).astype(jnp.float32) * normal.ravel()
+    gap = jnp.abs(gap)
+    usable = jnp.abs(normal) >= 1e-8
+    slope = jnp.where(usable, normal, 1)
+    levels = jnp.where(usable, jnp.where(slope > 0, 1 - point, point) / jnp.abs(slope), 1e12)
+    order = jnp.argsort(levels)
+    ordered = jnp.where(levels[order] >= 1e12, 0, levels[order])
+    following = jnp.append(ordered[1:], 0.0)
+    squares = normal[order] ** 2
+    total = jnp.sum(squares)
+    running = jax.lax.scan(lambda carry, x: (carry + x, carry + x), jnp.float32(0), squares)[1]
+    beyond = total - running
+    steps = (following - ordered) * beyond
+    closed = total * ordered[0] + jnp.append(0.0, jax.lax.scan(lambda c, x: (c + x, c + x), jnp.float32(0), steps)[1])
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) // 2
+        short = closed[middle] < gap
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    last = jax.lax.fori_loop(0, 10, halve, (jnp.int32(0), jnp.int32(point.size - 1)))[0]
+    level = jnp.where(beyond[last] == 0, 0, (gap - closed[last]) / beyond[last] + ordered[last])
+    level = jnp.where(gap < closed[0], gap / total, level)
+    farthest = jnp.where(usable, levels * normal, 0)
+    moved = jnp.where(level > levels, farthest, level * jnp.where(usable, normal, 0))
+    return jnp.where(jnp.sum(farthest * normal) < gap, farthest, moved).reshape(shape)
+
+
+RECORDED = {
+    "linf": attacks.linf(np.inf),
+    "l2": attacks.l2(np.inf),
+    "l2_as_recorded": attacks.ThreatModel(attacks.L2._replace(to_hyperplane=to_hyperplane_as_recorded), np.inf),
+}
+MEDIAN_TOLERANCE = {"linf": 0.01, "l2": 0.02, "l2_as_recorded": 0.01}
+"""Measured: ratios of 1.0000 and, in l2, of 1.014.
+
+The l2 recording is of a projection that goes astray in float32: of the 54,000 that make up these 270 paths, 89 end
+more than half their length from where they should.  Some of these leaps lead to a closer boundary.  The original with
+nothing but its projection done in float64 has a ratio of 1.0138 as well, and 259 of its 270 distances are ours to 1e-4.
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_distances_of_the_original(shared, norm):
-    reference = recorded.load(shared, "mnist_cnn_at", 32)
-    threat_model = NORMS[norm](np.inf)
+@pytest.mark.parametrize("name", RECORDED)
+def test_distances_of_the_original(shared, name):
+    reference, norm = recorded.load(shared, "mnist_cnn_at", 32), name.split("_")[0]
 
     @jax.jit
     def run(images, labels, rank):
-        attack = attacks.fab(threat_model, aim=attacks.next_likely_class(rank))
+        attack = attacks.fab(RECORDED[name], aim=attacks.next_likely_class(rank))
         result = attack(reference.logits_fn, images, labels, jax.random.key(0))
         return result.success, result.distance
 
@@ -77,9 +128,7 @@ def test_distances_of_the_original(shared, norm):
     assert np.mean(np.isfinite(ours) == np.isfinite(theirs)) > 0.99
     both = np.isfinite(ours) & np.isfinite(theirs)
     assert np.mean(np.abs(ours[both] / theirs[both] - 1) < 0.05) > 0.9
-    # Measured: a ratio of 1.0000 in linf and of 1.013 in l2.  There one path in ten leaves the recorded one; for the
-    # first target one in fifteen leaves its own when the weights of the network are scaled by 1 + 3e-7.
-    assert np.median(ours[both]) == pytest.approx(np.median(theirs[both]), rel=0.01 if norm == "linf" else 0.02)
+    assert np.median(ours[both]) == pytest.approx(np.median(theirs[both]), rel=MEDIAN_TOLERANCE[name])
     assert np.mean(np.abs(ours.min(axis=1) / theirs.min(axis=1) - 1) < 0.05) > 0.9
 
 

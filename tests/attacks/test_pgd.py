@@ -173,3 +173,70 @@ def test_predicted_labels(net, images, labels):
     predicted = attacks.with_predicted_labels(attack)(net, images, wrong, KEY)
     np.testing.assert_array_equal(predicted.images, given.images)
     np.testing.assert_array_equal(predicted.success, given.success)
+
+
+def targets_of(target, net, images, labels):
+    clean = np.asarray(net(images))
+    if target == "next":
+        return (labels + 1) % 3
+    if target == "least_likely":
+        return np.argmin(np.where(np.arange(3) == labels[:, None], np.inf, clean), axis=-1)
+    keys = am.keys_of(range(12))
+    aim = attacks.AIMS[target]
+    return np.asarray([aim(attacks.Problem(*args, None)) for args in zip(images, labels, keys, clean, strict=True)])
+
+
+@pytest.mark.parametrize("target", attacks.AIMS)
+def test_one_step_towards_the_target_and_away_from_the_label(net, images, labels, target):
+    goals = targets_of(target, net, images, labels)
+    assert np.all(goals != labels)
+    _, gradient = loss_and_gradient(net, images, goals)
+    attack = attacks.one_step_target_class(attacks.linf(0.05), target=target)
+    result = attack(net, images, labels, am.keys_of(range(12)))
+    np.testing.assert_allclose(result.images, np.clip(images - 0.05 * np.sign(gradient), 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(result.success, np.argmax(result.logits, axis=-1) != labels)
+    explicit = attacks.fgsm(attacks.linf(0.05), targeted=True)(net, images, goals, KEY)
+    np.testing.assert_array_equal(result.images, explicit.images)
+
+
+def test_random_classes_are_uniform_over_the_others_and_new_for_every_key():
+    logits = np.zeros(4, np.float32)
+
+    def draw(key):
+        return attacks.random_class(attacks.Problem(np.zeros((1, 1, 1)), np.int32(2), key, logits, None))
+
+    counts = np.bincount(np.asarray(jax.vmap(draw)(jax.random.split(KEY, 3000))), minlength=4)
+    assert counts[2] == 0
+    assert np.all(np.abs(counts[[0, 1, 3]] - 1000) < 4 * np.sqrt(3000 * 2 / 9))
+
+
+def test_the_least_likely_class_is_never_the_label():
+    def aim(label):
+        logits = np.float32([0.5, -1.0, 0.0])
+        return int(attacks.least_likely_class(attacks.Problem(np.zeros((1, 1, 1)), np.int32(label), KEY, logits, None)))
+
+    assert [aim(label) for label in range(3)] == [1, 2, 1]
+
+
+def test_pgd_with_an_aim_ascends_the_targeted_loss(net, images, labels):
+    options = {"num_steps": 4, "step_size": 0.02}
+    aimed = attacks.bim(attacks.linf(0.05), aim=attacks.next_class, **options)(net, images, labels, KEY)
+    targeted = attacks.bim(attacks.linf(0.05), targeted=True, **options)(net, images, (labels + 1) % 3, KEY)
+    np.testing.assert_array_equal(aimed.images, targeted.images)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: attacks.one_step_target_class(attacks.linf(0.1), target="second"),
+            "target must be one of least_likely, random, next or an aim, got 'second'",
+        ),
+        (lambda: attacks.fgsm(attacks.linf(0.1), targeted=True, aim=attacks.next_class), "either targeted=True or aim"),
+        (lambda: attacks.fgsm(attacks.linf(0.1), loss="kl"), "one of ce, dlr or a function"),
+        (lambda: attacks.one_step_target_class(attacks.linf(np.inf)), "fgsm needs a finite epsilon"),
+    ],
+)
+def test_mistakes(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

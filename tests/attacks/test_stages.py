@@ -102,7 +102,7 @@ def test_variables_may_be_arguments(data, found):
         stages.run_stages(
             data.stages,
             data.threat_model,
-            lambda model, images: model(images),
+            lambda model: model,
             data.images,
             data.labels,
             variables=data.model,

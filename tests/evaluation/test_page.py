@@ -50,9 +50,9 @@ def make_report(*rows, **changes) -> Report:
         make_row("fixer", "pgd", 0.92, "base", subset="base_correct", n=98),
         make_row("fixer", "pgd", 0.05, "fixer"),
     )
-    return Report(SCHEMA_VERSION, "Title", {"width": 16}, {"versions": {"jax": "0.10"}}, list(rows), [])._replace(
-        **changes
-    )
+    return Report(
+        SCHEMA_VERSION, "Title", {"width": 16}, {"versions": {"jax": "0.10"}}, list(rows), [], [], [], []
+    )._replace(**changes)
 
 
 def make_item(shape=(8, 8, 1), size=8 / 255, **changes) -> page.GalleryItem:

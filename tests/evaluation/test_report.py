@@ -45,7 +45,15 @@ def make_outcome(run="base", attack="clean", made_on=None, wrong=(), **changes) 
 
 def make_report(outcomes, **changes) -> Report:
     report = Report(
-        report_lib.SCHEMA_VERSION, "Title", {"seed": 0}, {"versions": {}}, report_lib.rows(outcomes), ["note"]
+        report_lib.SCHEMA_VERSION,
+        "Title",
+        {"seed": 0},
+        {"versions": {}},
+        report_lib.rows(outcomes),
+        ["note"],
+        [],
+        [],
+        [],
     )
     return report._replace(**changes)
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from advjax.evaluation.statistics import spread_over_fifths, wilson_interval
+from advjax.evaluation.statistics import mcnemar, spread_over_fifths, wilson_interval
 
 
 @pytest.mark.parametrize("successes, n", [(0, 10), (3, 10), (10, 10), (950, 1000), (9999, 10_000)])
@@ -56,3 +56,14 @@ def test_spread_needs_five_images_and_one_axis():
     assert spread_over_fifths(np.ones(5, bool)) == 0.0
     with pytest.raises(ValueError, match="shape"):
         spread_over_fifths(np.ones((5, 2), bool))
+
+
+def test_mcnemar_is_a_sign_test_on_the_images_that_differ():
+    first = np.array([1] * 9 + [0] * 1 + [1] * 50, dtype=bool)
+    second = np.array([0] * 9 + [1] * 1 + [1] * 50, dtype=bool)
+    # Of 10 images 9 or more fall on one side with probability 2 * (10 + 1) / 2**10.
+    assert mcnemar(first, second) == pytest.approx(22 / 1024)
+    assert mcnemar(first, second) == mcnemar(second, first)
+    assert mcnemar(first, first) == 1
+    with pytest.raises(ValueError, match="one entry per image"):
+        mcnemar(first, second[1:])

@@ -37,7 +37,7 @@ def make_row(run, attack="clean", correct=90, made_on=None, subset="all", n=100,
 
 
 def make_report(*rows) -> Report:
-    return Report(SCHEMA_VERSION, "Title", {}, {}, list(rows), ["A note."])
+    return Report(SCHEMA_VERSION, "Title", {}, {}, list(rows), ["A note."], [], [], [])
 
 
 def full_report() -> Report:

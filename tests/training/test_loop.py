@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import Tiny, assert_close
 
 from advjax import attacks, sharding
 from advjax.checkpoint import restore_variables
@@ -14,20 +15,26 @@ from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
-from advjax.training import augment, losses, objectives, optimizers, partition, transforms
-from advjax.training.loop import (
-    DeviceData,
-    Method,
-    Plan,
-    deployed,
-    fit,
-    init_state,
-    train_step,
+from advjax.training import (
+    augment,
+    averaging,
+    losses,
+    mixing,
+    objectives,
+    optimizers,
+    partition,
+    perturbed_weights,
+    trades,
+    transforms,
 )
+from advjax.training.loop import Plan, fit
+from advjax.training.step import DeviceData, Method, deployed, init_state, train_step
 from advjax.types import Variables
 
 SHAPE = (8, 8, 1)
 BASE = ResNet9(width=0.0625, num_classes=3, head="average")
+TINY = Tiny()
+EMA = averaging.ema(0.9)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def dataset():
     return Dataset("toy", images, labels, np.arange(22, dtype=np.int32) + 7, ("a", "b", "c"))
 
 
-def make_method(average_decay=0.9):
+def make_method(average=EMA):
     """Adversarial training of a small network: augmentation, attack on the model itself, BatchNorm, momentum, decay."""
     variables = blocks.init(BASE, jax.random.key(0), SHAPE)
     labels = partition.label_params(variables.params, (), "trained")
@@ -54,9 +61,17 @@ def make_method(average_decay=0.9):
         partition.partitioned(by_label, labels),
         partition.trainable_mask(labels, by_label),
         {},
-        average_decay,
+        average,
     )
     return method, variables
+
+
+def light_method(objective=None, steps=(), average=None):
+    """Training of a network that compiles quickly."""
+    variables = blocks.init(TINY, jax.random.key(0), SHAPE)
+    objective = objective or objectives.supervised(TINY, losses.cross_entropy)
+    trainable = jax.tree.map(lambda _: True, variables.params)
+    return Method(TINY, objective, steps, optimizers.sgd(0.05, 0.9), trainable, {}, average), variables
 
 
 def make_plan(**changes):
@@ -183,11 +198,12 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, dataset):
 
 
 def test_the_average_is_what_is_deployed(dataset):
-    method, variables = make_method(average_decay=0.5)
+    method, variables = light_method(average=averaging.ema(0.5))
     params, model_state, average, _ = some_steps("jit", dataset, method, variables)
     found = deployed({"params": params, "model_state": model_state, "average": average})
-    assert_same(found.params, average)
-    plain, variables = make_method(average_decay=0.0)
+    assert_same(found, Variables(average["params"], average["model_state"]))
+    assert not np.array_equal(found.params["block_head"]["dense"]["kernel"], params["block_head"]["dense"]["kernel"])
+    plain, variables = light_method()
     params, model_state, average, _ = some_steps("jit", dataset, plain, variables)
     assert average == {}
     assert_same(deployed({"params": params, "model_state": model_state, "average": {}}), Variables(params, model_state))
@@ -207,7 +223,7 @@ def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
         partition.partitioned(by_label, labels),
         partition.trainable_mask(labels, by_label),
         {"base": BASE},
-        0.9,
+        EMA,
     )
     devices = Devices(sharding.mesh(), "shard_map")
     step = devices.parallelize(
@@ -223,7 +239,7 @@ def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
     assert_same(found[0]["base"], jax.device_get(base.params))
     assert_same(found[1], jax.device_get(variables.model_state))
     fixers = {key: leaf for key, leaf in found[0].items() if key != "base"}
-    assert set(state.average) == set(fixers)
+    assert set(state.average["params"]) == set(fixers)
     for name, leaves in fixers.items():
         moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), leaves, jax.device_get(variables.params[name]))
         assert all(jax.tree.leaves(moved))
@@ -238,3 +254,95 @@ def test_preemption_saves_and_stops(tmp_path, dataset):
     assert restore_variables(str(tmp_path / "a/checkpoints")).step == 4
     resumed = run_fit(tmp_path / "a", dataset, make_plan())
     assert_same(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
+
+
+def test_trades_with_perturbed_weights_is_the_same_over_four_devices(dataset):
+    attack = trades.most_divergent(attacks.linf(0.05), num_steps=2, step_size=0.03)
+    objective = perturbed_weights.with_weight_perturbation(trades.trades(TINY, losses.cross_entropy), 0.01)
+    method, variables = light_method(objective, (transforms.perturb(attack),))
+    expected = some_steps("jit", dataset, method, variables)
+    for mapping in ("shard_map", "pmap"):
+        found = some_steps(mapping, dataset, method, variables)
+        assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_noisy_twins_are_the_same_over_four_devices(dataset):
+    steps = (mixing.noisy_twins(0.1, "self"),)
+    method, variables = light_method(steps=steps)
+    expected = some_steps("jit", dataset, method, variables)
+    assert_close(some_steps("shard_map", dataset, method, variables), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_mixing_runs_on_every_mapping(dataset):
+    """Results differ between mappings, for partners come from the same device."""
+    steps = (mixing.mixup(1e6), mixing.mixup(1.0, per_sample=True))
+    method, variables = light_method(mixing.manifold_mixup(TINY, losses.cross_entropy), steps)
+    for mapping in sharding.MAPPINGS:
+        params, _, _, metrics = some_steps(mapping, dataset, method, variables, count=1)
+        assert np.isfinite(metrics["loss"]) and 0 <= metrics["accuracy"] <= 1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def some_scores(scores):
+    scores = iter(scores)
+    return lambda variables: {"score": next(scores)}
+
+
+def test_patience_ends_training_and_survives_an_interruption(tmp_path, dataset):
+    # 0.5 again is no new best, so two validations in a row are in vain at step 4.
+    scores = [0.2, 0.5, 0.4, 0.5, 0.9]
+    plan = make_plan(validate_every=1, patience=2)
+    undisturbed = run_fit(tmp_path / "a", dataset, plan, some_scores(scores), light_method())
+    assert undisturbed.step == 4
+    asked = iter(range(1, 9))
+    with pytest.raises(PreemptedError, match="stopped at step 3"):
+        run_fit(
+            tmp_path / "b",
+            dataset,
+            plan,
+            some_scores(scores),
+            light_method(),
+            stop_requested=lambda: next(asked) == 3,
+        )
+    resumed = run_fit(tmp_path / "b", dataset, plan, some_scores(scores[3:]), light_method())
+    assert resumed.step == 4
+    assert_same(resumed.state, undisturbed.state)
+    best = restore_variables(str(tmp_path / "b/checkpoints"), which="best", best_metric="score")
+    # The newer one of equal scores is the best.
+    assert best.step == 4 and best.metrics["score"] == 0.5
+    # A run that has ended early is a finished run.
+    run_fit(tmp_path / "b", dataset, plan, some_scores([]), light_method())
+
+
+def test_a_score_that_is_not_a_number_is_no_new_best(tmp_path, dataset):
+    plan = make_plan(validate_every=1, patience=2, select="last")
+    found = run_fit(
+        tmp_path, dataset, plan, some_scores([float("nan"), 0.1, float("nan"), float("nan")]), light_method()
+    )
+    assert found.step == 4
+
+
+def test_without_patience_training_goes_on(tmp_path, dataset):
+    scores = [0.9, *[0.1] * 8]
+    assert run_fit(tmp_path, dataset, make_plan(validate_every=1), some_scores(scores), light_method()).step == 9
+
+
+def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_path, dataset):
+    seen = {}
+    for count in (0, 30):
+        method = light_method(average=averaging.swa(2, refresh_steps=count))
+        plan = make_plan(num_steps=4, validate_every=4)
+        seen[count] = run_fit(tmp_path / str(count), dataset, plan, method=method)
+    plain, refreshed = (deployed(seen[count].state) for count in (0, 30))
+    assert_same(plain.params, refreshed.params)
+    assert_same(seen[0].state["model_state"], seen[30].state["model_state"])
+    images = dataset.images.astype(np.float32) / 255
+    wanted = blocks.apply(TINY, plain, images, train=True)[1]
+    # One batch of all the data moves the running averages by a tenth of what is left to go.
+    left = jax.tree.map(
+        lambda before, after: np.abs(after - before).max(),
+        refreshed.model_state,
+        blocks.apply(TINY, refreshed, images, train=True)[1],
+    )
+    far = jax.tree.map(lambda before, after: np.abs(after - before).max(), plain.model_state, wanted)
+    assert max(jax.tree.leaves(left)) < 0.2 * max(jax.tree.leaves(far))

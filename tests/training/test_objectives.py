@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models as tiny
 
 from advjax import attacks
 from advjax.models import blocks
+from advjax.models.denoise import with_denoising
 from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
 from advjax.training import augment, losses, objectives, transforms
-from advjax.types import Batch, Variables
+from advjax.types import Batch, UserError, Variables
 
 SHAPE = (8, 8, 1)
 
@@ -151,3 +153,90 @@ def test_augmentation_of_an_example_depends_on_its_index_alone():
     order = np.array([4, 0, 2])
     part = jax.tree.map(lambda leaf: leaf[order], batch)
     np.testing.assert_array_equal(transform({}, part, jax.random.key(3)).images, whole[order])
+
+
+def test_soft_labels_are_those_of_the_loss_module():
+    batch = make_batch()
+    found = transforms.soft_labels(0.01)({}, batch, jax.random.key(0)).targets
+    np.testing.assert_allclose(found, losses.soft_targets(batch.labels, 10, 0.01), atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+    smoothed = transforms.label_smoothing(0.1)({}, batch, jax.random.key(0)).targets
+    np.testing.assert_allclose(smoothed, found, atol=1e-6)
+    with pytest.raises(UserError, match="for 10 classes give 0 to"):
+        transforms.soft_labels(0.2)({}, batch, jax.random.key(0))
+    with pytest.raises(UserError, match="strength is 2"):
+        transforms.label_smoothing(2)
+
+
+def test_noise_layers_are_on_in_training_unless_turned_off():
+    quiet, noisy = tiny.Tiny(), tiny.Tiny(noise=0.5)
+    variables, batch = tiny.fresh(quiet), tiny.make_batch()
+
+    def loss(model, noise, seed=0):
+        return float(
+            tiny.value(objectives.supervised(model, losses.cross_entropy, noise=noise), variables, batch, seed)[0]
+        )
+
+    assert loss(noisy, False) == loss(quiet, True) == loss(quiet, False)
+    assert loss(noisy, True) != loss(quiet, True)
+    assert loss(noisy, True) == loss(noisy, True)
+    assert loss(noisy, True, seed=1) != loss(noisy, True)
+    assert loss(tiny.Tiny(noise=0.0), True) == loss(quiet, True)
+
+
+def test_replicas_with_other_examples_draw_other_noise():
+    batch = tiny.make_batch()
+    shifted = batch._replace(index=batch.index + 8)
+    first, second = (objectives.noise_rngs(jax.random.key(0), part, True)["noise"] for part in (batch, shifted))
+    assert not np.array_equal(jax.random.key_data(first), jax.random.key_data(second))
+    assert objectives.noise_rngs(jax.random.key(0), batch, False) is None
+
+
+def test_denoising_trains_the_whole_network():
+    base = tiny.Tiny()
+    model = with_denoising(base, after=("conv",))
+    variables = blocks.graft(tiny.fresh(model, 1), tiny.fresh(base))
+    # BatchNorm's scale starts at 0, where the convolution before it has no gradient yet.
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf + 0.5 if "scale" in str(path) and "patches" in str(path) else leaf, variables.params
+    )
+    objective = objectives.supervised(model, losses.focal(2.0), on="both")
+    batch = tiny.make_batch(clean=True)
+    gradients, (state, _) = jax.grad(
+        lambda params: tiny.value(objective, Variables(params, variables.model_state), batch), has_aux=True
+    )(params)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state, variables.model_state)
+    assert set(moved) == {"batch_stats"} and all(jax.tree.leaves(moved))
+
+
+def test_the_honest_training_attack_sees_the_fixers():
+    base = tiny.Smooth()
+    model = with_fixers(tiny.Tiny(), after=("conv",))
+    variables = tiny.fresh(model)
+    batch = tiny.make_batch()
+    models = {"self": blocks.logits_fn(model, variables), "base": blocks.logits_fn(base, tiny.fresh(base))}
+    attack = attacks.fgsm(attacks.linf(0.1))
+    honest = transforms.perturb(attack, "self")(models, batch, jax.random.key(0))
+    gradient = jax.grad(lambda images: jax.vmap(losses.cross_entropy)(models["self"](images), batch.targets).sum())(
+        batch.images
+    )
+    np.testing.assert_allclose(honest.images, jnp.clip(batch.images + 0.1 * jnp.sign(gradient), 0, 1), atol=1e-6)
+    other = transforms.perturb(attack, "base")(models, batch, jax.random.key(0))
+    assert not np.allclose(other.images, honest.images)
+    total, (_, metrics) = tiny.value(objectives.fixers(model, losses.focal()), variables, honest)
+    assert np.isfinite(float(total)) and float(metrics["distillation_distance"]) > 0
+
+
+def test_fast_adversarial_training_is_one_step_of_pgd_from_a_random_start():
+    """Wong et al. (2020): a uniform start, one step of 1.25 epsilon, back into the ball."""
+    model = tiny.Smooth()
+    network = blocks.logits_fn(model, tiny.fresh(model))
+    batch, threat_model = tiny.make_batch(), attacks.linf(0.08)
+    attack = attacks.pgd(threat_model, num_steps=1, step_size=1.25 * 0.08, returns="last")
+    found = transforms.perturb(attack)({"self": network}, batch, jax.random.key(0)).images
+    keys = transforms.example_keys(jax.random.key(0), batch.index)
+    start = jax.vmap(threat_model.sample)(batch.images, keys)
+    gradient = jax.grad(lambda images: jax.vmap(losses.cross_entropy)(network(images), batch.targets).sum())(start)
+    expected = jnp.clip(start + 0.1 * jnp.sign(gradient), batch.images - 0.08, batch.images + 0.08)
+    np.testing.assert_allclose(found, jnp.clip(expected, 0, 1), atol=1e-6)

@@ -1,0 +1,1 @@
+"""How fast the attacks are: ``python -m advjax.benchmarks --help``."""

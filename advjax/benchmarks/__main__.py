@@ -1,0 +1,135 @@
+"""``python -m advjax.benchmarks``: examples per second of attacks, in advjax and in other libraries."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from advjax.types import UserError
+
+ATTACK_NAMES = ("pgd-20", "autopgd-100", "cw-l2-100", "deepfool-l2-50", "autoattack", "quick-check")
+CONTENDER_NAMES = ("advjax", "advjax-bfloat16", "torch", "torchattacks", "foolbox", "art")
+DEFAULTS = {"num_examples": 64, "rounds": 3, "budget": 120.0, "attacks": ",".join(ATTACK_NAMES), "memory": True}
+QUICK = {"num_examples": 32, "rounds": 2, "budget": 15.0, "attacks": ",".join(ATTACK_NAMES[:4]), "memory": False}
+PACKAGES = ("advjax", "jax", "jaxlib", "flax", "numpy", "torch", "torchattacks", "foolbox")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m advjax.benchmarks", description=__doc__)
+    made.add_argument("--network", default="cifar_cnn", help="mnist_cnn, cifar_cnn, resnet9 or resnet18 (in JAX only)")
+    made.add_argument("--width", type=float, default=1.0, help="factor on the channels of a ResNet")
+    made.add_argument("--weights", help="npz file with weights of the small network; random ones without")
+    made.add_argument("--images", help="npz file with images and labels; random images without")
+    made.add_argument("--epsilon", type=float, help="linf budget; 1e-6 with random weights, so that nothing breaks")
+    made.add_argument("--num-examples", type=int)
+    made.add_argument("--batch-size", type=int, help="all examples at once without")
+    made.add_argument("--attacks", help=f"some of {','.join(ATTACK_NAMES)}")
+    made.add_argument("--contenders", default=",".join(CONTENDER_NAMES), help="some of %(default)s")
+    made.add_argument("--rounds", type=int, help="timed calls of each contender after the first")
+    made.add_argument("--budget", type=float, help="seconds after which a contender is called no more")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="processors that everybody is bound to")
+    made.add_argument("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure peak memory")
+    made.add_argument("--quick", action="store_true", help="few examples and rounds, no ensembles, no memory")
+    made.add_argument("--reference-seconds", type=float, help="processor seconds of another AutoAttack to compare with")
+    made.add_argument("--json", type=pathlib.Path, help="file to write every number to")
+    made.add_argument("--memory-of", nargs=2, metavar=("CONTENDER", "ATTACK"), help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser().parse_args(arguments)
+    for name, value in (QUICK if options.quick else DEFAULTS).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.batch_size = options.batch_size or options.num_examples
+    options.attacks = _chosen("--attacks", options.attacks, ATTACK_NAMES)
+    options.contenders = _chosen("--contenders", options.contenders, CONTENDER_NAMES)
+    for name in ("num_examples", "batch_size", "rounds", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    # Memory counts what is used, not what a backend reserves; and other processes need some of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from advjax.benchmarks import measure
+
+    processors = measure.limit_threads(options.threads)
+    import jax
+
+    # A program from the cache would hide how long compiling takes.
+    jax.config.update("jax_enable_compilation_cache", False)
+    from advjax.benchmarks import run
+
+    if options.memory_of:
+        contender, attack = options.memory_of
+        print(json.dumps(run.memory_of(contender, attack, options)))
+        return
+    measured = run.run(options, lambda contender, attack: _memory_in_child(arguments, contender, attack))
+    report = describe(arguments, processors) | measured
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _chosen(flag: str, text: str, known: Sequence[str]) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"{flag}: no {', '.join(unknown)}; known are {', '.join(known)}")
+    return names
+
+
+def _memory_in_child(arguments: Sequence[str], contender: str, attack: str) -> dict[str, float] | None:
+    command = [sys.executable, "-m", "advjax.benchmarks", *arguments, "--memory-of", contender, attack]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"memory of {contender} at {attack} was not measured:\n{done.stderr}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def describe(arguments: Sequence[str], processors: Sequence[int]) -> dict[str, Any]:
+    """When, where and with what it was measured."""
+    import jax
+
+    versions = {}
+    for package in (*PACKAGES, "adversarial-robustness-toolbox"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = jax.local_devices()[0]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m advjax.benchmarks", *arguments]),
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "python": platform.python_version(),
+            "processors": list(processors),
+            "backend": device.platform,
+            "device": device.device_kind,
+            "load_average": os.getloadavg(),
+        },
+        "versions": versions,
+        "environment": {
+            name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_", "OMP_", "NPROC"))
+        },
+    }
+
+
+def _processor() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,161 @@
+"""Timing: interleaved rounds, compile time apart, a matrix product as speedometer, memory in a process of its own."""
+
+import os
+import pathlib
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CEILING_SIZE = 2048
+Result = TypeVar("Result")
+
+
+class Timing(NamedTuple):
+    """The calls of one contender."""
+
+    seconds: list[float]
+    """Wall seconds of each timed call, without compiling."""
+    cpu_seconds: list[float]
+    """Processor seconds of all threads in the same calls, compiling included."""
+    compile_seconds: float
+    """Tracing, lowering and compiling in the first call."""
+    is_first_call: bool
+    """The budget allowed only the first call: ``seconds`` holds that one, warming up included."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
+class CompileClock:
+    """Seconds that JAX has spent tracing, lowering and compiling in this process."""
+
+    def __init__(self) -> None:
+        self._lock, self._spans = threading.Lock(), []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            with self._lock:
+                self._spans.append((end - duration_secs, end))
+
+    def between(self, begin: float, end: float) -> float:
+        """Seconds of ``time.perf_counter`` covered by compiling; what is traced within a trace counts once."""
+        with self._lock:
+            spans = sorted((max(a, begin), min(b, end)) for a, b in self._spans if b > begin and a < end)
+        total, reached = 0.0, begin
+        for a, b in spans:
+            total += max(b - max(a, reached), 0.0)
+            reached = max(reached, b)
+        return total
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Result]],
+    *,
+    rounds: int,
+    budget: float,
+    clock: CompileClock,
+    after_round: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Timing], dict[str, Result]]:
+    """Calls everything once to warm up and then in turns, A B C A B C ..., so that a slow phase meets all of them.
+
+    Args:
+      runs: contender -> a function that returns when the work is done.
+      rounds: timed calls of each.
+      budget: seconds after which a contender is called no more; one whose first call took longer keeps that one.
+      clock: what is subtracted from the wall time as compiling.
+      after_round: called after the warming up and after each round.
+
+    Returns:
+      timings, and what the first calls returned.
+    """
+    firsts = {name: _timed(run, clock) for name, run in runs.items()}
+    after_round()
+    calls: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    spent = {name: first[0] + first[2] for name, first in firsts.items()}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            if spent[name] < budget:
+                seconds, cpu, compiling, _ = _timed(run, clock)
+                calls[name].append((seconds, cpu))
+                spent[name] += seconds + compiling
+        after_round()
+    timings = {}
+    for name, (seconds, cpu, compiling, _) in firsts.items():
+        kept = calls[name] or [(seconds, cpu)]
+        timings[name] = Timing([a for a, _ in kept], [b for _, b in kept], compiling, not calls[name])
+    return timings, {name: first[3] for name, first in firsts.items()}
+
+
+def _timed(run, clock):
+    """Wall seconds without compiling, processor seconds, compile seconds and the result of one call."""
+    cpu, begin = time.process_time(), time.perf_counter()
+    result = run()
+    end = time.perf_counter()
+    compiling = clock.between(begin, end)
+    return end - begin - compiling, time.process_time() - cpu, compiling, result
+
+
+class Ceiling:
+    """The speed of a large float32 matrix product on the same device and threads, measured whenever it is asked."""
+
+    def __init__(self, size: int = CEILING_SIZE, repeats: int = 1):
+        self.size, self.repeats, self.gflops = size, repeats, []
+        key = jax.random.key(0)
+        self._factor = jax.random.normal(key, (size, size), jnp.float32) / np.sqrt(size)
+        self._product = jax.jit(lambda a, b: a @ b)
+        self._product(self._factor, self._factor).block_until_ready()
+
+    def measure(self) -> None:
+        begin = time.perf_counter()
+        product = self._factor
+        for _ in range(self.repeats):
+            product = self._product(self._factor, product)
+        product.block_until_ready()
+        self.gflops.append(2 * self.size**3 * self.repeats / (time.perf_counter() - begin) / 1e9)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.gflops)
+
+
+def peak_memory_mib() -> float:
+    """Most memory used so far: on the accelerator if there is one, else the resident set of this process."""
+    found = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if found is not None:
+        return found["peak_bytes_in_use"] / 2**20
+    # Not getrusage: its maximum begins with the memory of the process that started this one.
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+
+
+def forget_peak_memory() -> None:
+    """Lets the peak of the resident set begin anew; that of an accelerator cannot."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def limit_threads(count: int) -> Sequence[int]:
+    """Binds this process to ``count`` processors, and says so to the thread pools of XLA and torch.
+
+    The binding holds whatever a library does; the environment keeps pools from being larger than it, and torch's
+    threads from spinning while they wait.  Must come before JAX has a backend and before torch is imported.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    chosen = available[:count]
+    os.sched_setaffinity(0, chosen)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):
+        os.environ[name] = str(len(chosen))
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    return chosen

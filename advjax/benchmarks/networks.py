@@ -1,0 +1,205 @@
+"""The networks that are attacked: small ones in JAX and in torch with the same weights, and ResNets in JAX alone."""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from advjax.models.blocks import apply, init
+from advjax.models.convolution import conv_general_dilated, exact
+from advjax.models.pooling import global_average_pool, max_pool
+from advjax.models.resnet import ResNet18
+from advjax.models.resnet9 import ResNet9
+from advjax.types import Array, LogitsFn, PyTree, UserError
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+CIFAR_STRIDES = (2, 1, 2, 1)
+
+
+class Network(NamedTuple):
+    """A network, its weights, and what is attacked."""
+
+    name: str
+    forward: Callable[[PyTree, Array], Array]
+    """``(variables, images) -> logits``."""
+    variables: PyTree
+    images: np.ndarray
+    """float32 [n, h, w, c] in [0, 1]."""
+    labels: np.ndarray
+    """int32 [n]."""
+    epsilon: float
+    has_torch_twin: bool
+
+
+def mnist_cnn(weights: Mapping[str, Array], images: Array) -> Array:
+    """[conv 5x5, ReLU, max-pool 2] twice, dense, ReLU, dense: 16 and 32 channels, 100 hidden units."""
+    x = images
+    for i in (1, 2):
+        x = max_pool(jax.nn.relu(_conv(weights, i, x, stride=1, padding=2)), (2, 2))
+    x = x.reshape(len(x), -1)
+    x = jax.nn.relu(x @ weights["fc1_kernel"] + weights["fc1_bias"])
+    return x @ weights["fc2_kernel"] + weights["fc2_bias"]
+
+
+def cifar_cnn(weights: Mapping[str, Array], images: Array) -> Array:
+    """Normalisation, [conv 3x3, ReLU] with strides 2, 1, 2, 1, global average pooling, dense: 32 to 80 channels."""
+    x = (images - weights["input_mean"]) / weights["input_std"]
+    for i, stride in enumerate(CIFAR_STRIDES, 1):
+        x = jax.nn.relu(_conv(weights, i, x, stride=stride, padding=1))
+    return global_average_pool(x) @ weights["fc_kernel"] + weights["fc_bias"]
+
+
+def _conv(weights, number, x, *, stride, padding):
+    pads = [(padding, padding)] * 2
+    y = conv_general_dilated(x, weights[f"conv{number}_kernel"], (stride, stride), pads, dimension_numbers=LAYOUT)
+    return y + weights[f"conv{number}_bias"]
+
+
+SMALL = {"mnist_cnn": mnist_cnn, "cifar_cnn": cifar_cnn}
+SHAPES = {
+    "mnist_cnn": {
+        "conv1_kernel": (5, 5, 1, 16),
+        "conv2_kernel": (5, 5, 16, 32),
+        "fc1_kernel": (1568, 100),
+        "fc2_kernel": (100, 10),
+    },
+    "cifar_cnn": {
+        "conv1_kernel": (3, 3, 3, 32),
+        "conv2_kernel": (3, 3, 32, 56),
+        "conv3_kernel": (3, 3, 56, 80),
+        "conv4_kernel": (3, 3, 80, 80),
+        "fc_kernel": (80, 10),
+    },
+}
+LARGE: dict[str, Callable[..., nn.Module]] = {"resnet9": ResNet9, "resnet18": functools.partial(ResNet18, stem="cifar")}
+IMAGE_SHAPES = {"mnist_cnn": (28, 28, 1)} | dict.fromkeys(("cifar_cnn", *LARGE), (32, 32, 3))
+EPSILONS = {"mnist_cnn": 0.25, "cifar_cnn": 8 / 255}
+UNBREAKABLE = 1e-6
+"""Epsilon for random weights: no image is broken, and every stage of an ensemble attacks every image to its end."""
+
+
+def random_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """He-initialised kernels, zero biases and no normalisation."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for kernel, shape in SHAPES[name].items():
+        scale = math.sqrt(2 / math.prod(shape[:-1]))
+        weights[kernel] = rng.normal(scale=scale, size=shape).astype(np.float32)
+        weights[kernel.replace("kernel", "bias")] = np.zeros(shape[-1], np.float32)
+    if name == "cifar_cnn":
+        weights |= {"input_mean": np.zeros(3, np.float32), "input_std": np.ones(3, np.float32)}
+    return weights
+
+
+def load_weights(name: str, path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Weights from an npz file: kernels (rows, columns, in, out) or (in, out), named as in ``SHAPES``, and biases."""
+    with np.load(path) as stored:
+        weights = {key: stored[key].astype(np.float32) for key in stored.files}
+    missing = sorted(set(random_weights(name)) - set(weights))
+    if missing:
+        raise UserError(f"--weights {os.fspath(path)} has no {', '.join(missing)}: it is no {name}")
+    return weights
+
+
+def load_images(path: str | os.PathLike, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first ``count`` of ``images`` (uint8, or float in [0, 1]) and ``labels`` of an npz file."""
+    with np.load(path) as stored:
+        missing = {"images", "labels"} - set(stored.files)
+        if missing:
+            raise UserError(
+                f"--images {os.fspath(path)} has no {', '.join(sorted(missing))}: it needs images and labels"
+            )
+        images, labels = stored["images"][:count], stored["labels"][:count].astype(np.int32)
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.astype(np.float32) / scale, labels
+
+
+def make_network(
+    name: str,
+    count: int,
+    *,
+    weights: str | None = None,
+    images: str | None = None,
+    epsilon: float | None = None,
+    width: float = 1.0,
+) -> Network:
+    """The named network with ``count`` images; random weights and random images unless there are files.
+
+    Random images are labelled with the network's own predictions.
+    """
+    if name not in IMAGE_SHAPES:
+        raise UserError(f"--network must be one of {', '.join(IMAGE_SHAPES)}, got {name}")
+    forward, variables = _forward_and_variables(name, weights, width)
+    if images is not None:
+        pixels, labels = load_images(images, count)
+        if pixels.shape[1:] != IMAGE_SHAPES[name]:
+            raise UserError(f"--images are {pixels.shape[1:]}, but {name} needs {IMAGE_SHAPES[name]}")
+    else:
+        pixels = np.random.default_rng(1).random((count, *IMAGE_SHAPES[name]), np.float32)
+        labels = predict(forward, variables, pixels)
+    if epsilon is None:
+        epsilon = UNBREAKABLE if weights is None else EPSILONS[name]
+    return Network(name, forward, variables, pixels, labels, epsilon, has_torch_twin=name in SMALL)
+
+
+def _forward_and_variables(
+    name: str, weights: str | None, width: float
+) -> tuple[Callable[[Any, Array], Array], PyTree]:
+    if name in SMALL:
+        return SMALL[name], random_weights(name) if weights is None else load_weights(name, weights)
+    if weights is not None:
+        raise UserError(f"--weights is for {' and '.join(SMALL)}, not for {name}")
+    model = LARGE[name](width=width)
+    variables = init(model, jax.random.key(0), IMAGE_SHAPES[name])
+    return lambda variables, images: apply(model, variables, images), variables
+
+
+def predict(forward: Callable[[PyTree, Array], Array], variables: PyTree, images: np.ndarray) -> np.ndarray:
+    """Predicted classes, int32 [n], a few images at a time."""
+    run = jax.jit(lambda variables, images: jnp.argmax(forward(variables, images), axis=-1))
+    parts = [np.asarray(run(variables, images[i : i + 128])) for i in range(0, len(images), 128)]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def in_bfloat16(forward: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
+    """The network computed in bfloat16, with float32 images and logits."""
+
+    def cast(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
+
+    return lambda variables, images: forward(cast(variables), cast(images)).astype(jnp.float32)
+
+
+def forward_flops(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of one image's forward pass: two per multiply-add of direct convolutions and products.
+
+    The gradient with respect to the image costs about as much again.
+    """
+    with exact():
+        jaxpr = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    return 2.0 * _multiply_adds(jaxpr.jaxpr)
+
+
+def _multiply_adds(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        size = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive is lax.conv_general_dilated_p:
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += size * math.prod(kernel) // features
+        elif equation.primitive is lax.dot_general_p:
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                total += _multiply_adds(inner)
+    return total

@@ -1,0 +1,68 @@
+"""Data sets made of others: balanced by leaving examples out, or put together."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from advjax.data.dataset import Dataset
+from advjax.data.order import seeded_permutation
+from advjax.types import UserError
+
+
+def undersample(labels: np.ndarray, *, seed: int, name: str) -> np.ndarray:
+    """Positions of a random subset in which every class has as many examples as the rarest.
+
+    Args:
+      labels: int [n], the classes; one that has no example is ignored.
+      seed: of the choice.
+      name: of the data set: with one seed, different data sets share no randomness.
+
+    Returns:
+      int32, sorted positions; all of them if the classes are balanced already.
+
+    Raises:
+      UserError: there are no labels.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or len(labels) == 0:
+        raise UserError(f"labels of {name} have shape {labels.shape}; undersampling needs one label for each example")
+    classes, counts = np.unique(labels, return_counts=True)
+    shuffled = seeded_permutation(len(labels), "undersample", name, seed)
+    kept = [shuffled[labels[shuffled] == wanted][: counts.min()] for wanted in classes]
+    return np.sort(np.concatenate(kept)).astype(np.int32)
+
+
+def concatenate(datasets: Sequence[Dataset]) -> Dataset:
+    """All examples, in order, under the name of the first data set.
+
+    ``index`` is the position in the *result*: copies of one image (clean and adversarial) then augment independently.
+    Bytes stay bytes if all images are; otherwise all become float32 in [0, 1].
+
+    Raises:
+      UserError: no data sets, or sizes of images or class names differ.
+    """
+    if not datasets:
+        raise UserError("nothing to concatenate: give one data set or more")
+    first = datasets[0]
+    for other in datasets[1:]:
+        for what, own, others in (
+            ("images of shape", first.images.shape[1:], other.images.shape[1:]),
+            ("classes", first.class_names, other.class_names),
+        ):
+            if own != others:
+                raise UserError(f"cannot concatenate {first.name} and {other.name}: {what} {own} and {others}")
+    are_bytes = all(dataset.images.dtype == np.uint8 for dataset in datasets)
+    images = [dataset.images if are_bytes else _as_float(dataset.images) for dataset in datasets]
+    labels = np.concatenate([dataset.labels for dataset in datasets])
+    groups = [dataset.groups for dataset in datasets]
+    known = [group for group in groups if group is not None]
+    return first._replace(
+        images=np.concatenate(images),
+        labels=labels,
+        index=np.arange(len(labels), dtype=np.int32),
+        groups=np.concatenate(known) if len(known) == len(groups) else None,
+    )
+
+
+def _as_float(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images

@@ -1,0 +1,179 @@
+"""What several families of networks are made of.
+
+Unless a family says otherwise, layers start as in PyTorch: weights and biases uniform in ±1/sqrt(fan_in).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from advjax.models.blocks import Between, Classifier
+from advjax.models.convolution import Conv, torch_bias_init, torch_kernel_init
+from advjax.models.pooling import global_average_pool
+from advjax.types import Array
+
+he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""Normal with variance 2 / fan_out: what torchvision gives the convolutions of its networks."""
+
+
+class ImageClassifier(Classifier):
+    """A classifier that normalises its input.
+
+    Attributes:
+      num_classes: number of logits.
+      width: factor on all numbers of channels; every layer keeps one at least.
+      mean, std: input normalisation per channel, in pixels of [0, 1].
+    """
+
+    num_classes: int = 10
+    width: float = 1.0
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+
+    def __post_init__(self):
+        if not self.width > 0:
+            raise ValueError(f"width must be positive, got {self.width}")
+        super().__post_init__()
+
+    def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
+        return super().__call__(self.prepare(images), train=train, between=between)
+
+    def prepare(self, images: Array) -> Array:
+        """The input of the first block."""
+        return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+
+    def channels(self, *features: int) -> tuple[int, ...]:
+        """Numbers of channels at this width."""
+        return tuple(max(1, round(self.width * number)) for number in features)
+
+
+class GaussianNoise(nn.Module):
+    """``x + std * n`` with n standard normal, if the call brings a key for the stream "noise"; otherwise ``x``.
+
+    Random self-ensemble (Liu et al., 2018) draws the noise in training and in every evaluation, independently of
+    ``train``.  With ``std=0`` nothing is added at all.
+    """
+
+    std: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.std == 0 or not self.has_rng("noise"):
+            return x
+        return x + self.std * jax.random.normal(self.make_rng("noise"), x.shape, x.dtype)
+
+
+class ConvNormRelu(nn.Module):
+    """Convolution, BatchNorm and, with ``relu``, ReLU.
+
+    Attributes:
+      features: number of output channels.
+      size: rows and columns of the kernel.
+      stride: in both directions; the padding is ``size // 2`` on every side unless given.
+      padding: other padding, as for ``flax.linen.Conv``.
+      use_bias: whether the convolution has one, for what it is worth before BatchNorm.
+      relu: whether ReLU comes last.
+      kernel_init: of the convolution.
+      decay, epsilon: of BatchNorm.
+      axis_name: where BatchNorm is synchronised.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    padding: Any = None
+    use_bias: bool = False
+    relu: bool = True
+    kernel_init: Callable[..., Array] = torch_kernel_init
+    decay: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        x = conv(
+            self.features,
+            self.size,
+            self.stride,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+        x = batch_norm("norm", train, self.axis_name, momentum=self.decay, epsilon=self.epsilon)(x)
+        return nn.relu(x) if self.relu else x
+
+
+class Hidden(nn.Module):
+    """Flattens its input, row by row with the channels last, and applies a linear layer and, with ``relu``, ReLU."""
+
+    features: int
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        x = dense(x.reshape(len(x), -1), self.features)
+        return nn.relu(x) if self.relu else x
+
+
+class AverageHead(nn.Module):
+    """Average over all positions and linear classifier."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        return dense(global_average_pool(x), self.num_classes)
+
+
+def conv(
+    features: int,
+    size: int = 3,
+    stride: int = 1,
+    *,
+    padding: Any = None,
+    use_bias: bool = False,
+    fan_in: int | None = None,
+    kernel_init: Callable[..., Array] = torch_kernel_init,
+    name: str = "conv",
+) -> Conv:
+    """A square convolution, padded with ``size // 2`` zeros on every side unless ``padding`` is given.
+
+    A bias starts uniform in ±1/sqrt(fan_in) if ``fan_in`` is given, else at 0.
+    """
+    return Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((size // 2, size // 2),) * 2 if padding is None else padding,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=nn.initializers.zeros if fan_in is None else torch_bias_init(fan_in),
+        name=name,
+    )
+
+
+def batch_norm(
+    name: str, train: bool, axis_name: str | None, *, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
+) -> nn.BatchNorm:
+    """BatchNorm over all but the channels: by the batch, over all replicas, in train mode, by running averages else.
+
+    The defaults are PyTorch's, whose "momentum" is one minus this one.  Running variances average the biased variance
+    of the batch, by which it is normalised as well; PyTorch's average the unbiased one.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=epsilon,
+        axis_name=axis_name if train else None,
+        name=name,
+        **kwargs,
+    )
+
+
+def dense(x: Array, features: int, name: str = "dense") -> Array:
+    """A linear layer on ``x`` [n, inputs]; to be called in a compact method."""
+    return nn.Dense(features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name=name)(x)

@@ -1,0 +1,35 @@
+"""Wide ResNets (Zagoruyko & Komodakis, 2016), the usual architecture of published robust classifiers."""
+
+import flax.linen as nn
+
+from advjax.models.layers import ImageClassifier
+from advjax.models.preact_resnet import preact_blocks
+
+
+class WideResNet(ImageClassifier):
+    """WideResNet: 36,479,194 parameters at depth 28 and width 10, for ten classes and 32x32x3 images.
+
+    stem 16 - stage1 16k - stage2 32k - stage3 64k - head, (depth - 4) / 6 blocks a stage, strides 1, 2, 2, BatchNorm
+    and ReLU in front of the pooling.  Manifold mixup has three places: the input and the outputs of the first two
+    stages, as its authors have it.
+
+    Attributes:
+      depth: number of convolutions, 6n + 4.
+      width: the factor k, on the channels of the stages; the stem keeps its 16.
+    """
+
+    depth: int = 28
+    width: float = 10.0
+
+    def __post_init__(self):
+        if self.depth < 10 or self.depth % 6 != 4:
+            raise ValueError(f"depth must be 6n + 4, as 10, 28 or 34, got {self.depth}")
+        super().__post_init__()
+
+    @property
+    def mixing_points(self) -> tuple[str, ...]:
+        """The input and the outputs of the first two stages."""
+        return ("images", "stage1", "stage2")
+
+    def make_blocks(self) -> dict[str, nn.Module]:
+        return preact_blocks(self, (16, *self.channels(16, 32, 64)), (self.depth - 4) // 6, (1, 2, 2), True)

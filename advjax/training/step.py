@@ -1,0 +1,191 @@
+"""One update: what it changes (``TrainState``), what it is made of (``Method``), the replica functions that do it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from advjax import sharding
+from advjax.models.blocks import logits_fn
+from advjax.training.averaging import Averaging
+from advjax.training.objectives import Metrics, Objective
+from advjax.training.transforms import Transform
+from advjax.types import Array, Batch, Key, LogitsFn, PyTree, Variables
+
+ReplicaStep: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
+"""A function with the arguments of ``train_step``."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that changes during training: arrays only."""
+
+    step: Array
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    rng: Key
+    average: PyTree
+    """Averages of the ``params`` that learn and of ``model_state``, under these names; {} without averaging."""
+
+
+class DeviceData(NamedTuple):
+    """A data set on the devices, images as they are stored."""
+
+    images: Array
+    labels: Array
+    index: Array
+
+
+def train_step(
+    state: TrainState,
+    sources: Mapping[str, Variables],
+    data: DeviceData,
+    positions: Array | None,
+    mask: Array,
+    *,
+    axis_name: str | None,
+    method: "Method",
+    num_classes: int,
+) -> tuple[TrainState, Metrics]:
+    """One replica's part of one update.
+
+    Args:
+      state: replicated.
+      sources: variables of the models in ``method.models``, replicated.
+      data: the whole training set, replicated; or this replica's rows of the batch, if there are no positions.
+      positions: int32 [rows]: this replica's examples, or None.
+      mask: bool [rows]: False for filler.
+      axis_name: of the replicas, None for one.
+      method: how to train.
+      num_classes: of the targets.
+
+    Returns:
+      The next state and the metrics of the whole batch, both replicated.
+    """
+    batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method)
+    state, metrics, _ = update(state, batch, rng, axis_name, method)
+    return advance(state, method), metrics
+
+
+class Method(NamedTuple):
+    """How a model is trained."""
+
+    model: nn.Module
+    objective: Objective
+    transforms: Sequence[Transform]
+    optimizer: optax.GradientTransformation
+    trainable: PyTree
+    """Tree of bools like the parameters."""
+    models: Mapping[str, nn.Module]
+    """Other models that the transforms may use, by run name."""
+    average: Averaging | None = None
+    """The average of the parameters that is evaluated, if any."""
+    step: ReplicaStep = train_step
+    """What happens to one batch; another one than ``train_step`` for methods with more than one update."""
+
+
+def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
+    """The state before the first step."""
+    average = {} if method.average is None else _averaged(variables.params, variables.model_state, method.trainable)
+    opt_state = method.optimizer.init(variables.params)
+    return TrainState(jnp.int32(0), variables.params, variables.model_state, opt_state, rng, average)
+
+
+def deployed(state: TrainState | Mapping[str, PyTree]) -> Variables:
+    """The variables to evaluate: averaged where there is an average."""
+    fields = state if isinstance(state, Mapping) else vars(state)
+    average = fields["average"]
+    params = {**flatten_dict(fields["params"]), **flatten_dict(average.get("params", {}))}
+    # A part without arrays may be missing in what comes from a checkpoint.
+    return Variables(unflatten_dict(params), average.get("model_state") or fields["model_state"])
+
+
+def gather(data: DeviceData, positions: Array | None, mask: Array, num_classes: int) -> Batch:
+    """The examples at ``positions``, as they are before any transform; without positions, ``data`` are the batch."""
+    if positions is not None:
+        data = DeviceData(*(array[positions] for array in data))
+    images = data.images
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    return Batch(images, data.labels, jax.nn.one_hot(data.labels, num_classes), data.index, mask)
+
+
+def prepare(
+    state: TrainState,
+    sources: Mapping[str, Variables],
+    batch: Batch,
+    method: Method,
+    variables: Variables | None = None,
+) -> tuple[Batch, Key]:
+    """The batch after all transforms, constant to any derivative, and the key for the objective.
+
+    "self" stands for ``variables``, by default those in training.
+    """
+    rng = jax.random.fold_in(state.rng, state.step)
+    models: dict[str, LogitsFn] = {
+        "self": logits_fn(method.model, variables or Variables(state.params, state.model_state))
+    }
+    models |= {name: logits_fn(model, sources[name]) for name, model in method.models.items()}
+    for number, transform in enumerate(method.transforms):
+        batch = transform(models, batch, jax.random.fold_in(rng, number))
+    return jax.lax.stop_gradient(batch), jax.random.fold_in(rng, len(method.transforms))
+
+
+def update(
+    state: TrainState, batch: Batch, rng: Key, axis_name: str | None, method: Method
+) -> tuple[TrainState, Metrics, Array]:
+    """Parameters, model state and optimizer after one step of the optimizer; neither ``step`` nor the average moves.
+
+    Returns:
+      The state, the metrics of the whole batch, and the gradient with respect to ``batch.images`` at the old
+      parameters, which costs nothing in a jitted step where nobody looks at it.
+    """
+
+    def objective(params: PyTree, images: Array):
+        return method.objective(params, state.model_state, batch._replace(images=images), rng, axis_name)
+
+    params = sharding.varying(state.params, axis_name)
+    gradient_fn = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    (_, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
+    gradients, metrics = sharding.mean_over((gradients, metrics), axis_name)
+    updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics, image_gradients
+
+
+def advance(state: TrainState, method: Method) -> TrainState:
+    """The end of a step: the weights enter the average, and the step is counted."""
+    average = state.average
+    if method.average is not None:
+        new = _averaged(state.params, state.model_state, method.trainable)
+        average = method.average.update(average, new, state.step)
+    return state.replace(average=average, step=state.step + 1)
+
+
+def refresh_step(
+    state: TrainState,
+    sources: Mapping[str, Variables],
+    data: DeviceData,
+    positions: Array,
+    mask: Array,
+    *,
+    axis_name: str | None,
+    method: Method,
+    num_classes: int,
+) -> TrainState:
+    """Moves the batch statistics of the averaged network as a training step would, and nothing else."""
+    variables = deployed(state)
+    batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
+    _, (model_state, _) = method.objective(variables.params, variables.model_state, batch, rng, axis_name)
+    return state.replace(average={**state.average, "model_state": model_state})
+
+
+def _averaged(params: PyTree, model_state: PyTree, trainable: PyTree) -> PyTree:
+    flags = flatten_dict(trainable)
+    learned = {path: leaf for path, leaf in flatten_dict(params).items() if flags[path]}
+    return {"params": unflatten_dict(learned), "model_state": model_state}

@@ -1,0 +1,64 @@
+"""A training step with two updates: one on the clean batch, then one on adversarial images of the same batch.
+
+This is the adversarial training in the published code of the Dauphine report: the two losses are never added.
+"""
+
+from collections.abc import Mapping
+
+import jax
+
+from advjax.attacks import Attack
+from advjax.models.blocks import logits_fn
+from advjax.training.objectives import Metrics
+from advjax.training.step import DeviceData, Method, ReplicaStep, TrainState, advance, gather, prepare, update
+from advjax.training.transforms import example_keys
+from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
+
+
+def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
+    """A step for ``Method.step``: update on the batch after ``method.transforms``, attack it, update on the result.
+
+    The optimizer, and with it a schedule, takes two steps for each step of training.  Metrics of the first update are
+    prefixed with "clean_".
+
+    Args:
+      attack: is made on the network as the first update has left it, in inference mode.
+      reuse_gradient: FGSM for the price of none: one step of length epsilon along the gradient that the first update
+        had, hence of the *old* weights in train mode; of ``attack`` only the threat model counts.
+
+    Raises:
+      UserError: ``reuse_gradient`` with an attack that has no finite threat model.
+    """
+    threat_model = attack.threat_model if isinstance(attack, Attack) else None
+    if reuse_gradient and (threat_model is None or not threat_model.is_bounded):
+        raise UserError("two_updates: reuse_gradient needs an attack with an epsilon, such as fgsm")
+
+    def leap(image: Array, gradient: Array) -> Array:
+        assert threat_model is not None
+        return threat_model.project(image, image + threat_model.epsilon * threat_model.norm.ascent(gradient))
+
+    def adversarial(state: TrainState, method: Method, batch: Batch, gradients: Array, rng: Key) -> Array:
+        if reuse_gradient:
+            return jax.vmap(leap)(batch.images, gradients)
+        network = logits_fn(method.model, Variables(state.params, state.model_state))
+        return attack(network, batch.images, batch.labels, example_keys(rng, batch.index)).images
+
+    def step(
+        state: TrainState,
+        sources: Mapping[str, Variables],
+        data: DeviceData,
+        positions: Array,
+        mask: Array,
+        *,
+        axis_name: str | None,
+        method: Method,
+        num_classes: int,
+    ) -> tuple[TrainState, Metrics]:
+        batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method)
+        state, clean_metrics, gradients = update(state, batch, jax.random.fold_in(rng, 0), axis_name, method)
+        images = adversarial(state, method, batch, gradients, jax.random.fold_in(rng, 1))
+        attacked = batch._replace(images=jax.lax.stop_gradient(images), clean=batch.images)
+        state, metrics, _ = update(state, attacked, jax.random.fold_in(rng, 2), axis_name, method)
+        return advance(state, method), {f"clean_{name}": clean_metrics[name] for name in clean_metrics} | metrics
+
+    return step
