@@ -1,7 +1,8 @@
 """Evaluating the runs of an experiment: every attack on every model, what it means, and the report about it.
 
-<workdir>/report.json, report.html, outcomes.npz
-<workdir>/unfinished/              attacks of an evaluation that was interrupted
+<folder>/report.json, report.html, outcomes.npz
+<folder>/adversarial/              images of the attacks made on each model itself, if they are to be kept
+<folder>/unfinished/               attacks of an evaluation that was interrupted
 """
 
 import hashlib
@@ -16,27 +17,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from advjax.attacks import ThreatModel
-from advjax.data import Dataset
+from advjax import saved_attacks
 from advjax.evaluation import findings, page, plots, report, sanity
-from advjax.evaluation.evaluate import (
-    Adversarial,
-    Deployed,
-    Interruption,
-    attacker,
-    curve_runner,
-    model_hash,
-    pixels,
-    predictor,
-    staged_attacker,
-    undefended,
-)
-from advjax.experiment import Experiment, NamedAttack, NamedDefense, Run
+from advjax.evaluation.adversarial_sets import allowed
+from advjax.evaluation.evaluate import Adversarial, Interruption, attacker, curve_runner, pixels, staged_attacker
+from advjax.experiment import EvaluationPlan, Experiment, NamedAttack, Run
+from advjax.judges import Judge, judges_of
 from advjax.metrics import read_metrics
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
-from advjax.types import PyTree
-from advjax.workflow import Notify, restore
+from advjax.workflow import Notify
 
 _UNFINISHED = "unfinished"
 _VERDICT = "verdict"
@@ -49,22 +39,32 @@ def evaluate(
     devices: Devices,
     notify: Notify,
     stop_requested: Callable[[], bool] = lambda: False,
+    folder: str | None = None,
 ) -> report.Report:
     """Measures every run on the test images, alone and with each of its defences, writes the report and returns it.
 
     Every attack is made on ``evaluation.made_on``, shown to every model (transfer); on each run without its defence,
     shown to the defended model (oblivious); and on each model itself, the defence in the loop (adaptive).  An accuracy
     under the last alone is called robust accuracy.  What an interrupted evaluation has done is taken up by the next
-    one, to the same verdicts.
+    one, to the same verdicts.  Noise is drawn once, and shown to every model.
+
+    Args:
+      experiment: the runs, and the plan of their evaluation.
+      workdir: the folder that they were trained in.
+      devices: what computes.
+      notify: told what people should know.
+      stop_requested: asked after every batch.
+      folder: where the report goes; None for the folder of the runs.
 
     Raises:
-      UserError: a run has not been trained, or its checkpoint cannot be used.
+      UserError: a run has not been trained, or its checkpoint cannot be used; or 8-bit adversarial images are to be
+        kept of images that have no 8 bits.
       PreemptedError: asked to stop; what has been done is saved.
     """
-    plan, test = experiment.evaluation, experiment.data.test
+    plan, test, folder = experiment.evaluation, experiment.data.test, workdir if folder is None else folder
     test = test.take(np.arange(min(plan.num_examples or len(test.labels), len(test.labels))))
-    judges = _judges(experiment, workdir, test, devices, notify)
-    maker = _Maker(experiment, devices, os.path.join(workdir, _UNFINISHED), stop_requested)
+    judges = judges_of(experiment, workdir, test, devices, notify)
+    maker = _Maker(experiment, devices, os.path.join(folder, _UNFINISHED), stop_requested)
     # Report cards are mostly compilations, which leave room for attacks beside them.
     with ThreadPoolExecutor(1) as pool:
         cards = {judge.name: pool.submit(_examined, judge, experiment) for judge in judges}
@@ -81,16 +81,16 @@ def evaluate(
         config=experiment.config,
         environment=report.describe_environment(),
         rows=report.rows(outcomes, {report.BASE_CORRECT: evidence.base_correct}),
-        notes=[],
+        notes=_kept(evidence.own, plan.save_adversarial, folder, notify) if plan.save_adversarial else [],
         summary=findings.summary(outcomes),
         checks=checks,
         curve=_epsilon_curve(experiment, judges, devices),
     )
     if jax.process_index() == 0:
-        report.write(found, outcomes, workdir)
+        report.write(found, outcomes, folder)
         curves = _training_curves(experiment.runs, workdir)
-        page.write_page(found, curves=curves, gallery=evidence.gallery, path=os.path.join(workdir, "report.html"))
-        shutil.rmtree(os.path.join(workdir, _UNFINISHED), ignore_errors=True)
+        page.write_page(found, curves=curves, gallery=evidence.gallery, path=os.path.join(folder, "report.html"))
+        shutil.rmtree(os.path.join(folder, _UNFINISHED), ignore_errors=True)
     return found
 
 
@@ -99,24 +99,32 @@ class _Evidence(NamedTuple):
 
     outcomes: list[report.Outcome]
     attempts: list["_Attempt"]
+    own: list[tuple["_Attempt", report.Outcome]]
+    """Attempts on each model itself, and what it made of them."""
     gallery: list[page.GalleryItem]
     base_correct: np.ndarray
     """Positions in the split of the images that the run ``made_on`` has right."""
 
 
-def _gathered(judges: Sequence["_Judge"], maker: "_Maker") -> _Evidence:
+def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
     """Makes every attack and shows it to everybody who is to see it."""
     plan, seed = maker.experiment.evaluation, maker.experiment.seed
     plain = {judge.run.name: judge for judge in judges if judge.defense is None}
     base = plain[plan.made_on]
-    found = _Evidence([_clean(judge, seed) for judge in judges], [], [], report.correct_index(_clean(base, seed)))
+    found = _Evidence([_clean(judge, seed) for judge in judges], [], [], [], report.correct_index(_clean(base, seed)))
     sources = dict.fromkeys([plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
+        if attack.is_noise:
+            _show(maker.make(base, attack, "true", "sound"), judges, maker.experiment, found)
+            continue
         for source in sources:
-            attempt = maker.make(plain[source], attack, plan.transfer_labels, plan.protocol)
-            _show(attempt, _shown(judges, source, plan.made_on), maker.experiment, found)
+            if seeing := _shown(judges, plain[source], plan):
+                attempt = maker.make(plain[source], attack, plan.transfer_labels, plan.protocol)
+                _show(attempt, seeing, maker.experiment, found)
         for judge in judges:
-            _show(maker.make(judge, attack, _VERDICT, "sound"), [judge], maker.experiment, found)
+            attempt = maker.make(judge, attack, _VERDICT, "sound")
+            (outcome,) = _show(attempt, [judge], maker.experiment, found)
+            found.own.append((attempt, outcome))
     for judge in judges:
         if judge.is_random:
             found.outcomes.extend(_with_more_samples(judge, maker, found.outcomes))
@@ -124,79 +132,55 @@ def _gathered(judges: Sequence["_Judge"], maker: "_Maker") -> _Evidence:
     return found
 
 
-def _show(attempt: "_Attempt", judges: Sequence["_Judge"], experiment: Experiment, found: _Evidence) -> None:
-    """Adds what the judges make of the adversarial images."""
+def _show(
+    attempt: "_Attempt", judges: Sequence[Judge], experiment: Experiment, found: _Evidence
+) -> list[report.Outcome]:
+    """Adds what the judges make of the adversarial images, and returns it."""
     plan = experiment.evaluation
     seen = [_under(judge, attempt, experiment.seed) for judge in judges]
     found.outcomes.extend(seen)
     found.attempts.append(attempt)
     if attempt.attack.name == plan.pictured:
         found.gallery.extend(_pictures(attempt, seen, judges, found.base_correct[: plan.num_pictures]))
+    return seen
 
 
-def _shown(judges: Sequence["_Judge"], source: str, made_on: str) -> list["_Judge"]:
-    """Who sees an attack that was made on the undefended ``source``."""
-    return [judge for judge in judges if source == made_on or (judge.defense and judge.run.name == source)]
+def _shown(judges: Sequence[Judge], source: Judge, plan: EvaluationPlan) -> list[Judge]:
+    """Who sees an attack that was made on the undefended ``source``.
+
+    Not the source itself, where the verdict on it says the same.
+    """
+    is_transferred, is_said = (
+        source.run.name == plan.made_on,
+        (plan.transfer_labels, plan.protocol) == ("true", "sound"),
+    )
+    seeing = [judge for judge in judges if is_transferred or (judge.defense and judge.run.name == source.run.name)]
+    return [judge for judge in seeing if not (is_said and judge.name == source.name)]
 
 
-class _Judge(NamedTuple):
-    """A trained run, alone or with a defence, ready to classify the test images."""
-
-    run: Run
-    defense: NamedDefense | None
-    deployed: Deployed
-    variables: PyTree
-    hash: str
-    predict: Callable[[PyTree, np.ndarray, np.ndarray, int], np.ndarray]
-    test: Dataset
-    predictions: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return self.run.name if self.defense is None else f"{self.run.name}+{self.defense.name}"
-
-    @property
-    def defense_name(self) -> str:
-        return "none" if self.defense is None else self.defense.name
-
-    @property
-    def is_random(self) -> bool:
-        return self.deployed.num_draws > 0
-
-    def owns(self, entry: report.Outcome) -> bool:
-        return (entry.run, entry.defense) == (self.run.name, self.defense_name)
+def _kept(own: Sequence[tuple["_Attempt", report.Outcome]], kind: str, folder: str, notify: Notify) -> list[str]:
+    """Saves the adversarial images of every model; what is to be said about it."""
+    notes = [
+        saved_attacks.keep(attempt.judge, attempt.attack, outcome, attempt.result.images, kind, folder)
+        for attempt, outcome in own
+    ]
+    notes = [note for note in notes if note is not None]
+    for note in notes:
+        notify(note)
+    return notes
 
 
 class _Attempt(NamedTuple):
     """Adversarial test images and how they came about."""
 
     attack: NamedAttack
-    judge: _Judge
+    judge: Judge
     """The model that they were made on."""
     label_use: str
     protocol: str
     result: Adversarial
     inside: np.ndarray
     """bool [n]: the image is allowed by the threat model."""
-
-
-def _judges(experiment: Experiment, workdir: str, test: Dataset, devices: Devices, notify: Notify) -> list[_Judge]:
-    """All runs, then all runs with a defence."""
-    batch_size, judges = experiment.evaluation.batch_size, []
-    restored = {run.name: restore(run, workdir, test.images.shape[1:], notify) for run in experiment.runs}
-    by_name = {run.name: run for run in experiment.runs}
-    for run in experiment.runs:
-        deployed, variables = undefended(run.model), restored[run.name]
-        predict = predictor(deployed, devices, batch_size)
-        predictions = predict(variables, test.images, test.index, experiment.seed)
-        judges.append(_Judge(run, None, deployed, variables, model_hash(variables), predict, test, predictions))
-    for defense in experiment.evaluation.defenses:
-        run, variables = by_name[defense.run], restored[defense.run]
-        deployed, whole = defense.deploy(run.model), (variables, defense.arrays(experiment.data.train))
-        predict = predictor(deployed, devices, batch_size)
-        predictions = predict(whole, test.images, test.index, experiment.seed)
-        judges.append(_Judge(run, defense, deployed, whole, model_hash(variables), predict, test, predictions))
-    return judges
 
 
 class _Maker(NamedTuple):
@@ -207,12 +191,21 @@ class _Maker(NamedTuple):
     folder: str
     stop_requested: Callable[[], bool]
 
-    def make(self, judge: _Judge, attack: NamedAttack, label_use: str, protocol: str) -> _Attempt:
+    def make(self, judge: Judge, attack: NamedAttack, label_use: str, protocol: str) -> _Attempt:
         batch_size = self.experiment.evaluation.batch_size
+        if attack.stages is not None and label_use == "true":
+            # Stages leave an image alone after its first success in any case: what is there need not be made again.
+            label_use = _VERDICT
         test, is_verdict = judge.test, label_use == _VERDICT
         if attack.stages is not None:
             run = staged_attacker(
-                judge.deployed, attack.stages, attack.threat_model, attack.name, self.devices, batch_size
+                judge.deployed,
+                attack.stages,
+                attack.threat_model,
+                attack.name,
+                self.devices,
+                batch_size,
+                search_dtype=attack.search_dtype,
             )
             if label_use == "predicted":
                 test = test._replace(labels=judge.predictions)
@@ -222,10 +215,10 @@ class _Maker(NamedTuple):
         if self.stop_requested():
             raise PreemptedError(f"{attack.name}: stopped before it, state saved")
         result = run(judge.variables, test, self.experiment.seed, self._interruption(judge, attack, label_use))
-        inside = _inside(attack.threat_model, test.images, result.images, batch_size)
+        inside = allowed(attack.threat_model, pixels(test.images), result.images, batch_size)
         return _Attempt(attack, judge, "true" if is_verdict else label_use, protocol, result, inside)
 
-    def _interruption(self, judge: _Judge, attack: NamedAttack, label_use: str) -> Interruption:
+    def _interruption(self, judge: Judge, attack: NamedAttack, label_use: str) -> Interruption:
         plan, test = self.experiment.evaluation, judge.test
         facts = [attack.name, attack.spec, label_use, judge.hash, self.experiment.seed, plan.batch_size]
         facts += [judge.name, judge.defense.spec if judge.defense else None, judge.deployed.num_samples]
@@ -237,19 +230,12 @@ class _Maker(NamedTuple):
         return Interruption(path, identity, self.stop_requested)
 
 
-def _inside(threat_model: ThreatModel, images: np.ndarray, adversarial: np.ndarray, batch_size: int) -> np.ndarray:
-    contains = jax.jit(jax.vmap(threat_model.contains))
-    starts = range(0, len(images), batch_size)
-    parts = [contains(pixels(images[at : at + batch_size]), adversarial[at : at + batch_size]) for at in starts]
-    return np.concatenate([np.asarray(part) for part in parts])
-
-
-def _clean(judge: _Judge, seed: int) -> report.Outcome:
+def _clean(judge: Judge, seed: int) -> report.Outcome:
     zeros = np.zeros(len(judge.test.labels))
     return _outcome(judge, None, seed)._replace(predictions=judge.predictions, distances=zeros, steps=zeros)
 
 
-def _under(judge: _Judge, attempt: _Attempt, seed: int) -> report.Outcome:
+def _under(judge: Judge, attempt: _Attempt, seed: int) -> report.Outcome:
     start = time.perf_counter()
     predictions = judge.predict(judge.variables, attempt.result.images, judge.test.index, seed)
     seconds = attempt.result.seconds + time.perf_counter() - start
@@ -258,18 +244,19 @@ def _under(judge: _Judge, attempt: _Attempt, seed: int) -> report.Outcome:
     )
 
 
-def _outcome(judge: _Judge, attempt: _Attempt | None, seed: int) -> report.Outcome:
+def _outcome(judge: Judge, attempt: _Attempt | None, seed: int) -> report.Outcome:
     """What is known before anything is measured; no attempt stands for clean images."""
     attack = attempt.attack if attempt else None
-    itself = attempt is not None and attempt.judge.name == judge.name
+    is_noise = attempt is not None and attempt.attack.is_noise
+    itself = attempt is not None and attempt.judge.name == judge.name and not is_noise
     nothing = np.zeros(0)
     return report.Outcome(
         run=judge.run.name,
         split="test",
         attack=attack.name if attack else report.CLEAN,
-        norm=attack.norm if attack else None,
+        norm=attack.norm if attack and not is_noise else None,
         epsilon=attack.epsilon if attack else None,
-        made_on=attempt.judge.run.name if attempt else None,
+        made_on=attempt.judge.run.name if attempt and not is_noise else None,
         adaptive=itself,
         knowledge=_knowledge(judge, attempt),
         defense=judge.defense_name,
@@ -287,15 +274,17 @@ def _outcome(judge: _Judge, attempt: _Attempt | None, seed: int) -> report.Outco
     )
 
 
-def _knowledge(judge: _Judge, attempt: _Attempt | None) -> str:
+def _knowledge(judge: Judge, attempt: _Attempt | None) -> str:
     if attempt is None:
         return "none"
+    if attempt.attack.is_noise:
+        return report.NOTHING
     if attempt.judge.name == judge.name:
         return report.SCORES if attempt.attack.is_query else report.EVERYTHING
     return report.OBLIVIOUS if attempt.judge.run.name == judge.run.name else report.TRANSFER
 
 
-def _with_more_samples(judge: _Judge, maker: _Maker, outcomes: Sequence[report.Outcome]) -> list[report.Outcome]:
+def _with_more_samples(judge: Judge, maker: _Maker, outcomes: Sequence[report.Outcome]) -> list[report.Outcome]:
     """The strongest white-box attack on a stochastic model once more, with twice the draws for each gradient."""
     white_box = [
         entry
@@ -310,7 +299,7 @@ def _with_more_samples(judge: _Judge, maker: _Maker, outcomes: Sequence[report.O
     return [_under(doubled, maker.make(doubled, attack, _VERDICT, "sound"), maker.experiment.seed)]
 
 
-def _examined(judge: _Judge, experiment: Experiment) -> list[sanity.Check]:
+def _examined(judge: Judge, experiment: Experiment) -> list[sanity.Check]:
     """What some images of their own say about a model, if it is to get a report card."""
     plan = experiment.evaluation
     bounded = [attack.threat_model for attack in plan.attacks if attack.is_examinable]
@@ -321,7 +310,7 @@ def _examined(judge: _Judge, experiment: Experiment) -> list[sanity.Check]:
     return sanity.examine(judge.deployed.attacked, images, few.labels, bounded[0], variables=judge.variables, seed=seed)
 
 
-def _card(judge: _Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) -> list[report.CheckRow]:
+def _card(judge: Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) -> list[report.CheckRow]:
     """The report card of one model."""
     own = [entry for entry in evidence.outcomes if judge.owns(entry) and entry.attack != findings.WORST_CASE]
     made = [(attempt.attack.name, attempt.inside) for attempt in evidence.attempts if attempt.judge.name == judge.name]
@@ -329,7 +318,7 @@ def _card(judge: _Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) 
     return [report.CheckRow(run=judge.run.name, defense=judge.defense_name, **check._asdict()) for check in checks]
 
 
-def _epsilon_curve(experiment: Experiment, judges: Sequence[_Judge], devices: Devices) -> list[report.CurvePoint]:
+def _epsilon_curve(experiment: Experiment, judges: Sequence[Judge], devices: Devices) -> list[report.CurvePoint]:
     """Accuracy of each model under the attack of the plan's curve, one compilation for all epsilons."""
     plan = experiment.evaluation.curve
     if plan is None:
@@ -347,7 +336,7 @@ def _epsilon_curve(experiment: Experiment, judges: Sequence[_Judge], devices: De
 
 
 def _pictures(
-    attempt: _Attempt, seen: Sequence[report.Outcome], seeing: Sequence[_Judge], chosen: np.ndarray
+    attempt: _Attempt, seen: Sequence[report.Outcome], seeing: Sequence[Judge], chosen: np.ndarray
 ) -> list[page.GalleryItem]:
     """The test images at ``chosen``, and what the attack made of them, with the predictions of those who saw them."""
     test = attempt.judge.test

@@ -93,6 +93,8 @@ EVALUATION = {
     "checked": (),
     # Accuracy over epsilon: {"attack": {...}, "epsilons": (...), "num_examples": ...}.
     "curve": None,
+    # Keep the images of the attacks made on each model itself, as "float32" or "uint8"; "" for not.
+    "save_adversarial": "",
 }
 
 DEFENSE = {
@@ -122,6 +124,26 @@ def experiment(**changes: Any) -> ConfigDict:
 def run(**changes: Any) -> dict[str, Any]:
     """One run of an experiment."""
     return changed(RUN, changes)
+
+
+def gaussian_noises(*levels: str) -> dict[str, Any]:
+    """Noise to evaluate beside the attacks: ``gn01_std``, ``gn01_variance``, ``gn05_std``, ...
+
+    A paper's GN01 may mean a standard deviation of 0.01 or a variance of 0.01, ten times as much noise: this is both.
+
+    Example::
+
+        noises = defaults.gaussian_noises()
+        evaluation = {"attacks": {"order": ("pgd_50", *noises), "pgd_50": {...}, **noises}}
+
+    Args:
+      levels: with two decimals, pixels in [0, 1]; "0.01", "0.05" and "0.08" if there are none.
+    """
+    return {
+        f"gn{level.split('.')[1]}_{reading}": {"name": "gaussian_noise", "level": level, "reading": reading}
+        for level in levels or ("0.01", "0.05", "0.08")
+        for reading in ("std", "variance")
+    }
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

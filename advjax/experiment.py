@@ -14,6 +14,7 @@ import optax
 
 from advjax import attacks, data, defaults
 from advjax.data import Dataset, Source
+from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.evaluation.evaluate import Deployed, Deployment
 from advjax.names import (
     ATTACK_LOSSES,
@@ -23,6 +24,7 @@ from advjax.names import (
     DEFENSES,
     LOSSES,
     MODELS,
+    NOISES,
     NORMS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -49,6 +51,8 @@ class NamedAttack(NamedTuple):
     attack: attacks.Attack | tuple[attacks.Stage, ...]
     """One attack, or stages of attacks for the images that are still robust."""
     num_restarts: int
+    search_dtype: str | None
+    """The type that stages search in, if not that of the model."""
     spec: dict[str, Any]
     """The attack as the config describes it."""
 
@@ -66,6 +70,11 @@ class NamedAttack(NamedTuple):
     def stages(self) -> tuple[attacks.Stage, ...] | None:
         """The stages, None for a single attack."""
         return None if isinstance(self.attack, attacks.Attack) else self.attack
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it is the same for every model, and so no attack."""
+        return self.spec["name"] in NOISES
 
     @property
     def is_query(self) -> bool:
@@ -184,6 +193,8 @@ class EvaluationPlan(NamedTuple):
     checked: tuple[str, ...]
     """The runs that get one."""
     curve: Curve | None
+    save_adversarial: str
+    """How adversarial images are kept: "float32", "uint8", or "" for not at all."""
 
 
 class Experiment(NamedTuple):
@@ -278,21 +289,31 @@ def plain(config: ml_collections.ConfigDict) -> Any:
 def build_attack(
     name: str, spec: Mapping[str, Any], where: str, table: Mapping[str, Callable[..., Any]] | None = None
 ) -> NamedAttack:
-    """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., "num_restarts": ..., other arguments}``."""
-    table = {**ATTACKS, **STAGED_ATTACKS} if table is None else {**table, **STAGED_ATTACKS}
-    described, spec = dict(spec), dict(spec)
+    """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., "num_restarts": ..., other arguments}``.
+
+    Noise has a level of its own, and neither norm nor epsilon nor restarts.
+    """
+    if table is None:
+        table = {**ATTACKS, **NOISES}
+    described, spec, table = dict(spec), dict(spec), {**table, **STAGED_ATTACKS}
+    if spec.get("name") in NOISES and spec["name"] in table:
+        noise = build(table, spec, where)
+        return NamedAttack(name, noise.threat_model, noise, 1, None, described)
     norm, epsilon, num_restarts = spec.pop("norm", "linf"), spec.pop("epsilon", None), spec.pop("num_restarts", 1)
     try:
         epsilon = number(epsilon)
     except ValueError:
         raise UserError(f"{where}: epsilon {epsilon!r} is not a number; write for example 0.03 or '8/255'") from None
+    search_dtype = spec.pop("search_dtype", None) if spec.get("name") in STAGED_ATTACKS else None
+    if search_dtype not in (None, "bfloat16", "float16"):
+        raise UserError(f"{where}: search_dtype must be 'bfloat16' or 'float16', got {search_dtype!r}")
     threat_model = build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
     if "loss" in spec:
         spec["loss"] = choose(ATTACK_LOSSES, spec["loss"], f"{where}: loss")
     if num_restarts < 1 or (num_restarts > 1 and spec["name"] in STAGED_ATTACKS):
         raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(STAGED_ATTACKS)}")
     attack = build(table, spec, where, threat_model)
-    return NamedAttack(name, threat_model, attack, num_restarts, described)
+    return NamedAttack(name, threat_model, attack, num_restarts, search_dtype, described)
 
 
 def _run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
@@ -470,6 +491,11 @@ def _evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described: Map
         raise UserError("evaluation: num_examples must be 0 or more and batch_size at least 1")
     if spec["protocol"] not in ("sound", "faithful"):
         raise UserError(f"evaluation.protocol must be 'sound' or 'faithful', got {spec['protocol']!r}")
+    if spec["save_adversarial"] not in ("", *FORMATS):
+        raise UserError(
+            f"evaluation.save_adversarial must be {', '.join(map(repr, FORMATS))} or '', "
+            f"got {spec['save_adversarial']!r}"
+        )
     return EvaluationPlan(
         named,
         spec["made_on"],
@@ -483,6 +509,7 @@ def _evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described: Map
         spec["num_checked"],
         _checked(spec["checked"], described) or tuple(runs),
         _curve(spec["curve"]),
+        spec["save_adversarial"],
     )
 
 

@@ -19,20 +19,35 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from advjax import assessment, experiment, sharding, workflow
-from advjax.evaluation import table
+from advjax import assessment, experiment, saved_attacks, sharding, workflow
+from advjax.evaluation import comparison, table
+from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.preemption import PreemptedError, Preemption
+from advjax.presets import PAPER, PRESETS, with_preset
 from advjax.types import UserError
 
 FLAGS = flags.FLAGS
-MODES = ("train_and_evaluate", "train", "evaluate")
+MODES = ("train_and_evaluate", "train", "evaluate", "compare")
 PREEMPTED = 42
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(); override its keys with --config.KEY=VALUE."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and reports; default workdirs/NAME_OF_CONFIG.")
-_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do; evaluate needs only --workdir.")
+_WORKDIR = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Folder of checkpoints and reports; default workdirs/NAME_OF_CONFIG. Several to evaluate or compare.",
+)
+_MODE = flags.DEFINE_enum(
+    "mode", MODES[0], MODES, "What to do; evaluate needs only --workdir, and so does compare, which reads reports."
+)
+_PRESET = flags.DEFINE_enum(
+    "preset", PAPER, list(PRESETS), "Attacks to evaluate with: the config's (paper), a short ensemble, or AutoAttack."
+)
+_SAVE_ADVERSARIAL = flags.DEFINE_enum(
+    "save_adversarial", None, FORMATS, "Keep the adversarial images, whatever evaluation.save_adversarial says."
+)
+_ADVERSARIAL = flags.DEFINE_list("adversarial", None, "Evaluate on these files of kept adversarial images alone.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "none"], "Whether to join the processes of a cluster job."
 )
@@ -65,35 +80,87 @@ def _run(notify: Callable[[str], None]) -> None:
     if _COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILATION_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    config, workdir = _config_and_workdir()
-    built = experiment.from_config(config)
+    _check_flags()
+    folders = _workdirs()
+    if _MODE.value != "compare":
+        with Preemption() as preemption:
+            for workdir in folders:
+                _work(workdir, notify, preemption.requested)
+    if (_MODE.value == "compare" or len(folders) > 1) and not _ADVERSARIAL.value and jax.process_index() == 0:
+        found = {_label(folder, folders): comparison.read_evaluation(_report_folder(folder)) for folder in folders}
+        comparison.print_comparison(found, Console(highlight=False))
+
+
+def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
+    """Trains and evaluates in one folder, as far as asked."""
+    built = with_preset(experiment.from_config(_config(workdir)), _PRESET.value)
+    if _SAVE_ADVERSARIAL.value:
+        built = built._replace(evaluation=built.evaluation._replace(save_adversarial=_SAVE_ADVERSARIAL.value))
     devices = sharding.Devices(sharding.mesh(), built.mapping)
-    with Preemption() as preemption:
-        if _MODE.value != "evaluate":
-            workflow.train(built, workdir, devices, notify, preemption.requested)
-        if _MODE.value != "train":
-            found = assessment.evaluate(built, workdir, devices, notify, preemption.requested)
-            if jax.process_index() == 0:
-                table.print_report(found, Console(highlight=False))
-                notify(f"report: {pathlib.Path(workdir, 'report.html').absolute()}")
+    if _MODE.value != "evaluate":
+        workflow.train(built, workdir, devices, notify, stop_requested)
+    for path in _ADVERSARIAL.value or ():
+        kept, verdicts = saved_attacks.score(built, workdir, path, devices, notify)
+        if jax.process_index() == 0:
+            saved_attacks.print_verdicts(path, kept, verdicts, Console(highlight=False))
+    if _MODE.value != "train" and not _ADVERSARIAL.value:
+        folder = _report_folder(workdir)
+        found = assessment.evaluate(built, workdir, devices, notify, stop_requested, folder)
+        if jax.process_index() == 0:
+            table.print_report(found, Console(highlight=False))
+            notify(f"report: {pathlib.Path(folder, 'report.html').absolute()}")
 
 
-def _config_and_workdir() -> tuple[ConfigDict, str]:
-    """The config that was given, or the one that the folder was trained with."""
-    workdir = _WORKDIR.value
-    if workdir and "://" in workdir:
-        raise UserError(f"--workdir={workdir} is not a folder: reports and metrics need a local or mounted one")
-    if _CONFIG.value is not None:
-        return (
-            _CONFIG.value,
-            workdir or f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}",
+def _check_flags() -> None:
+    """What the flags must not be together."""
+    mode, folders = _MODE.value, _WORKDIR.value or []
+    if any("://" in folder for folder in folders):
+        raise UserError(
+            f"--workdir={','.join(folders)} is not a folder: reports and metrics need a local or mounted one"
         )
-    if _MODE.value != "evaluate" or workdir is None:
+    if len(set(folders)) < len(folders) or "" in folders:
+        raise UserError(f"--workdir={','.join(folders)} must name different folders, with commas between them")
+    if len(folders) > 1 and (_CONFIG.value is not None or mode not in ("evaluate", "compare")):
+        raise UserError("several folders in --workdir: they can only be evaluated or compared, and without --config")
+    if _ADVERSARIAL.value and (mode != "evaluate" or _SAVE_ADVERSARIAL.value or _PRESET.value != PAPER):
+        raise UserError("--adversarial needs --mode=evaluate, and neither --preset nor --save_adversarial")
+    if _PRESET.value != PAPER and mode not in ("evaluate", "compare"):
+        raise UserError(f"--preset={_PRESET.value} needs --mode=evaluate or --mode=compare")
+    if mode == "compare" and not folders:
+        raise UserError("nothing to compare: name one or more evaluated folders with --workdir=FOLDER,FOLDER")
+
+
+def _workdirs() -> list[str]:
+    if _WORKDIR.value:
+        return _WORKDIR.value
+    if _CONFIG.value is None:
+        raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
+    return [f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}"]
+
+
+def _config(workdir: str) -> ConfigDict:
+    """The config that was given, or the one that the folder was trained with."""
+    if _CONFIG.value is not None:
+        return _CONFIG.value
+    if _MODE.value != "evaluate":
         raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
     path = pathlib.Path(workdir, "config.json")
     if not path.exists():
         raise UserError(f"{workdir} holds no experiment: there is no {path}")
-    return ConfigDict(json.loads(path.read_text())), workdir
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def _report_folder(workdir: str) -> str:
+    """A preset has a report of its own, so that the one of the config stays."""
+    return workdir if _PRESET.value == PAPER else os.path.join(workdir, _PRESET.value)
+
+
+def _label(folder: str, folders: Sequence[str]) -> str:
+    """What tells the models of several folders apart: the name of the folder, or the whole path where names repeat."""
+    if len(folders) == 1:
+        return ""
+    name = pathlib.Path(folder).name
+    return folder if [pathlib.Path(other).name for other in folders].count(name) > 1 else name
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

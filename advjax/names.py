@@ -46,6 +46,8 @@ ATTACKS = {
     "square": attacks.square,
 }
 STAGED_ATTACKS = {"auto_attack": attacks.auto_attack_stages, "quick_check": attacks.quick_check_stages}
+NOISES = {"gaussian_noise": attacks.gaussian_noise}
+"""Evaluated beside the attacks, but made without a look at any model."""
 TRAINING_ATTACKS = {"most_divergent": trades.most_divergent}
 """Attacks that look for another thing than a wrong class: for training alone."""
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}

@@ -57,8 +57,9 @@ def restore(run: Run, workdir: str, image_shape: tuple[int, int, int], notify: N
       UserError: there is no whole checkpoint, or it belongs to another model.
     """
     folder = run.checkpoint or os.path.join(workdir, run.name)
+    which = "best" if run.plan.select == "best" else "latest"
     restored = checkpoint.restore_variables(
-        os.path.join(folder, "checkpoints"), which=run.plan.select, best_metric=run.plan.select_metric, notify=notify
+        os.path.join(folder, "checkpoints"), which=which, best_metric=run.plan.select_metric, notify=notify
     )
     variables = deployed(restored.state)
     expected = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), image_shape))
@@ -105,7 +106,8 @@ def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) 
     if run.start is None:
         return variables
     start = done[run.start]
-    return blocks.graft(variables, start) if isinstance(run.model, blocks.Patched) else start
+    # Whatever goes around the model of an earlier run has its variables under this name.
+    return blocks.graft(variables, start) if "base" in variables.params else start
 
 
 def _validation(

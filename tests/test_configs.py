@@ -1,13 +1,59 @@
 """Every shipped config builds, takes a training step in each of its runs, and evaluates."""
 
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import REPOSITORY
+from jax.sharding import Mesh
 from test_experiment import config_of
 
-from advjax import assessment, experiment, sharding, workflow
+from advjax import assessment, data, experiment, names, sharding, workflow
+from advjax.metrics import read_metrics
+from advjax.models import blocks
 from advjax.sharding import Devices
+from advjax.training import losses, objectives
+from advjax.types import Batch
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
+METHODS = {
+    "adversarial",
+    "denoising",
+    "distribution_regression",
+    "fast_adversarial",
+    "fixed_mix",
+    "fixer",
+    "intelligent_mixup",
+    "manifold_adversarial",
+    "mart",
+    "mixup",
+    "mixup_adversarial",
+    "partial_pgd",
+    "random_self_ensemble",
+    "soft_labels",
+    "trades",
+    "two_updates",
+    "weight_averaging",
+    "weight_perturbation",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Data sets are read once, and programs that run once are compiled without much thought."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", functools.cache(data.load))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def devices():
+    return Devices(Mesh(np.asarray(jax.devices()[:1]), (sharding.AXIS,)), "jit")
 
 
 def shrink(config):
@@ -15,34 +61,56 @@ def shrink(config):
     with config.unlocked(), config.ignore_type():
         config.data.num_validation = 12
         for run in config.run.values():
-            # Two: a learning rate cycle has at least that many.
-            run.num_steps, run.batch_size = 2, 8
-            if "width" in run.model:
-                run.model.width = 0.0625
-            if run.attack is not None and "num_steps" in run.attack:
-                run.attack.num_steps = 1
-        config.evaluation.num_examples = config.evaluation.batch_size = 8
-        for name in config.evaluation.attacks.order:
-            attack = config.evaluation.attacks[name]
-            if "num_steps" in attack:
-                attack.num_steps = 1
+            shrink_run(run)
+        evaluation = config.evaluation
+        evaluation.num_examples = evaluation.batch_size = 8
+        evaluation.num_checked = 0
+        # Attacks have their own tests; of what is built here, one is made.
+        evaluation.attacks.order = evaluation.attacks.order[:1]
+        evaluation.pictured = ""
+        shrink_attack(evaluation.attacks[evaluation.attacks.order[0]])
+        for name in evaluation.defenses.order:
+            evaluation.defenses[name].update(num_draws=2, num_votes=1, num_samples=1)
     return config
 
 
-def test_there_are_configs():
+def shrink_run(run):
+    # Two: a learning rate cycle has at least that many.
+    run.num_steps, run.batch_size, run.train_fraction = 2, 8, 0.01
+    if "width" in run.model:
+        run.model.width = 0.0625
+    if "num_copies" in run.model:
+        run.model.num_copies = 2
+    if run.attack is not None:
+        shrink_attack(run.attack)
+    if run.average is not None and run.average.name == "swa":
+        run.average.update(start=0, every=1, refresh_steps=1)
+
+
+def shrink_attack(attack):
+    if "num_steps" in attack:
+        attack.num_steps = 1
+    if "num_restarts" in attack:
+        attack.num_restarts = 1
+
+
+def test_there_is_a_config_for_every_method():
+    assert {name.split("_", 1)[1] for name in CONFIGS} == METHODS
     assert {"digits_fixer", "cifar_fixer"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_trains_and_evaluates(name, tmp_path, request):
-    config = shrink(config_of(name))
+def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
+    config = config_of(name)
     if config.data.name != "digits":
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
-    built = experiment.from_config(config)
-    devices = Devices(sharding.mesh(), built.mapping)
+    # As it is shipped: all of it makes sense.
+    experiment.from_config(config)
+    built = experiment.from_config(shrink(config))
     workflow.train(built, str(tmp_path), devices, print)
     found = assessment.evaluate(built, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
+    assert {row["attack"] for row in found.rows} >= set(config.evaluation.attacks.order)
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
@@ -50,3 +118,43 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request):
 def test_a_config_says_how_to_run_it(name):
     text = (REPOSITORY / "configs" / f"{name}.py").read_text()
     assert f"python -m advjax.main --config=configs/{name}.py" in text.split('"""')[1]
+
+
+@pytest.fixture
+def contributed(monkeypatch):
+    """The training method that CONTRIBUTING.md shows, entered in the table of names until the test ends."""
+    monkeypatch.setattr(names, "OBJECTIVES", dict(names.OBJECTIVES))
+    monkeypatch.setattr(experiment, "OBJECTIVES", names.OBJECTIVES)
+    code = re.findall(r"```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = [block for block in code if "OBJECTIVES" in block]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 20
+    exec(code, {})
+    return names.OBJECTIVES["logit_pairing"]
+
+
+def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devices):
+    config = shrink(config_of("digits_fixer"))
+    config.runs = ("base",)
+    with config.unlocked(), config.ignore_type():
+        config.run.base.objective = {"name": "logit_pairing", "loss": {"name": "cross_entropy"}, "weight": 0.5}
+        config.run.base.attack = {"name": "fgsm", "norm": "linf", "epsilon": "0.15"}
+    built = experiment.from_config(config)
+    workflow.train(built, str(tmp_path), devices, print)
+    (line,) = [line for line in read_metrics(tmp_path / "base") if line["kind"] == "train"]
+    assert line["apart"] > 0 and line["loss"] > 0.5 * line["apart"]
+
+
+def test_the_contributed_method_is_what_it_says(contributed):
+    model = names.MODELS["net62k"](width=0.2)
+    variables = blocks.init(model, jax.random.key(0), (32, 32, 3))
+    clean, images = jax.random.uniform(jax.random.key(1), (2, 3, 32, 32, 3))
+    labels = jnp.array([1, 2, 3])
+    batch = Batch(images, labels, jax.nn.one_hot(labels, 10), jnp.arange(3), jnp.ones(3, bool), clean)
+    arguments = (variables.params, variables.model_state, batch, jax.random.key(2), None)
+    found = contributed(model, losses.cross_entropy, weight=0.7)(*arguments)[0]
+    unpaired = objectives.supervised(model, losses.cross_entropy)(*arguments)[0]
+    f = blocks.logits_fn(model, variables)
+    distances = [float(jnp.linalg.norm(f(clean)[i] - f(images)[i])) for i in range(3)]
+    assert float(found) == pytest.approx(float(unpaired) + 0.7 * sum(d**2 for d in distances) / 3, rel=1e-5)
+    assert min(distances) > 1e-3

@@ -38,13 +38,17 @@ def run(command, workdir, timeout, **environment):
         return json.load(file)["rows"], found.stdout
 
 
-def test_python_snippets_run():
+# The whole of AutoAttack is a minute of compiling, whatever it attacks.
+SNIPPETS = [pytest.param(text, marks=pytest.mark.slow if "auto_attack" in text else ()) for text in blocks("python")]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_python_snippets_run(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     weights = jax.random.normal(jax.random.key(1), (12, 3))
     images = jax.random.uniform(jax.random.key(2), (5, 2, 2, 3))
     logits_fn = lambda images: images.reshape(len(images), -1) @ weights  # noqa: E731
-    assert blocks("python")
-    for snippet in blocks("python"):
-        exec(snippet, {"logits_fn": logits_fn, "images": images, "labels": jnp.argmax(logits_fn(images), -1)})
+    exec(snippet, {"logits_fn": logits_fn, "images": images, "labels": jnp.argmax(logits_fn(images), -1)})
 
 
 def test_every_file_and_module_that_a_command_names_exists():

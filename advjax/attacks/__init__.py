@@ -3,7 +3,7 @@
 Images are float arrays [n, h, w, c] in [0, 1].  ``attack(logits_fn, images, labels, rng)`` returns an ``AttackResult``.
 """
 
-from advjax.attacks.asking import Expectation, expectation
+from advjax.attacks.asking import Expectation, expectation, in_precision
 from advjax.attacks.auto_attack import auto_attack, auto_attack_stages
 from advjax.attacks.auto_pgd import auto_pgd
 from advjax.attacks.auto_pgd_l1 import auto_pgd_l1, auto_pgd_l1_large_epsilon
@@ -71,6 +71,7 @@ __all__ = [
     "fab",
     "fgsm",
     "gaussian_noise",
+    "in_precision",
     "l1",
     "l2",
     "least_likely_class",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,28 @@ def expectation(stochastic_fn: StochasticLogitsFn, num_samples: int) -> Expectat
         result = pgd(linf(8 / 255), num_steps=20, step_size=2 / 255)(expectation(fn, 20), images, labels, rng)
     """
     return Expectation(stochastic_fn, num_samples)
+
+
+def in_precision(
+    dtype: jnp.dtype, bind: Callable[[Any], LogitsFn | Expectation]
+) -> Callable[[Any], LogitsFn | Expectation]:
+    """``variables -> model`` that computes in another floating-point type, images and logits staying as they are.
+
+    Meant for ``run_stages(..., search_fn=in_precision(jnp.bfloat16, bind), variables=...)``: the search is cheap, what
+    it finds is verified by ``bind`` itself.
+    """
+
+    def cast(leaf: Array) -> Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def bound(variables: Any) -> LogitsFn | Expectation:
+        model: Any = bind(jax.tree.map(cast, variables))
+        if isinstance(model, Expectation):
+            draw = model.stochastic_fn
+            return Expectation(lambda images, rng: draw(cast(images), rng).astype(images.dtype), model.num_samples)
+        return lambda images: model(cast(images)).astype(images.dtype)
+
+    return bound
 
 
 def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:

@@ -38,6 +38,8 @@ class Verdicts(NamedTuple):
     """float32 [n]: size of the perturbation; 0 for robust and misclassified images."""
     steps: np.ndarray
     """int32 [n]: steps of all attacks on the image."""
+    refused: np.ndarray
+    """int32 [n]: successes that an attack claimed and the verification refused; those of a search in low precision."""
 
     def robust_after(self, stage: int) -> np.ndarray:
         """bool [n]: still classified correctly after the given stage; -1 means before the first one."""
@@ -68,6 +70,7 @@ def run_stages(
     labels: np.ndarray,
     *,
     variables: Any = None,
+    search_fn: LogitsFn | Expectation | Callable[[Any], LogitsFn | Expectation] | None = None,
     index: np.ndarray | None = None,
     seed: int = 0,
     batch_size: int = 256,
@@ -89,6 +92,8 @@ def run_stages(
       images: float [n, h, w, c] inside the bounds.
       labels: int [n].
       variables: arrays of the model, if they shall be arguments of the compiled attacks instead of constants in them.
+      search_fn: what the attacks are made on, if not ``logits_fn`` itself: the same model in bfloat16, say, as
+        ``in_precision`` makes it.  Verdicts are about ``logits_fn`` in any case.
       index: int [n], position of each image in its data set; 0..n-1 if None.
       seed: of all randomness.
       batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
@@ -110,7 +115,7 @@ def run_stages(
     index = np.arange(len(images)) if index is None else np.asarray(index)
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
-    runner = _Runner(threat_model, logits_fn, variables, batch_size)
+    runner = _Runner(threat_model, logits_fn, variables, batch_size, search_fn)
     return _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
 
 
@@ -118,7 +123,9 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
     rngs = np.asarray(jax.random.key_data(_image_keys(jax.random.key(seed), index.astype(np.uint32))))
     predictions, num_classes = runner.predict(images, labels, rngs)
     names = [stage.name for stage in stages]
-    identity = _digest(images, labels, index, predictions, names, seed, runner.sizes, runner.threat_model.epsilon)
+    is_searched = runner.search_fn is not runner.logits_fn
+    facts = [names, seed, runner.sizes, runner.threat_model.epsilon, is_searched]
+    identity = _digest(images, labels, index, predictions, *facts)
     state = _from_arrays(state_file.load(identity)) or _first_state(images, predictions != labels)
     found = state.found
     for stage_number, stage in enumerate(stages):
@@ -159,7 +166,8 @@ class _State(NamedTuple):
 
 def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
     none = np.zeros(len(images), np.int32)
-    found = Verdicts(np.where(wrong, CLEAN, ROBUST).astype(np.int32), images.copy(), none.astype(np.float32), none)
+    broken_by = np.where(wrong, CLEAN, ROBUST).astype(np.int32)
+    found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy())
     return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
 
 
@@ -180,8 +188,9 @@ def _from_arrays(arrays: dict[str, np.ndarray] | None) -> _State | None:
 class _Runner:
     """The compiled attacks and forward passes, for a few batch sizes."""
 
-    def __init__(self, threat_model: ThreatModel, logits_fn: Any, variables: Any, batch_size: int):
+    def __init__(self, threat_model: ThreatModel, logits_fn: Any, variables: Any, batch_size: int, search_fn: Any):
         self.threat_model, self.logits_fn = threat_model, logits_fn
+        self.search_fn = logits_fn if search_fn is None else search_fn
         devices = jax.local_devices()
         self.mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
         self.sizes = tuple(sorted({-(-batch_size // (part * len(devices))) * len(devices) for part in (1, 4, 16)}))
@@ -202,19 +211,22 @@ class _Runner:
 
     def attack(self, stage, number, stage_number, found, images, labels, rows, keys):
         """Attacks some images and writes down what a verification of the result says."""
-        run = self._parallel(("attack", stage_number), functools.partial(_attack, stage), (False, True, True, True))
+        attack = functools.partial(_attack, stage)
+        run = self._parallel(("attack", stage_number), attack, (False, True, True, True), self.search_fn)
         arguments, count = self._padded(images[rows], labels[rows], keys)
-        adversarial, steps = jax.device_get(run(self.variables, np.int32(number), *arguments))
+        adversarial, steps, claimed = jax.device_get(run(self.variables, np.int32(number), *arguments))
         adversarial = adversarial[:count]
         logits, allowed, distance = self._verify(images[rows], adversarial, keys)
         broken = (np.argmax(logits, axis=-1) != labels[rows]) & allowed
         found.steps[rows] += steps[:count]
+        found.refused[rows] += claimed[:count] & ~broken
         found.broken_by[rows[broken]] = stage_number
         found.images[rows[broken]] = adversarial[broken]
         found.distance[rows[broken]] = distance[broken]
 
     def _verify(self, images, adversarial, keys):
-        run = self._parallel("verify", functools.partial(_look, self.threat_model), (True, True, True))
+        look = functools.partial(_look, self.threat_model)
+        run = self._parallel("verify", look, (True, True, True), self.logits_fn)
         arguments, count = self._padded(images, adversarial, keys, sizes=self.sizes[-1:])
         return (np.asarray(part)[:count] for part in jax.device_get(run(self.variables, *arguments)))
 
@@ -224,13 +236,12 @@ class _Runner:
         size = next(size for size in sizes or self.sizes if size >= count)
         return [array[np.minimum(np.arange(size), count - 1)] for array in arrays], count
 
-    def _parallel(self, name, function, sharded):
+    def _parallel(self, name, function, sharded, model):
         """``function(logits_fn, ...)`` on every device's part of the batch, without communication."""
         if name not in self.compiled:
 
             def replica(variables, *arguments):
-                bound = self.logits_fn(variables) if self.has_variables else self.logits_fn
-                return function(bound, *arguments)
+                return function(model(variables) if self.has_variables else model, *arguments)
 
             split = tuple(jax.P("data") if is_sharded else jax.P() for is_sharded in (False, *sharded))
             mapped = jax.shard_map(replica, mesh=self.mesh, in_specs=split, out_specs=jax.P("data"), check_vma=False)
@@ -240,7 +251,7 @@ class _Runner:
 
 def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
     result = stage.attack(number)(logits_fn, images, labels, keys)
-    return result.images, result.steps
+    return result.images, result.steps, result.success
 
 
 def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial: Array, keys: Key):

@@ -15,6 +15,11 @@ from typing import Any
 from advjax.types import UserError
 
 ATTACK_NAMES = ("pgd-20", "autopgd-100", "cw-l2-100", "deepfool-l2-50", "autoattack", "quick-check")
+ALONE_NAMES = (
+    *("fgsm", "one-step-least-likely", "bim-10", "autopgd-l1-100", "cw-linf", "cw-l2-line-search"),
+    *("cw-linf-line-search", "fab-t-100", "square-1000"),
+)
+"""Attacks that are timed for advjax only, and not unless they are asked for."""
 CONTENDER_NAMES = ("advjax", "advjax-bfloat16", "torch", "torchattacks", "foolbox", "art")
 DEFAULTS = {"num_examples": 64, "rounds": 3, "budget": 120.0, "attacks": ",".join(ATTACK_NAMES), "memory": True}
 QUICK = {"num_examples": 32, "rounds": 2, "budget": 15.0, "attacks": ",".join(ATTACK_NAMES[:4]), "memory": False}
@@ -30,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--epsilon", type=float, help="linf budget; 1e-6 with random weights, so that nothing breaks")
     made.add_argument("--num-examples", type=int)
     made.add_argument("--batch-size", type=int, help="all examples at once without")
-    made.add_argument("--attacks", help=f"some of {','.join(ATTACK_NAMES)}")
+    made.add_argument("--attacks", help=f"some of {','.join((*ATTACK_NAMES, *ALONE_NAMES))}")
     made.add_argument("--contenders", default=",".join(CONTENDER_NAMES), help="some of %(default)s")
     made.add_argument("--rounds", type=int, help="timed calls of each contender after the first")
     made.add_argument("--budget", type=float, help="seconds after which a contender is called no more")
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.batch_size = options.batch_size or options.num_examples
-    options.attacks = _chosen("--attacks", options.attacks, ATTACK_NAMES)
+    options.attacks = _chosen("--attacks", options.attacks, (*ATTACK_NAMES, *ALONE_NAMES))
     options.contenders = _chosen("--contenders", options.contenders, CONTENDER_NAMES)
     for name in ("num_examples", "batch_size", "rounds", "threads"):
         if getattr(options, name) < 1:

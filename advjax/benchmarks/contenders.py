@@ -4,24 +4,42 @@ import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks.auto_attack import auto_attack_stages
-from advjax.attacks.auto_pgd import auto_pgd
-from advjax.attacks.base import Attack
-from advjax.attacks.carlini_wagner import carlini_wagner_l2
-from advjax.attacks.combine import Stage
-from advjax.attacks.deepfool import deepfool
-from advjax.attacks.pgd import pgd
-from advjax.attacks.quick_check import quick_check_stages
-from advjax.attacks.stages import run_stages
-from advjax.attacks.threat_model import l2, linf
-from advjax.benchmarks.networks import Network, in_bfloat16
+from advjax.attacks import (
+    Attack,
+    Expectation,
+    Stage,
+    auto_attack_stages,
+    auto_pgd,
+    auto_pgd_l1,
+    bim,
+    carlini_wagner_l2,
+    carlini_wagner_l2_line_search,
+    carlini_wagner_linf,
+    carlini_wagner_linf_line_search,
+    deepfool,
+    fab,
+    fgsm,
+    in_precision,
+    l1,
+    l2,
+    linf,
+    next_likely_class,
+    one_step_target_class,
+    pgd,
+    quick_check_stages,
+    run_stages,
+    square,
+)
+from advjax.benchmarks.networks import Network
+from advjax.types import LogitsFn, PyTree
 
+Bind: TypeAlias = Callable[[Any], LogitsFn | Expectation]
 NUM_CLASSES = 10
 ATTACKS = {
     "pgd-20": "linf, 20 steps of epsilon / 8, random start",
@@ -31,6 +49,19 @@ ATTACKS = {
     "autoattack": "standard, linf: APGD-CE 100, APGD-T 9x100, FAB-T 9x100, Square 5000; survivors only",
     "quick-check": "advjax.attacks.quick_check; compare with autoattack",
 }
+ALONE = {
+    "fgsm": "linf, one step",
+    "one-step-least-likely": "linf, one step towards the least likely class",
+    "bim-10": "linf, 10 steps of epsilon / 10",
+    "autopgd-l1-100": "l1 12, cross-entropy, 100 steps",
+    "cw-linf": "at most 1,000 steps a box, constants 1e-5 to 20",
+    "cw-l2-line-search": "10 constants, 10 steps with line search each",
+    "cw-linf-line-search": "linf, 25 steps with line search",
+    "fab-t-100": "linf, 100 steps towards the second class",
+    "square-1000": "linf, 1,000 queries",
+}
+"""Attacks that are timed for advjax only, and not unless they are asked for."""
+ATTACKS |= ALONE
 ENSEMBLES = {"autoattack", "quick-check"}
 PASSES = {"pgd-20": 2 * 20, "autopgd-100": 2 * 101, "cw-l2-100": 2 * 100}
 """Forward passes per image, a gradient counted as one more, of the attacks that always take all their steps."""
@@ -76,9 +107,12 @@ def parts(count: int, batch_size: int) -> list[slice]:
 
 
 def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: bool = False) -> Run | None:
-    forward = in_bfloat16(network.forward) if bfloat16 else network.forward
+    def bind(variables: PyTree) -> LogitsFn:
+        return functools.partial(network.forward, variables)
+
+    searched = in_precision(jnp.dtype(jnp.bfloat16), bind) if bfloat16 else bind
     if attack in ENSEMBLES:
-        return _advjax_stages(attack, network._replace(forward=forward), batch_size)
+        return _advjax_stages(attack, network, bind, searched, batch_size)
     chosen = _advjax_attacks(network.epsilon)[attack]
     images, labels = jnp.asarray(network.images), jnp.asarray(network.labels)
     variables = jax.device_put(network.variables)
@@ -86,7 +120,7 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
     @jax.jit
     def compiled(variables, images, labels, rng):
         # Only what the others return as well: their verdict is not part of the time either.
-        result = chosen(functools.partial(forward, variables), images, labels, rng)
+        result = chosen(searched(variables), images, labels, rng)
         return result.images, result.steps
 
     def run() -> Outcome:
@@ -99,7 +133,7 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
         steps = np.concatenate([steps for _, steps in found])
         # DeepFool: a step is one forward pass and the gradients of all classes but one.
         passes = PASSES[attack] * len(images) if attack in PASSES else float(np.sum(NUM_CLASSES * steps + 1))
-        return Outcome(adversarial, passes)
+        return Outcome(adversarial, None if attack in ALONE else passes)
 
     return run
 
@@ -113,10 +147,19 @@ def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
             unbounded, num_steps=100, binary_search_steps=1, initial_const=1.0, abort_early=False
         ),
         "deepfool-l2-50": deepfool(unbounded, num_steps=50),
+        "fgsm": fgsm(bounded),
+        "one-step-least-likely": one_step_target_class(bounded),
+        "bim-10": bim(bounded, num_steps=10, step_size=epsilon / 10),
+        "autopgd-l1-100": auto_pgd_l1(l1(12.0)),
+        "cw-linf": carlini_wagner_linf(linf(np.inf)),
+        "cw-l2-line-search": carlini_wagner_l2_line_search(unbounded),
+        "cw-linf-line-search": carlini_wagner_linf_line_search(bounded, num_steps=25),
+        "fab-t-100": fab(bounded, aim=next_likely_class(1)),
+        "square-1000": square(bounded, num_queries=1000),
     }
 
 
-def _advjax_stages(attack: str, network: Network, batch_size: int) -> Run:
+def _advjax_stages(attack: str, network: Network, bind: Bind, searched: Bind, batch_size: int) -> Run:
     threat_model = linf(network.epsilon)
     stages = auto_attack_stages(threat_model) if attack == "autoattack" else quick_check_stages(threat_model)
 
@@ -124,10 +167,11 @@ def _advjax_stages(attack: str, network: Network, batch_size: int) -> Run:
         found = run_stages(
             stages,
             threat_model,
-            lambda variables: functools.partial(network.forward, variables),
+            bind,
             network.images,
             network.labels,
             variables=network.variables,
+            search_fn=searched,
             batch_size=batch_size,
         )
         return Outcome(found.images, stage_passes(stages, found.broken_by, found.steps))
@@ -156,6 +200,8 @@ def _lazily(function: str) -> Callable[[str, Network, int], Run | None]:
     """A function of the module that can only be imported where torch is."""
 
     def prepare(attack: str, network: Network, batch_size: int) -> Run | None:
+        if attack in ALONE:
+            return None
         module = importlib.import_module("advjax.benchmarks.torch_contenders")
         return getattr(module, function)(attack, network, batch_size)
 

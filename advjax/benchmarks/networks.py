@@ -168,15 +168,6 @@ def predict(forward: Callable[[PyTree, Array], Array], variables: PyTree, images
     return np.concatenate(parts).astype(np.int32)
 
 
-def in_bfloat16(forward: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
-    """The network computed in bfloat16, with float32 images and logits."""
-
-    def cast(tree):
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
-
-    return lambda variables, images: forward(cast(variables), cast(images)).astype(jnp.float32)
-
-
 def forward_flops(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> float:
     """Floating-point operations of one image's forward pass: two per multiply-add of direct convolutions and products.
 

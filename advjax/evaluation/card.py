@@ -12,17 +12,19 @@ from advjax.evaluation.report import CheckRow, Report, Summary, SummaryCell
 
 WAYS = {
     "clean": "clean",
-    "oblivious": "oblivious",
-    "transfer": "transfer",
+    # Before any number that could be taken for it, also on the narrowest screen.
+    "robust": "robust accuracy",
     "white_box": "white box",
     "queries": "queries",
-    "robust": "robust accuracy",
+    "transfer": "transfer",
+    "oblivious": "oblivious",
 }
 """Columns of the summary, and their heads."""
 EXPLANATION = (
     "Each number is what all attacks of its kind leave together, image by image. Oblivious: made on the same run "
     "without its defence. Transfer: made on another run. White box: made on the model itself, gradients through its "
-    "defence. Queries: made on the model itself by its answers alone. Robust accuracy: the minimum over the last two."
+    "defence. Queries: made on the model itself by its answers alone. Robust accuracy: the minimum over white box and "
+    "queries."
 )
 
 
@@ -62,7 +64,7 @@ def render(report: Report, threat_name: ThreatName) -> list[RenderableType]:
         parts += [Text(EXPLANATION, style="dim"), Text()]
     for model, checks in by_model(report.checks).items():
         failed = sum(not check["passed"] for check in checks)
-        verdict = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+        verdict = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} passed"
         parts += [Text.assemble((f"Report card of {model}", "bold"), f"  {verdict}"), _checks(checks), Text()]
     return parts
 

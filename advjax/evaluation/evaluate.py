@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax import sharding
-from advjax.attacks import Expectation, Progress, Stage, ThreatModel, expectation, run_stages
+from advjax.attacks import Expectation, Progress, Stage, ThreatModel, expectation, in_precision, run_stages
 from advjax.attacks.asking import evaluate
 from advjax.attacks.state_file import SAVE_EVERY, StateFile
 from advjax.data import Dataset, eval_batches
@@ -169,13 +169,22 @@ def attacker(
 
 
 def staged_attacker(
-    model: Deployed, stages: Sequence[Stage], threat_model: ThreatModel, name: str, devices: Devices, batch_size: int
+    model: Deployed,
+    stages: Sequence[Stage],
+    threat_model: ThreatModel,
+    name: str,
+    devices: Devices,
+    batch_size: int,
+    *,
+    search_dtype: str | None = None,
 ) -> AttackRunner:
     """Several attacks in stages, each on the images that the ones before it left robust (``attacks.run_stages``).
 
     Each process attacks its own part of the images on its own devices, with keys that do not depend on the parts.
-    Images that stay robust come back as they are.
+    Images that stay robust come back as they are.  With ``search_dtype`` the attacks are made on the model computed in
+    that type; verdicts are in the model's own.
     """
+    search_fn = in_precision(jnp.dtype(search_dtype), model.attacked) if search_dtype else None
     local_size = devices.local_rows(batch_size)
     local_size = local_size.stop - local_size.start
 
@@ -198,6 +207,7 @@ def staged_attacker(
                 pixels(dataset.images[mine]),
                 dataset.labels[mine],
                 variables=jax.device_get(variables),
+                search_fn=search_fn,
                 index=dataset.index[mine],
                 seed=seed,
                 batch_size=local_size,

@@ -44,18 +44,32 @@ def worst_cases(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return found
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[Summary]:
-    """Accuracy of each model, clean and under the worst of the attacks of each way, in the order of the outcomes."""
-    clean = {(outcome.run, outcome.defense): outcome for outcome in outcomes if outcome.attack == CLEAN}
-    found = []
+def robust_correct(outcomes: Sequence[Outcome]) -> dict[tuple[str, float], tuple[tuple[str, ...], np.ndarray]]:
+    """``(norm, epsilon) -> (names of attacks, bool [n])``: what is right under all adaptive attacks on one model."""
+    found = {}
     for group in _groups([outcome for outcome in outcomes if outcome.attack != WORST_CASE]):
+        members = [outcome for outcome in group if outcome.adaptive and outcome.label_use == "true"]
+        if members:
+            names = tuple(dict.fromkeys(outcome.attack for outcome in members))
+            key = str(members[0].norm), float(members[0].epsilon or 0)
+            found[key] = names, np.all([_correct(outcome) for outcome in members], axis=0)
+    return found
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[Summary]:
+    """Accuracy of each model, clean and under the worst of the attacks of each way, models in the order of outcomes."""
+    clean = {(outcome.run, outcome.defense): outcome for outcome in outcomes if outcome.attack == CLEAN}
+    models = list(dict.fromkeys((outcome.run, outcome.defense) for outcome in outcomes))
+    groups = _groups([outcome for outcome in outcomes if outcome.attack != WORST_CASE])
+    found = []
+    for group in sorted(groups, key=lambda group: models.index((group[0].run, group[0].defense))):
         first = group[0]
         cells = {}
         for way, knowledge in WAYS.items():
             members = [outcome for outcome in group if outcome.knowledge in knowledge]
             if way == "robust":
                 members = [outcome for outcome in members if outcome.label_use == "true"]
-            cells[way] = _cell(np.all([_correct(outcome) for outcome in members], axis=0)) if members else None
+            cells[way] = cell(np.all([_correct(outcome) for outcome in members], axis=0)) if members else None
         untouched = clean.get((first.run, first.defense))
         found.append(
             Summary(
@@ -63,7 +77,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[Summary]:
                 defense=first.defense,
                 norm=first.norm,
                 epsilon=first.epsilon,
-                clean=None if untouched is None else _cell(_correct(untouched)),
+                clean=None if untouched is None else cell(_correct(untouched)),
                 oblivious=cells["oblivious"],
                 transfer=cells["transfer"],
                 white_box=cells["white_box"],
@@ -106,17 +120,17 @@ def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
 
 def curve_point(run: str, defense: str, attack: str, norm: str, epsilon: float, correct: np.ndarray) -> CurvePoint:
     """One accuracy of a robustness curve."""
-    cell = _cell(correct)
+    counted = cell(correct)
     return CurvePoint(
         run=run,
         defense=defense,
         attack=attack,
         norm=norm,
         epsilon=float(epsilon),
-        n=cell["n"],
+        n=counted["n"],
         accuracy=float(np.mean(correct)),
-        low=cell["low"],
-        high=cell["high"],
+        low=counted["low"],
+        high=counted["high"],
     )
 
 
@@ -181,7 +195,8 @@ def _correct(outcome: Outcome) -> np.ndarray:
     return np.asarray(outcome.predictions) == np.asarray(outcome.labels)
 
 
-def _cell(correct: np.ndarray) -> SummaryCell:
+def cell(correct: np.ndarray) -> SummaryCell:
+    """Accuracy and interval of what is right: bool [n]."""
     n, successes = int(correct.size), int(correct.sum())
     low, high = wilson_interval(successes, n)
     return SummaryCell(n=n, accuracy=successes / n if n else None, low=low, high=high)

@@ -28,6 +28,8 @@ ALL = "all"
 BASE_CORRECT = "base_correct"
 EVERYTHING, SCORES, OBLIVIOUS, TRANSFER = "everything", "scores", "undefended model", "source model"
 """What an attacker knows: the model with its defence, its answers alone, it without its defence, another model."""
+NOTHING = "nothing"
+"""What noise knows."""
 ADAPTIVE = (EVERYTHING, SCORES)
 
 
@@ -40,16 +42,16 @@ class Outcome(NamedTuple):
     attack: str
     """The attack's name in the config, or "clean"."""
     norm: str | None
-    """Norm of ``distances``; None for clean."""
+    """Norm of ``distances``; None for clean images and for noise, which is measured in l2."""
     epsilon: float | None
-    """Largest allowed distance; None for clean and for minimum-norm attacks."""
+    """Largest allowed distance; None for clean, noise and minimum-norm attacks."""
     made_on: str | None
-    """The run that the attack was made on; None for clean."""
+    """The run that the attack was made on; None for clean and for noise."""
     adaptive: bool
     """The attack was made on this very model with its defence in the loop."""
     knowledge: str
-    """"none" (clean), "source model" (transfer), "undefended model" (oblivious: of the same run without its defence),
-    "everything" (adaptive, white box) or "scores" (adaptive, by queries alone)."""
+    """"none" (clean), "nothing" (noise), "source model" (transfer), "undefended model" (oblivious: of the same run
+    without its defence), "everything" (adaptive, white box) or "scores" (adaptive, by queries alone)."""
     defense: str
     """Test-time defence around the model, "none" without."""
     protocol: str
@@ -357,7 +359,10 @@ def _check(outcome: Outcome) -> None:
     attacked, itself = outcome.attack != CLEAN, outcome.made_on == outcome.run
     shapes = {np.shape(getattr(outcome, field)) for field in _ARRAYS}
     rules = [
-        (attacked == (outcome.made_on is not None), "made_on must be None exactly for clean images"),
+        (
+            (attacked and outcome.knowledge != NOTHING) == (outcome.made_on is not None),
+            "made_on must be None exactly for clean and for noisy images",
+        ),
         (attacked == (outcome.knowledge != "none"), 'knowledge must be "none" exactly for clean images'),
         (itself or not outcome.adaptive, "an adaptive attack is made on the run that is scored"),
         (

@@ -12,8 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from advjax.evaluation import card
-from advjax.evaluation.report import ALL, BASE_CORRECT, CLEAN, Report, Row, is_robust_accuracy
+from advjax.evaluation import card, noise
+from advjax.evaluation.report import ALL, BASE_CORRECT, CLEAN, NOTHING, Report, Row, is_robust_accuracy
 
 WIDTH = 100
 """Columns that the table needs; less than that wraps lines, nothing is ever cut off."""
@@ -102,9 +102,13 @@ class Block(NamedTuple):
 
 
 def blocks(report: Report) -> list[Block]:
-    """Arrange the rows, in their order: a block per run, defence and transfer source; a line per attack."""
-    models = dict.fromkeys((row["run"], row["split"], row["defense"]) for row in report.rows)
-    return [block for model in models for block in _blocks_of(*model, report.rows)]
+    """Arrange the rows, in their order: a block per run, defence and transfer source; a line per attack.
+
+    Noise is no attack, and has a table of its own (``noise``).
+    """
+    rows = [row for row in report.rows if row["knowledge"] != NOTHING]
+    models = dict.fromkeys((row["run"], row["split"], row["defense"]) for row in rows)
+    return [block for model in models for block in _blocks_of(*model, rows)]
 
 
 def explained_terms(arranged: Sequence[Block]) -> list[str]:
@@ -142,6 +146,7 @@ def render(report: Report) -> RenderableType:
     parts += card.render(report, threat_name)
     for block in arranged:
         parts += [_heading(block), Text(), _table(block), Text()]
+    parts += noise.render(report)
     legend: list[str] = list(LEGEND)
     if any(BASE_CORRECT in block.subsets for block in arranged):
         legend.append("Base-correct: the images that the base run classifies correctly before any attack.")

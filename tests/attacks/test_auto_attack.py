@@ -111,7 +111,8 @@ def test_robust_images_after_each_stage_of_the_original(shared, name):
     theirs = np.load(shared / "reference" / f"{name}_autoattack.npz")["linf_seed0_robust_after_stage"][:, :128]
     threat_model = attacks.linf(EPSILON[name])
     stages = attacks.auto_attack_stages(threat_model)
-    found = attacks.run_stages(stages, threat_model, logits_fn, images, labels, variables=params, batch_size=128)
+    bind = lambda params: functools.partial(logits_fn, params)  # noqa: E731
+    found = attacks.run_stages(stages, threat_model, bind, images, labels, variables=params, batch_size=128)
     ours = np.stack([found.robust_after(stage) for stage in range(-1, 4)])
     np.testing.assert_array_equal(ours[0], theirs[0])
     assert np.all(np.abs(ours.sum(axis=1) - theirs.sum(axis=1)) <= 1)

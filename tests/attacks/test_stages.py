@@ -4,6 +4,7 @@ import functools
 
 import attack_models as am
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -240,3 +241,27 @@ def test_little_is_filled_up(count, expected):
     parts = list(stages._batches(np.arange(count), (8, 32, 128)))
     assert [len(part) for part in parts] == expected
     np.testing.assert_array_equal(np.concatenate([*parts, []]), np.arange(count))
+
+
+def test_a_search_in_low_precision_is_verified_in_full(data, found):
+    def bind(model):
+        return lambda images: images.reshape(len(images), -1) @ model["weights"] + model["bias"]
+
+    variables = {"weights": data.model.weights.reshape(-1, 4), "bias": jnp.asarray(data.model.bias)}
+    low = attacks.in_precision(jnp.bfloat16, bind)
+    assert low(variables)(data.images).dtype == jnp.float32
+    assert not np.array_equal(low(variables)(data.images), bind(variables)(data.images))
+    common = (data.stages, data.threat_model, bind, data.images, data.labels)
+    searched = stages.run_stages(*common, variables=variables, search_fn=low, batch_size=8)
+    logits = np.asarray(bind(variables)(searched.images))
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1) != data.labels, searched.broken_by != stages.ROBUST)
+    assert np.sum(found.refused) == 0
+    assert np.sum(searched.refused) > 0, "images at the very edge should tell the precisions apart"
+
+
+def test_a_search_that_finds_nothing_breaks_nothing(data):
+    detached = lambda images: jax.lax.stop_gradient(data.model(images))  # noqa: E731
+    strong = (data.stages[2],)
+    arguments = (strong, data.threat_model, data.model, data.images, data.labels)
+    blind = stages.run_stages(*arguments, search_fn=detached, batch_size=8)
+    assert np.sum(blind.broken_by == stages.ROBUST) == COUNT - 3

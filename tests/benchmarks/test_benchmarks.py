@@ -1,5 +1,6 @@
 """The benchmark: what it counts, what it says, and one tiny run of the whole of it."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from advjax.attacks import auto_attack_stages, linf
+from advjax.attacks import auto_attack_stages, in_precision, linf
 from advjax.attacks.stages import CLEAN, ROBUST
 from advjax.benchmarks import __main__ as command
 from advjax.benchmarks import contenders, measure, networks, results
@@ -38,7 +39,8 @@ def row(attack="pgd-20", contender="advjax", seconds=(2.0, 1.0, 4.0), **kwargs):
 
 
 def test_the_default_lists_name_what_there_is():
-    assert tuple(contenders.ATTACKS) == command.ATTACK_NAMES
+    assert tuple(contenders.ATTACKS) == (*command.ATTACK_NAMES, *command.ALONE_NAMES)
+    assert tuple(contenders.ALONE) == command.ALONE_NAMES
     assert tuple(contenders.CONTENDERS) == command.CONTENDER_NAMES
 
 
@@ -71,8 +73,9 @@ def test_files_that_do_not_fit_are_told_in_one_line(tmp_path):
 
 def test_bfloat16_changes_the_logits_a_little_and_not_their_type():
     network = networks.make_network("mnist_cnn", 4)
+    bind = lambda variables: functools.partial(network.forward, variables)  # noqa: E731
     exact = np.asarray(network.forward(network.variables, network.images))
-    found = np.asarray(networks.in_bfloat16(network.forward)(network.variables, network.images))
+    found = np.asarray(in_precision(jnp.bfloat16, bind)(network.variables)(network.images))
     assert found.dtype == np.float32
     assert 0 < np.max(np.abs(found - exact)) < 0.05 * np.max(np.abs(exact))
 

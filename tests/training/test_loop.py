@@ -8,7 +8,7 @@ from tiny_models import Tiny, assert_close
 
 from advjax import attacks, sharding
 from advjax.checkpoint import restore_variables
-from advjax.data import Dataset
+from advjax.data import Dataset, from_dataset
 from advjax.metrics import read_metrics
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
@@ -129,7 +129,7 @@ def constant_score(variables):
     return {"score": 0.5}
 
 
-def run_fit(folder, dataset, plan, validate=constant_score, method=None, **options):
+def run_fit(folder, dataset, plan, validate=constant_score, method=None, mapping="shard_map", **options):
     method, variables = method or make_method()
     fit(
         "toy",
@@ -140,7 +140,7 @@ def run_fit(folder, dataset, plan, validate=constant_score, method=None, **optio
         {},
         validate,
         folder=str(folder),
-        devices=Devices(sharding.mesh(), "shard_map"),
+        devices=Devices(sharding.mesh(), mapping),
         config={},
         notify=print,
         **options,
@@ -346,3 +346,18 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
     )
     far = jax.tree.map(lambda before, after: np.abs(after - before).max(), plain.model_state, wanted)
     assert max(jax.tree.leaves(left)) < 0.2 * max(jax.tree.leaves(far))
+
+
+@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
+def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping):
+    """Also when the run is interrupted, and with averages that look at the first batches again."""
+    method, variables = make_method()
+    method = method._replace(average=averaging.swa(start=2, refresh_steps=2))
+    resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables), mapping=mapping)
+    asked = iter(range(1, 9))
+    arguments = {"method": (method, variables), "mapping": mapping}
+    with pytest.raises(PreemptedError):
+        stop = {"stop_requested": lambda: next(asked) == 4}
+        run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments, **stop)
+    streamed = run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments)
+    assert_same(resident.state, streamed.state)

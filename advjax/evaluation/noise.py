@@ -1,0 +1,37 @@
+"""What noise leaves of each model: how sensitive it is where nobody attacks it."""
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from advjax.evaluation.card import cell_text, model_name
+from advjax.evaluation.report import ALL, CLEAN, NOTHING, Report, Row
+
+EXPLANATION = (
+    "Noise: accuracy on images with random noise, the same for every model. Nobody has searched for it, and it says "
+    "nothing about robustness against attacks."
+)
+
+
+def noise_table(report: Report) -> dict[str, dict[str, Row]]:
+    """Model -> "clean" or the name of a noise -> accuracy on all images; {} where no noise was measured."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in report.rows:
+        if row["subset"] == ALL and (row["attack"] == CLEAN or row["knowledge"] == NOTHING):
+            found.setdefault(model_name(row["run"], row["defense"]), {})[row["attack"]] = row
+    return found if any(len(cells) > 1 for cells in found.values()) else {}
+
+
+def render(report: Report) -> list[RenderableType]:
+    """The table for the terminal, a line for each kind of noise and a column for each model."""
+    found = noise_table(report)
+    if not found:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
+    table.add_column("noise, %")
+    for model in found:
+        table.add_column(Text(model), justify="right", overflow="fold")
+    for name in dict.fromkeys(name for cells in found.values() for name in cells):
+        table.add_row(Text(name), *(Text(cell_text(cells.get(name))) for cells in found.values()))  # type: ignore[arg-type]
+    return [Text("Noise", style="bold"), table, Text(EXPLANATION, style="dim"), Text()]

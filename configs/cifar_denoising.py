@@ -1,0 +1,22 @@
+"""Denoising blocks (Xie et al., 2019) in the classifier of the fixer paper (003), beside its fixers: row "denoise".
+
+    python -m advjax.main --config=configs/cifar_denoising.py
+
+The whole network learns, from images attacked on the frozen base as everything in that paper.
+``--config.run.denoise.attack.made_on=self`` is adversarial training in earnest.  Expected numbers: not run yet.
+"""
+
+from configs import cifar_fixer, common
+
+
+def get_config():
+    """The experiment."""
+    config: common.Config = cifar_fixer.get_config()
+    denoise = config.run.fixer.to_dict()
+    denoise["model"] = {"name": "denoising", "base": "base", "after": ("res1", "res2")}
+    denoise["objective"] = {"name": "supervised", "loss": {"name": "focal", "gamma": 2.0}, "on": "both"}
+    denoise["trainable"] = ""
+    config.title, config.runs = "Denoising blocks in a CIFAR-10 classifier", ("base", "denoise")
+    del config.run.fixer
+    config.run.denoise = denoise
+    return config

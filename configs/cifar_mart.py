@@ -1,0 +1,16 @@
+"""MART on CIFAR-10 (Wang et al., 2020): more weight on images that are misclassified before any attack.
+
+    python -m advjax.main --config=configs/cifar_mart.py
+
+Expected numbers: not run yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    """The experiment."""
+    robust = common.cifar_run(
+        objective={"name": "mart", "loss": {"name": "boosted_cross_entropy"}, "beta": 5.0}, attack=common.CIFAR_PGD
+    )
+    return common.cifar_experiment("MART on CIFAR-10", robust=robust)

@@ -1,0 +1,20 @@
+"""Two updates a batch, on clean and then on attacked images: adversarial training in the Dauphine report's code (004).
+
+    python -m advjax.main --config=configs/cifar_two_updates.py
+
+FGSM reuses the gradient of the first update; PGD-40 attacks the network that this update has left.  Expected numbers:
+not run yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    """The experiment."""
+    linf = {"norm": "linf", "epsilon": "0.03"}
+    pgd = {"name": "pgd", **linf, "num_steps": 40, "step_size": "0.01", "random_start": False, "returns": "last"}
+    return common.small_cifar_experiment(
+        "Adversarial training with two updates",
+        fgsm=common.small_cifar_run(attack={"name": "fgsm", **linf}, two_updates="reused_gradient"),
+        pgd=common.small_cifar_run(attack=pgd, two_updates="attack"),
+    )

@@ -1,0 +1,14 @@
+"""Adversarial weight perturbation on CIFAR-10 (AT-AWP, Wu et al., 2020): images and weights are both attacked.
+
+    python -m advjax.main --config=configs/cifar_weight_perturbation.py
+
+Expected numbers: not run yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    """The experiment."""
+    robust = common.cifar_run(attack=common.CIFAR_PGD, weight_perturbation=0.005)
+    return common.cifar_experiment("Adversarial weight perturbation on CIFAR-10", robust=robust)

@@ -1,0 +1,99 @@
+"""What several configs have in common: networks, recipes and the attacks that they are measured with.
+
+Configs that import this are for ``python -m advjax.main`` in the folder that holds ``configs``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from advjax import defaults
+
+Config: TypeAlias = Any
+"""A ``ConfigDict``, whose attributes no type checker knows."""
+CIFAR_LINF = {"norm": "linf", "epsilon": "8/255"}
+CIFAR_PGD = {"name": "pgd", **CIFAR_LINF, "num_steps": 10, "step_size": "2/255", "returns": "last"}
+MNIST_LINF = {"norm": "linf", "epsilon": "0.3"}
+MNIST_PGD = {"name": "pgd", **MNIST_LINF, "num_steps": 10, "step_size": "0.075", "returns": "last"}
+
+
+def cifar_run(**changes: Any) -> dict[str, Any]:
+    """A PreActResNet18 and the recipe most robust networks on CIFAR-10 are trained with, without any attack."""
+    recipe = {
+        "model": {
+            "name": "preact_resnet18",
+            "width": 1.0,
+            "final_norm": True,
+            "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
+        },
+        "epochs": 30,
+        "augmentation": {
+            "order": ("pad_crop", "horizontal_flip"),
+            "pad_crop": {"padding": 4, "mode": "constant"},
+            "horizontal_flip": {"probability": 0.5},
+        },
+        "optimizer": {"schedule": {"peak_learning_rate": 0.1}, "weight_decay": 5e-4},
+    }
+    return defaults.run(**(recipe | changes))
+
+
+def cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
+    """Runs on CIFAR-10, measured at 8/255 on the first 1,000 test images."""
+    attacks = {"order": ("pgd_50", "auto_attack"), "pgd_50": {**CIFAR_PGD, "num_steps": 50, "returns": "best"}}
+    attacks["auto_attack"] = {"name": "auto_attack", **CIFAR_LINF}
+    return _experiment(title, "cifar10", 1000, runs, attacks)
+
+
+def mnist_run(**changes: Any) -> dict[str, Any]:
+    """A LeNet5 of twice the width, trained by Adam, without any attack."""
+    recipe = {
+        "model": {"name": "lenet5", "width": 2.0},
+        "epochs": 20,
+        "batch_size": 100,
+        "optimizer": {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.002}},
+    }
+    return defaults.run(**(recipe | changes))
+
+
+def mnist_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
+    """Runs on MNIST, measured at 0.3 on the first 1,000 test images."""
+    pgd = {**MNIST_PGD, "num_steps": 40, "step_size": "0.01", "num_restarts": 5, "returns": "best"}
+    attacks = {"order": ("pgd_40", "auto_attack"), "pgd_40": pgd}
+    attacks["auto_attack"] = {"name": "auto_attack", **MNIST_LINF}
+    return _experiment(title, "mnist", 1000, runs, attacks)
+
+
+def small_cifar_run(**changes: Any) -> dict[str, Any]:
+    """The 62,006-parameter network of the Dauphine report (004), and its recipe."""
+    recipe = {
+        "model": {"name": "net62k", "width": 1.0},
+        "epochs": 10,
+        "batch_size": 32,
+        "optimizer": {"schedule": {"name": "constant", "learning_rate": 0.001}, "momentum": 0.9},
+        "log_every": 500,
+    }
+    return defaults.run(**(recipe | changes))
+
+
+def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
+    """Runs on CIFAR-10 and the attacks of the Dauphine report (004), made from the images themselves."""
+    pgd = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "step_size": "0.01", "random_start": False}
+    attacks = {
+        "order": ("fgsm", "pgd_10", "pgd_40"),
+        "fgsm": {"name": "fgsm", "norm": "linf", "epsilon": "0.03"},
+        "pgd_10": {**pgd, "num_steps": 10},
+        "pgd_40": {**pgd, "num_steps": 40},
+    }
+    return _experiment(title, "cifar10", 1024, runs, attacks)
+
+
+def _experiment(
+    title: str, data: str, num_validation: int, runs: Mapping[str, Any], attacks: Mapping[str, Any]
+) -> Config:
+    return defaults.experiment(
+        title=title,
+        data={"name": data, "num_validation": num_validation},
+        runs=tuple(runs),
+        run=dict(runs),
+        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 500},
+    )
