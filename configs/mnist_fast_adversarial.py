@@ -3,9 +3,10 @@
     python -m advjax.main --config=configs/mnist_fast_adversarial.py
 
 ``fast`` is trained against one step from a random start (Wong, Rice & Kolter, 2020): cheap, and broken by more steps.
-``robust`` goes on from there against PGD-7.  Measured in full: clean 98.9 % (fast, all 10,000 test images); PGD-40
-from 5 random starts leaves fast 51.8 % of the first 1,000.  On 1,000 validation images robust has 98.3 % clean and
-85.9 % under PGD-7.  Training took 7 min and 3 min 34 s on two CPU cores that other jobs were using as well.
+``robust`` goes on from there against PGD-7.  Training took 7 min and 3 min 34 s on two CPU cores that other jobs were
+using as well (Python 3.11, JAX 0.10.2, seed 0).  Clean, all 10,000 test images: 98.9 % fast, 98.6 % robust; PGD-40 from
+5 random starts, first 1,000: 51.8 % fast, 86.0 % robust.  AutoAttack has not been run to its end: on the first 250
+APGD-CE and APGD-T leave 82.0 % of robust.
 """
 
 from advjax import defaults
