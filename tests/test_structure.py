@@ -62,3 +62,9 @@ def test_only_the_threat_model_asks_for_a_norm():
     for path in (REPOSITORY / "advjax").rglob("*.py"):
         text = path.read_text()
         assert path.name == "threat_model.py" or not any(word in text for word in ("norm ==", "norm.name ==", "ord ="))
+
+
+def test_test_modules_have_names_of_their_own():
+    """pytest imports them by these names alone."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
