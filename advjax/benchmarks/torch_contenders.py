@@ -1,4 +1,6 @@
 """The libraries on torch.  This module is imported only where torch is installed."""
+# These packages are optional, and a type checker need not find them.
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable
 
