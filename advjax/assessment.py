@@ -20,7 +20,9 @@ import numpy as np
 from advjax import saved_attacks
 from advjax.evaluation import findings, page, plots, report, sanity
 from advjax.evaluation.adversarial_sets import allowed
+from advjax.evaluation.environment import describe_environment
 from advjax.evaluation.evaluate import Adversarial, Interruption, attacker, curve_runner, pixels, staged_attacker
+from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome, correct_index
 from advjax.experiment import EvaluationPlan, Experiment, NamedAttack, Run
 from advjax.judges import Judge, judges_of
 from advjax.metrics import read_metrics
@@ -79,7 +81,7 @@ def evaluate(
         schema_version=report.SCHEMA_VERSION,
         title=experiment.title,
         config=experiment.config,
-        environment=report.describe_environment(),
+        environment=describe_environment(),
         rows=report.rows(outcomes, {report.BASE_CORRECT: evidence.base_correct}),
         notes=_kept(evidence.own, plan.save_adversarial, folder, notify) if plan.save_adversarial else [],
         summary=findings.summary(outcomes),
@@ -97,9 +99,9 @@ def evaluate(
 class _Evidence(NamedTuple):
     """Everything that was measured."""
 
-    outcomes: list[report.Outcome]
+    outcomes: list[Outcome]
     attempts: list["_Attempt"]
-    own: list[tuple["_Attempt", report.Outcome]]
+    own: list[tuple["_Attempt", Outcome]]
     """Attempts on each model itself, and what it made of them."""
     gallery: list[page.GalleryItem]
     base_correct: np.ndarray
@@ -111,7 +113,7 @@ def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
     plan, seed = maker.experiment.evaluation, maker.experiment.seed
     plain = {judge.run.name: judge for judge in judges if judge.defense is None}
     base = plain[plan.made_on]
-    found = _Evidence([_clean(judge, seed) for judge in judges], [], [], [], report.correct_index(_clean(base, seed)))
+    found = _Evidence([_clean(judge, seed) for judge in judges], [], [], [], correct_index(_clean(base, seed)))
     sources = dict.fromkeys([plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
         if attack.is_noise:
@@ -132,9 +134,7 @@ def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
     return found
 
 
-def _show(
-    attempt: "_Attempt", judges: Sequence[Judge], experiment: Experiment, found: _Evidence
-) -> list[report.Outcome]:
+def _show(attempt: "_Attempt", judges: Sequence[Judge], experiment: Experiment, found: _Evidence) -> list[Outcome]:
     """Adds what the judges make of the adversarial images, and returns it."""
     plan = experiment.evaluation
     seen = [_under(judge, attempt, experiment.seed) for judge in judges]
@@ -158,7 +158,7 @@ def _shown(judges: Sequence[Judge], source: Judge, plan: EvaluationPlan) -> list
     return [judge for judge in seeing if not (is_said and judge.name == source.name)]
 
 
-def _kept(own: Sequence[tuple["_Attempt", report.Outcome]], kind: str, folder: str, notify: Notify) -> list[str]:
+def _kept(own: Sequence[tuple["_Attempt", Outcome]], kind: str, folder: str, notify: Notify) -> list[str]:
     """Saves the adversarial images of every model; what is to be said about it."""
     notes = [
         saved_attacks.keep(attempt.judge, attempt.attack, outcome, attempt.result.images, kind, folder)
@@ -230,12 +230,12 @@ class _Maker(NamedTuple):
         return Interruption(path, identity, self.stop_requested)
 
 
-def _clean(judge: Judge, seed: int) -> report.Outcome:
+def _clean(judge: Judge, seed: int) -> Outcome:
     zeros = np.zeros(len(judge.test.labels))
     return _outcome(judge, None, seed)._replace(predictions=judge.predictions, distances=zeros, steps=zeros)
 
 
-def _under(judge: Judge, attempt: _Attempt, seed: int) -> report.Outcome:
+def _under(judge: Judge, attempt: _Attempt, seed: int) -> Outcome:
     start = time.perf_counter()
     predictions = judge.predict(judge.variables, attempt.result.images, judge.test.index, seed)
     seconds = attempt.result.seconds + time.perf_counter() - start
@@ -244,16 +244,16 @@ def _under(judge: Judge, attempt: _Attempt, seed: int) -> report.Outcome:
     )
 
 
-def _outcome(judge: Judge, attempt: _Attempt | None, seed: int) -> report.Outcome:
+def _outcome(judge: Judge, attempt: _Attempt | None, seed: int) -> Outcome:
     """What is known before anything is measured; no attempt stands for clean images."""
     attack = attempt.attack if attempt else None
     is_noise = attempt is not None and attempt.attack.is_noise
     itself = attempt is not None and attempt.judge.name == judge.name and not is_noise
     nothing = np.zeros(0)
-    return report.Outcome(
+    return Outcome(
         run=judge.run.name,
         split="test",
-        attack=attack.name if attack else report.CLEAN,
+        attack=attack.name if attack else CLEAN,
         norm=attack.norm if attack and not is_noise else None,
         epsilon=attack.epsilon if attack else None,
         made_on=attempt.judge.run.name if attempt and not is_noise else None,
@@ -278,18 +278,16 @@ def _knowledge(judge: Judge, attempt: _Attempt | None) -> str:
     if attempt is None:
         return "none"
     if attempt.attack.is_noise:
-        return report.NOTHING
+        return NOTHING
     if attempt.judge.name == judge.name:
-        return report.SCORES if attempt.attack.is_query else report.EVERYTHING
-    return report.OBLIVIOUS if attempt.judge.run.name == judge.run.name else report.TRANSFER
+        return SCORES if attempt.attack.is_query else EVERYTHING
+    return OBLIVIOUS if attempt.judge.run.name == judge.run.name else TRANSFER
 
 
-def _with_more_samples(judge: Judge, maker: _Maker, outcomes: Sequence[report.Outcome]) -> list[report.Outcome]:
+def _with_more_samples(judge: Judge, maker: _Maker, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The strongest white-box attack on a stochastic model once more, with twice the draws for each gradient."""
     white_box = [
-        entry
-        for entry in outcomes
-        if judge.owns(entry) and entry.knowledge == report.EVERYTHING and entry.epsilon is not None
+        entry for entry in outcomes if judge.owns(entry) and entry.knowledge == EVERYTHING and entry.epsilon is not None
     ]
     if not white_box:
         return []
@@ -336,7 +334,7 @@ def _epsilon_curve(experiment: Experiment, judges: Sequence[Judge], devices: Dev
 
 
 def _pictures(
-    attempt: _Attempt, seen: Sequence[report.Outcome], seeing: Sequence[Judge], chosen: np.ndarray
+    attempt: _Attempt, seen: Sequence[Outcome], seeing: Sequence[Judge], chosen: np.ndarray
 ) -> list[page.GalleryItem]:
     """The test images at ``chosen``, and what the attack made of them, with the predictions of those who saw them."""
     test = attempt.judge.test

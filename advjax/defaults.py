@@ -113,6 +113,8 @@ EXPERIMENT = {
     "runs": (),
     "run": {},
     "evaluation": EVALUATION,
+    # Published numbers that rows of the report stand beside: see advjax/papers/join.py.
+    "published": (),
 }
 
 

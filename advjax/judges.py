@@ -7,7 +7,7 @@ import numpy as np
 
 from advjax.data import Dataset
 from advjax.evaluation.evaluate import Deployed, model_hash, predictor, undefended
-from advjax.evaluation.report import Outcome
+from advjax.evaluation.outcomes import Outcome
 from advjax.experiment import Experiment, NamedDefense, Run
 from advjax.sharding import Devices
 from advjax.types import PyTree

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from advjax import assessment, experiment, saved_attacks, sharding, workflow
+from advjax import assessment, saved_attacks, sharding, wiring, workflow
 from advjax.evaluation import comparison, table
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.preemption import PreemptedError, Preemption
@@ -93,7 +93,7 @@ def _run(notify: Callable[[str], None]) -> None:
 
 def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
     """Trains and evaluates in one folder, as far as asked."""
-    built = with_preset(experiment.from_config(_config(workdir)), _PRESET.value)
+    built = with_preset(wiring.from_config(_config(workdir)), _PRESET.value)
     if _SAVE_ADVERSARIAL.value:
         built = built._replace(evaluation=built.evaluation._replace(save_adversarial=_SAVE_ADVERSARIAL.value))
     devices = sharding.Devices(sharding.mesh(), built.mapping)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from advjax.experiment import EvaluationPlan, Experiment, NamedAttack, build_attack
+from advjax.experiment import EvaluationPlan, Experiment, NamedAttack
 from advjax.types import UserError
+from advjax.wiring import build_attack
 
 PAPER = "paper"
 PRESETS: Mapping[str, Mapping[str, Any] | None] = {

@@ -17,7 +17,9 @@ from rich.text import Text
 from advjax.evaluation import adversarial_sets, findings, report
 from advjax.evaluation.adversarial_sets import AdversarialSet
 from advjax.evaluation.card import cell_text, model_name
+from advjax.evaluation.environment import describe_environment
 from advjax.evaluation.evaluate import pixels
+from advjax.evaluation.outcomes import ADAPTIVE, OBLIVIOUS, TRANSFER, Outcome
 from advjax.evaluation.table import threat_name
 from advjax.experiment import Experiment, NamedAttack
 from advjax.judges import Judge, judges_of
@@ -43,9 +45,7 @@ class Verdict(NamedTuple):
     """Predictions that are not those stored with the images; None for another model than they were made on."""
 
 
-def keep(
-    judge: Judge, attack: NamedAttack, outcome: report.Outcome, images: np.ndarray, kind: str, folder: str
-) -> str | None:
+def keep(judge: Judge, attack: NamedAttack, outcome: Outcome, images: np.ndarray, kind: str, folder: str) -> str | None:
     """Saves what an attack on this very model found; called by all processes of a job.
 
     Args:
@@ -84,7 +84,7 @@ def keep(
         "data": adversarial_sets.describe_data(test, outcome.split),
         "num_wrong": int(wrong.sum()),
         "num_lost": lost,
-        **report.describe_environment(),
+        **describe_environment(),
     }
     if jax.process_index() == 0:
         kept = AdversarialSet(images, test.labels, test.index, predictions, distances.astype(np.float32), provenance)
@@ -142,16 +142,16 @@ def _verdict(judge: Judge, kept: AdversarialSet) -> Verdict:
         knowledge=knowledge,
         clean=findings.cell(judge.predictions == kept.labels),
         attacked=findings.cell(predictions == kept.labels),
-        differing=int(np.sum(predictions != kept.predictions)) if knowledge in report.ADAPTIVE else None,
+        differing=int(np.sum(predictions != kept.predictions)) if knowledge in ADAPTIVE else None,
     )
 
 
 def _knowledge(judge: Judge, facts: dict[str, Any]) -> str:
     if judge.hash != facts["model_hash"]:
-        return report.TRANSFER
+        return TRANSFER
     if _defense(judge) == facts["defense"]:
         return facts["knowledge"]
-    return report.TRANSFER if facts["defense"] else report.OBLIVIOUS
+    return TRANSFER if facts["defense"] else OBLIVIOUS
 
 
 def _defense(judge: Judge) -> dict[str, Any] | None:

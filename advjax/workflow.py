@@ -15,13 +15,14 @@ import jax
 import numpy as np
 
 from advjax import checkpoint
-from advjax.evaluation import report
 from advjax.evaluation.evaluate import attacker, predictor, undefended
-from advjax.experiment import Experiment, Run, training_subset
+from advjax.evaluation.files import write_atomically
+from advjax.experiment import Experiment, Run
 from advjax.models import blocks
 from advjax.sharding import Devices
 from advjax.training.loop import deployed, fit
 from advjax.types import PyTree, UserError, Variables
+from advjax.wiring import training_subset
 
 Notify = Callable[[str], None]
 
@@ -178,4 +179,4 @@ def _first_difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    report.write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -19,4 +19,5 @@ def get_config():
     config.title, config.runs = "Denoising blocks in a CIFAR-10 classifier", ("base", "denoise")
     del config.run.fixer
     config.run.denoise = denoise
+    config.published = cifar_fixer.table_1(config, "denoise", "ResNet9+denoise")
     return config

@@ -7,6 +7,9 @@ ResNet9 on 45,000 images, two fixers (10.6 % of its parameters) on 4,500 of them
 ``--config.run.fixer.train_fraction=0.01`` and ``=1`` are the paper's other two sizes (200 and 30 epochs).
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from advjax import defaults
 
 EPSILON, LARGE_EPSILON, STEP = "8/255", "16/255", "0.005"
@@ -66,7 +69,7 @@ def get_config():
         validate_every_epochs=5,
     )
     auto_pgd = {"name": "auto_pgd", "norm": "linf", "num_steps": 25, "step_size": STEP, "returns": "best"}
-    return defaults.experiment(
+    config: Any = defaults.experiment(
         title="Fixers in a CIFAR-10 classifier",
         data={"name": "cifar10", "num_validation": 5000},
         runs=("base", "fixer"),
@@ -92,3 +95,31 @@ def get_config():
             "pictured": "auto_pgd",
         },
     )
+    config.published = table_1(config, "fixer", "ResNet9+fx-a")
+    return config
+
+
+def table_1(config: Any, run: str, model: str, defense: str = "none") -> tuple[dict[str, Any], ...]:
+    """What Table 1 of the paper has on the base and on another model of an experiment.
+
+    Args:
+      config: the experiment.
+      run: which stands for the model.
+      model: its name in the table.
+      defense: at test time.
+    """
+    # The base alone has seen its own attacks, which were given its own predictions.
+    base = _of_table_1(config, "base", "ResNet9:base", "none", adaptive=True, labels="predicted")
+    return (*base, *_of_table_1(config, run, model, defense, made_on="base"))
+
+
+def _of_table_1(config: Any, run: str, model: str, defense: str, **attacked: Any) -> Iterator[dict[str, Any]]:
+    keys = ("epochs", "num_steps", "train_fraction")
+    when = {f"run.{name}.{key}": config.run[name][key] for name in dict.fromkeys(("base", run)) for key in keys}
+    when["run.base.model.width"] = config.run.base.model.width
+    found = {"table": "003_table1", "model": model, "run": run, "defense": defense, "when": when}
+    for dataset, subset in (("cifar10/test", "all"), ("cifar10/test[base_correct]", "base_correct")):
+        images = {"dataset": dataset, "subset": subset}
+        yield {**found, **images, "attack": "none", "our_attack": "clean"}
+        yield {**found, **images, "attack": "AutoPGD:8/255", "our_attack": "auto_pgd", **attacked}
+        yield {**found, **images, "attack": "FGSM:8/255", "our_attack": "fgsm", **attacked}

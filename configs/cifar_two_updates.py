@@ -13,8 +13,13 @@ def get_config():
     """The experiment."""
     linf = {"norm": "linf", "epsilon": "0.03"}
     pgd = {"name": "pgd", **linf, "num_steps": 40, "step_size": "0.01", "random_start": False, "returns": "last"}
-    return common.small_cifar_experiment(
+    config = common.small_cifar_experiment(
         "Adversarial training with two updates",
         fgsm=common.small_cifar_run(attack={"name": "fgsm", **linf}, two_updates="reused_gradient"),
         pgd=common.small_cifar_run(attack=pgd, two_updates="attack"),
     )
+    config.published = (
+        *common.small_cifar_published(config, "fgsm", "004_table1", "adv_FGSM", ("fgsm",)),
+        *common.small_cifar_published(config, "pgd", "004_table1", "adv_PGD", ("pgd_40",)),
+    )
+    return config

@@ -9,6 +9,9 @@ epochs.  One run took 57 to 107 s on two CPU cores that other jobs were using as
 
 from advjax import defaults
 
+EPOCHS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 200)
+"""Of those in the logs of the report, the ones that a run may end after to be compared."""
+
 
 def get_config():
     """The experiment."""
@@ -46,4 +49,17 @@ def get_config():
             "made_on": "vanilla",
             "num_examples": 1000,
         },
+        # Its attack starts elsewhere and has another ball: clean images alone compare.
+        published=tuple(
+            {
+                "table": "001_epochs",
+                "model": "LeNet5",
+                "training": f"{method}:{epochs}ep",
+                "run": name,
+                "our_attack": "clean",
+                "when": {f"run.{name}.epochs": epochs, f"run.{name}.num_steps": 0},
+            }
+            for name, method in (("vanilla", "vanilla"), ("mixup", "mixup"), ("manifold", "manifold_mixup"))
+            for epochs in EPOCHS
+        ),
     )

@@ -1,7 +1,8 @@
 """Shared fixtures.
 
 The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
-Compiling is most of the time of these tests, and many compile the same program: they share one cache.
+Compiling is most of the time of these tests.  Many compile the same program, so they share one cache; and most are
+compiled without much thought.  Modules that are about the last bit are not (``pytestmark = pytest.mark.optimized``).
 """
 
 import os
@@ -17,7 +18,17 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(request):
+    """Programs are compiled as users compile them only where a module asks for it; none outlives its module."""
+    thorough = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not thorough)
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

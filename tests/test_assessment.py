@@ -5,10 +5,11 @@ import pytest
 from absl.testing import flagsaver
 from test_workflow import devices
 
-from advjax import assessment, attacks, defaults, experiment, main, names, saved_attacks, workflow
+from advjax import assessment, attacks, defaults, main, names, saved_attacks, wiring, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import adversarial_sets, report
 from advjax.evaluation.evaluate import pixels
+from advjax.evaluation.outcomes import read_outcomes
 from advjax.presets import with_preset
 from advjax.types import UserError
 
@@ -40,7 +41,7 @@ def built(runs=("base", "other"), **evaluation):
         run={"base": defaults.run(num_steps=200, **method), "other": defaults.run(num_steps=150, **method)},
         evaluation=plan,
     )
-    return experiment.from_config(config)
+    return wiring.from_config(config)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_defences_are_attacked_through_the_mean_of_their_draws(found):
 
 
 def test_robust_accuracy_is_what_all_adaptive_attacks_leave(found, workdir):
-    outcomes = report.read_outcomes(f"{workdir}/outcomes.npz")
+    outcomes = read_outcomes(f"{workdir}/outcomes.npz")
     assert [(entry["run"], entry["defense"]) for entry in found.summary] == MODELS
     for entry in found.summary:
         ways = {}
@@ -100,7 +101,7 @@ def test_robust_accuracy_is_what_all_adaptive_attacks_leave(found, workdir):
 
 
 def test_noise_is_the_same_for_every_model_and_no_attack(found, workdir):
-    outcomes = [outcome for outcome in report.read_outcomes(f"{workdir}/outcomes.npz") if outcome.attack in NOISES]
+    outcomes = [outcome for outcome in read_outcomes(f"{workdir}/outcomes.npz") if outcome.attack in NOISES]
     assert len(outcomes) == len(MODELS) * len(NOISES)
     for name in NOISES:
         sizes = [outcome.distances for outcome in outcomes if outcome.attack == name]
@@ -146,7 +147,7 @@ def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):
     kept, (verdict,) = saved_attacks.score(plan, workdir, path, devices(), print)
     assert kept.images.dtype == np.uint8 and verdict.differing == 0
     facts = kept.provenance
-    outcome = next(o for o in report.read_outcomes(tmp_path / "outcomes.npz") if o.adaptive)
+    outcome = next(o for o in read_outcomes(tmp_path / "outcomes.npz") if o.adaptive)
     wrong, still = outcome.predictions != outcome.labels, kept.predictions != kept.labels
     assert (facts["num_wrong"], facts["num_lost"]) == (wrong.sum(), (wrong & ~still).sum())
     assert found.notes == [f"pgd on base: {facts['num_lost']} of {wrong.sum()} wrong answers become right in 8 bits"]
@@ -210,7 +211,7 @@ def test_a_folder_is_evaluated_with_a_preset_and_compared(flags, workdir, capsys
     with flagsaver.flagsaver(mode="compare", preset="quick", workdir=[workdir]):
         main._run(print)
     printed = capsys.readouterr().out
-    outcomes = report.read_outcomes(f"{workdir}/quick/outcomes.npz")
+    outcomes = read_outcomes(f"{workdir}/quick/outcomes.npz")
     base, other = (next(o for o in outcomes if o.run == run and o.adaptive) for run in ("base", "other"))
     only_base = ((base.predictions == base.labels) & (other.predictions != other.labels)).sum()
     lines = [line.split() for line in printed.splitlines() if "linf 0.15" in line and "base" in line]
@@ -227,10 +228,10 @@ def test_kept_images_are_scored_from_the_command_line(flags, found, workdir, cap
 
 
 def test_noise_of_a_config_is_built_without_a_threat_model():
-    named = experiment.build_attack("n", NOISES["gn08_variance"], "here")
+    named = wiring.build_attack("n", NOISES["gn08_variance"], "here")
     assert named.is_noise and named.epsilon is None and named.is_query and not named.is_examinable
     with pytest.raises(UserError, match="here: unknown key 'epsilon'; known are level, reading, bounds"):
-        experiment.build_attack("n", {**NOISES["gn08_std"], "epsilon": 0.1}, "here")
+        wiring.build_attack("n", {**NOISES["gn08_std"], "epsilon": 0.1}, "here")
     assert list(defaults.gaussian_noises()) == [
         f"gn{level}_{reading}" for level in ("01", "05", "08") for reading in ("std", "variance")
     ]

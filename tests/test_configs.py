@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from jax.sharding import Mesh
-from test_experiment import config_of
+from test_wiring import config_of
 
-from advjax import assessment, data, experiment, names, sharding, workflow
+from advjax import assessment, data, names, sharding, wiring, workflow
 from advjax.metrics import read_metrics
 from advjax.models import blocks
 from advjax.sharding import Devices
@@ -21,6 +21,7 @@ from advjax.types import Batch
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
 METHODS = {
     "adversarial",
+    "defenses",
     "denoising",
     "distribution_regression",
     "fast_adversarial",
@@ -42,13 +43,11 @@ METHODS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Data sets are read once, and programs that run once are compiled without much thought."""
+def read_once():
+    """Data sets are read once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", functools.cache(data.load))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
@@ -65,6 +64,7 @@ def shrink(config):
         evaluation = config.evaluation
         evaluation.num_examples = evaluation.batch_size = 8
         evaluation.num_checked = 0
+        evaluation.curve = None
         # Attacks have their own tests; of what is built here, one is made.
         evaluation.attacks.order = evaluation.attacks.order[:1]
         evaluation.pictured = ""
@@ -105,8 +105,8 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
     if config.data.name != "digits":
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
     # As it is shipped: all of it makes sense.
-    experiment.from_config(config)
-    built = experiment.from_config(shrink(config))
+    wiring.from_config(config)
+    built = wiring.from_config(shrink(config))
     workflow.train(built, str(tmp_path), devices, print)
     found = assessment.evaluate(built, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
@@ -121,16 +121,15 @@ def test_a_config_says_how_to_run_it(name):
 
 
 @pytest.fixture
-def contributed(monkeypatch):
+def contributed():
     """The training method that CONTRIBUTING.md shows, entered in the table of names until the test ends."""
-    monkeypatch.setattr(names, "OBJECTIVES", dict(names.OBJECTIVES))
-    monkeypatch.setattr(experiment, "OBJECTIVES", names.OBJECTIVES)
     code = re.findall(r"```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
     (code,) = [block for block in code if "OBJECTIVES" in block]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 20
     exec(code, {})
-    return names.OBJECTIVES["logit_pairing"]
+    yield names.OBJECTIVES["logit_pairing"]
+    del names.OBJECTIVES["logit_pairing"]
 
 
 def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devices):
@@ -139,7 +138,7 @@ def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devi
     with config.unlocked(), config.ignore_type():
         config.run.base.objective = {"name": "logit_pairing", "loss": {"name": "cross_entropy"}, "weight": 0.5}
         config.run.base.attack = {"name": "fgsm", "norm": "linf", "epsilon": "0.15"}
-    built = experiment.from_config(config)
+    built = wiring.from_config(config)
     workflow.train(built, str(tmp_path), devices, print)
     (line,) = [line for line in read_metrics(tmp_path / "base") if line["kind"] == "train"]
     assert line["apart"] > 0 and line["loss"] > 0.5 * line["apart"]

@@ -15,6 +15,8 @@ from absl import flags
 from advjax import attacks, data, defaults, names, sharding, types
 from advjax import main as main_module
 from advjax.evaluation import report
+from advjax.papers import __main__ as papers_module
+from advjax.papers import join, published
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "api.md"
@@ -67,6 +69,10 @@ def defined_in_types() -> list[str]:
     return [name for name in vars(types) if not name.startswith("_") and name not in imported]
 
 
+def papers_flags() -> list[str]:
+    return re.findall(r"^  (--\w+)", papers_module.parser().format_help(), re.MULTILINE)
+
+
 EXPECTED = {
     "advjax.attacks/name": lambda: attacks.__all__,
     "advjax.types/name": defined_in_types,
@@ -78,6 +84,11 @@ EXPECTED = {
     "Config/key": config_keys,
     "report.json/field": lambda: report.Report._fields,
     "report.json/field of a row": lambda: report.Row.__annotations__,
+    "advjax.papers/key of `published`": lambda: join.KEYS,
+    "advjax.papers/flag": papers_flags,
+    "advjax.papers/name": lambda: [
+        f"{module.__name__.split('.')[-1]}.{name}" for module in (published, join) for name in module.__all__
+    ],
 }
 
 

@@ -7,12 +7,13 @@ import os
 import jax
 import numpy as np
 import pytest
-from test_experiment import changed
+from test_wiring import changed
 
-from advjax import assessment, attacks, experiment, names, sharding, workflow
+from advjax import assessment, attacks, names, sharding, wiring, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.evaluate import model_hash
+from advjax.evaluation.outcomes import read_outcomes
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.types import UserError
@@ -27,7 +28,7 @@ RUNS = ("base", "fixer")
 
 
 def small(**changes):
-    return experiment.from_config(
+    return wiring.from_config(
         changed(
             **{
                 "data__num_validation": 20,
@@ -85,7 +86,7 @@ def test_the_report_has_the_rows_of_the_contract(finished):
 
 def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
     workdir, found = finished
-    outcomes = report.read_outcomes(f"{workdir}/outcomes.npz")
+    outcomes = read_outcomes(f"{workdir}/outcomes.npz")
     assert report.rows(outcomes, None) == [row for row in found.rows if row["subset"] == "all"]
     attacked = [outcome for outcome in outcomes if outcome.attack != "clean"]
     assert all((outcome.distances <= np.float32(0.15)).all() for outcome in attacked)
@@ -103,12 +104,12 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
     from ml_collections import ConfigDict
 
     workdir, found = finished
-    before = report.read_outcomes(f"{workdir}/outcomes.npz")
+    before = read_outcomes(f"{workdir}/outcomes.npz")
     with open(f"{workdir}/config.json") as file:
-        again = experiment.from_config(ConfigDict(json.load(file)))
+        again = wiring.from_config(ConfigDict(json.load(file)))
     repeated = assessment.evaluate(again, workdir, devices(), print)
     assert without_seconds(repeated) == without_seconds(found)
-    for old, new in zip(before, report.read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
+    for old, new in zip(before, read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
         np.testing.assert_array_equal(old.predictions, new.predictions)
         np.testing.assert_array_equal(old.distances, new.distances)
 
@@ -211,7 +212,7 @@ def test_stages_are_an_attack_like_any_other(undisturbed, finished):
     assert set(rows) == {("base", "base", "predicted"), ("fixer", "base", "predicted"), *((r, r, "true") for r in RUNS)}
     before = next(row for row in found.rows if (row["run"], row["attack"]) == ("base", "clean"))
     assert rows["base", "base", "true"]["accuracy"] < before["accuracy"]
-    outcome = next(o for o in report.read_outcomes(f"{workdir}/outcomes.npz") if o.attack == "short" and o.adaptive)
+    outcome = next(o for o in read_outcomes(f"{workdir}/outcomes.npz") if o.attack == "short" and o.adaptive)
     assert 0 < outcome.distances.max() <= np.float32(0.15)
 
 

@@ -14,7 +14,7 @@ from advjax.attacks import ThreatModel
 from advjax.data import Dataset
 from advjax.data.dataset import fingerprint
 from advjax.evaluation.evaluate import pixels
-from advjax.evaluation.report import plain, write_atomically
+from advjax.evaluation.files import plain, write_atomically
 from advjax.types import UserError
 
 FORMATS = ("float32", "uint8")

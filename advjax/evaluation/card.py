@@ -11,9 +11,9 @@ from rich.text import Text
 from advjax.evaluation.report import CheckRow, Report, Summary, SummaryCell
 
 WAYS = {
-    "clean": "clean",
-    # Before any number that could be taken for it, also on the narrowest screen.
+    # Before any number that could be taken for it, also where a narrow screen shows no other.
     "robust": "robust accuracy",
+    "clean": "clean",
     "white_box": "white box",
     "queries": "queries",
     "transfer": "transfer",

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from advjax.evaluation.card import cell_text, model_name
 from advjax.evaluation.findings import cell, robust_correct
-from advjax.evaluation.report import CLEAN, Outcome, Report, SummaryCell, read_outcomes, read_report, rows
+from advjax.evaluation.outcomes import CLEAN, Outcome, read_outcomes
+from advjax.evaluation.report import Report, SummaryCell, read_report, rows
 from advjax.evaluation.statistics import mcnemar
 from advjax.evaluation.table import WIDTH, threat_name
 from advjax.types import UserError

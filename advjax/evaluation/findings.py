@@ -4,17 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from advjax.evaluation.report import (
-    CLEAN,
-    EVERYTHING,
-    OBLIVIOUS,
-    SCORES,
-    TRANSFER,
-    CurvePoint,
-    Outcome,
-    Summary,
-    SummaryCell,
-)
+from advjax.evaluation.outcomes import CLEAN, EVERYTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome
+from advjax.evaluation.report import CurvePoint, Summary, SummaryCell
 from advjax.evaluation.sanity import SIGNIFICANT, Check
 from advjax.evaluation.statistics import mcnemar, wilson_interval
 

@@ -1,12 +1,15 @@
 """What noise leaves of each model: how sensitive it is where nobody attacks it."""
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation.card import cell_text, model_name
-from advjax.evaluation.report import ALL, CLEAN, NOTHING, Report, Row
+from advjax.evaluation.outcomes import CLEAN, NOTHING
+from advjax.evaluation.report import ALL, Report, Row
 
 EXPLANATION = (
     "Noise: accuracy on images with random noise, the same for every model. Nobody has searched for it, and it says "
@@ -23,6 +26,11 @@ def noise_table(report: Report) -> dict[str, dict[str, Row]]:
     return found if any(len(cells) > 1 for cells in found.values()) else {}
 
 
+def noises(found: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    """The lines of a `noise_table`: "clean" and the names of the noises, in the order in which they were measured."""
+    return list(dict.fromkeys(name for cells in found.values() for name in cells))
+
+
 def render(report: Report) -> list[RenderableType]:
     """The table for the terminal, a line for each kind of noise and a column for each model."""
     found = noise_table(report)
@@ -32,6 +40,6 @@ def render(report: Report) -> list[RenderableType]:
     table.add_column("noise, %")
     for model in found:
         table.add_column(Text(model), justify="right", overflow="fold")
-    for name in dict.fromkeys(name for cells in found.values() for name in cells):
+    for name in noises(found):
         table.add_row(Text(name), *(Text(cell_text(cells.get(name))) for cells in found.values()))  # type: ignore[arg-type]
     return [Text("Noise", style="bold"), table, Text(EXPLANATION, style="dim"), Text()]

@@ -5,17 +5,19 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
-from advjax.evaluation import card, table
+from advjax.evaluation import card, noise, table
+from advjax.evaluation.files import plain, write_atomically
 from advjax.evaluation.plots import Svg, accuracy_per_attack, epsilon_curve
-from advjax.evaluation.report import BASE_CORRECT, Report, plain, write_atomically
+from advjax.evaluation.report import BASE_CORRECT, Report
 
 
 class GalleryItem(NamedTuple):
@@ -59,17 +61,23 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": table.percent, "threat": table.threat_name, "subset": table.subset_name}
+    environment.filters["breakable"] = _breakable
     environment.globals["model_name"] = card.model_name
     blocks = table.blocks(report)
     has_attacks = any(block.lines for block in blocks)
+    noisy = noise.noise_table(report)
     return environment.get_template("report.html.j2").render(
         report=report,
         blocks=blocks,
         terms=table.explained_terms(blocks),
+        has_oblivious=any(block.kind == "oblivious" for block in blocks),
         has_base_correct=any(BASE_CORRECT in block.subsets for block in blocks),
         ways=[(way, card.WAYS[way]) for way in card.ways_measured(report.summary)],
         explanation=card.EXPLANATION,
         cards=card.by_model(report.checks),
+        noise=noisy,
+        noises=noise.noises(noisy),
+        noise_explanation=noise.EXPLANATION,
         curve=Markup(epsilon_curve(report.curve)) if report.curve else None,
         plot=Markup(accuracy_per_attack(report)) if has_attacks else None,
         curves=None if curves is None else Markup(curves),
@@ -125,6 +133,11 @@ def _panel(item: GalleryItem) -> dict[str, Any]:
             for run, (clean, adversarial) in item.predictions.items()
         ],
     }
+
+
+def _breakable(name: str) -> Markup:
+    """``name`` with places where a narrow column may break it: after underscores and plus signs."""
+    return Markup(re.sub("([_+])", r"\1<wbr>", str(escape(name))))
 
 
 def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ with a light default, so that a page may restyle a plot for dark mode; words sta
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,6 +32,8 @@ class _Colors(NamedTuple):
     robust: str = "#c8442d"
     third: str = "#3d8b5f"
     fourth: str = "#8a5bb0"
+    fifth: str = "#a8700c"
+    sixth: str = "#178b97"
 
 
 _COLORS = _Colors()
@@ -48,6 +51,11 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 _INCHES = 7.2
+_LINE = 11
+"""Height of a line of small text, in points."""
+_HUES = tuple(getattr(_COLORS, name) for name in ("robust", "transfer", "third", "fourth", "fifth", "sixth"))
+_MARKERS = "osD^vPX"
+_DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
 def accuracy_per_attack(report: Report) -> Svg:
@@ -71,30 +79,37 @@ def accuracy_per_attack(report: Report) -> Svg:
 
 
 def epsilon_curve(points: Sequence[CurvePoint]) -> Svg:
-    """Accuracy over epsilon of each model, every attack made on the model itself, with 95 % Wilson intervals."""
+    """Accuracy over epsilon of each model, every attack made on the model itself, with 95 % Wilson intervals.
+
+    A run has its color and marker; dashes tell its test-time defences apart.
+    """
     if not points:
         raise ValueError("no points to draw a curve of")
-    series: dict[str, list[CurvePoint]] = {}
+    series: dict[tuple[str, str], list[CurvePoint]] = {}
     for point in points:
-        series.setdefault(card.model_name(point["run"], point["defense"]), []).append(point)
-    palette = (_COLORS.robust, _COLORS.transfer, _COLORS.third, _COLORS.fourth, _COLORS.ink, _COLORS.muted)
+        series.setdefault((point["run"], point["defense"]), []).append(point)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_INCHES, 2.9), layout="constrained")
+        names = [card.model_name(*model) for model in series]
+        columns = _columns(names)
+        figure = Figure(figsize=(_INCHES, 2.9 + 0.18 * math.ceil(len(names) / columns)), layout="constrained")
         axes = figure.subplots()
-        for i, (name, found) in enumerate(series.items()):
+        for name, style, found in zip(names, _styles(list(series)), series.values(), strict=True):
             found = sorted(found, key=lambda point: point["epsilon"])
-            x, color = [point["epsilon"] for point in found], palette[i % len(palette)]
-            low, high = ([100 * point[end] for point in found] for end in ("low", "high"))
-            axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
-            accuracies = [100 * point["accuracy"] for point in found]
-            axes.plot(x, accuracies, color=color, linewidth=1.6, marker="o", markersize=3, label=name)
+            x = [point["epsilon"] for point in found]
+            accuracies, low, high = ([100 * point[key] for point in found] for key in ("accuracy", "low", "high"))
+            # Bands on top of each other hide more than they say.
+            opacity = 0.14 if len(series) <= 4 else 0.07
+            axes.fill_between(x, low, high, color=style["color"], alpha=opacity, linewidth=0)
+            axes.plot(x, accuracies, linewidth=1.6, markersize=3.5, label=name, **style)
         axes.set_ylim(-2, 102)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"epsilon, {points[0]['norm']}, pixels in [0, 1]")
         axes.set_title(f"robust accuracy under {points[0]['attack']}, %", loc="left", fontsize=9, fontweight="bold")
         axes.grid(color=_COLORS.grid, linewidth=0.6, zorder=-1)
         axes.tick_params(length=0)
-        axes.legend(frameon=False, fontsize=8, labelcolor=_COLORS.ink, borderpad=0)
+        figure.legend(
+            loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=3.2, columnspacing=1.2
+        )
         _open_frame(axes)
         return _to_svg(figure, "epsilon", "Accuracy of each model over epsilon")
 
@@ -133,9 +148,7 @@ def _draw_block(axes: Axes, block: Block) -> None:
     clean = block.clean[ALL]["accuracy"] if ALL in block.clean else None
     if clean is not None:
         axes.axvline(100 * clean, color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    axes.set_title(block.name, loc="left", fontsize=10, fontweight="bold")
-    if block.source:
-        axes.set_title(block.column, loc="right", fontsize=8, color=_COLORS.muted)
+    _draw_heading(axes, block)
     axes.set_yticks(range(len(block.lines)), [f"{line.attack}, {line.threat}" for line in block.lines])
     axes.set_ylim(len(block.lines) - 0.5, -0.5)
     axes.set_xlim(-2, 102)
@@ -143,6 +156,25 @@ def _draw_block(axes: Axes, block: Block) -> None:
     axes.tick_params(axis="y", length=0, labelcolor=_COLORS.ink)
     axes.grid(axis="x", color=_COLORS.grid, linewidth=0.6, zorder=-1)
     _open_frame(axes, "left")
+
+
+def _draw_heading(axes: Axes, block: Block) -> None:
+    """The model, and below it, at its left edge as well, what the hollow circles are: either may be long."""
+    column = textwrap.fill(block.column, 78) if block.source else ""
+    height = _LINE * len(column.splitlines())
+    axes.set_title(textwrap.fill(block.name, 54), loc="left", fontsize=10, fontweight="bold", pad=5 + height)
+    axes.annotate(
+        column,
+        (0, 1),
+        xytext=(0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=8,
+        color=_COLORS.muted,
+        va="bottom",
+        ha="left",
+        annotation_clip=False,
+    )
 
 
 def _draw_point(axes: Axes, y: float, row: Row | None, color: str, marker: str, face: str) -> None:
@@ -174,6 +206,27 @@ def _draw_legend(figure: Figure, arranged: Sequence[Block]) -> None:
         handles += axes.plot([], [], "o", color=_COLORS.transfer, markersize=6, label=label, **face)
     handles += axes.plot([], [], color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), label="clean accuracy")
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.5)
+
+
+def _styles(models: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """How to draw each (run, defence); no two alike up to 42 runs with four defences each."""
+    runs = list(dict.fromkeys(run for run, _ in models))
+    styles = []
+    for i, (run, _) in enumerate(models):
+        run_number, defense_number = runs.index(run), sum(run == other for other, _ in models[:i])
+        styles.append(
+            {
+                "color": _HUES[run_number % len(_HUES)],
+                "marker": _MARKERS[run_number % len(_MARKERS)],
+                "linestyle": _DASHES[defense_number % len(_DASHES)],
+            }
+        )
+    return styles
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Columns of a legend over the width of a figure: as many as the longest name leaves room for."""
+    return max(1, min(len(names), 120 // (max(map(len, names)) + 9)))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], word: str, scale: float) -> dict[str, tuple[list[int], list[float]]]:

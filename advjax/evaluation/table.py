@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation import card, noise
-from advjax.evaluation.report import ALL, BASE_CORRECT, CLEAN, NOTHING, Report, Row, is_robust_accuracy
+from advjax.evaluation.outcomes import CLEAN, NOTHING
+from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_robust_accuracy
 
 WIDTH = 100
 """Columns that the table needs; less than that wraps lines, nothing is ever cut off."""

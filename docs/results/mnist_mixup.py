@@ -12,37 +12,41 @@ import statistics
 import sys
 import time
 
-from advjax import experiment, sharding, workflow
+from advjax import sharding, wiring, workflow
 from advjax.metrics import read_metrics
+from advjax.papers import published
 from configs import mnist_mixup
 
-# Clean test accuracy in % after epochs 1 to 5, from the training logs that were published with the report's code.
-REPORT = {
-    "vanilla": (96.13, 98.13, 98.13, 98.62, 98.63),
-    "mixup": (96.14, 97.29, 97.61, 98.04, 98.30),
-    "manifold": (95.38, 96.91, 97.85, 98.28, 98.50),
-}
+EPOCHS = range(1, 6)
 
 
 def main(workdir: str, num_seeds: int = 3) -> None:
     """Trains the three runs with every seed and writes the table."""
-    found = {name: [accuracies(name, seed, workdir) for seed in range(num_seeds)] for name in REPORT}
+    report = reported()
+    found = {name: [accuracies(name, seed, workdir) for seed in range(num_seeds)] for name in report}
     with pathlib.Path(__file__).with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "epoch", "report", "mean", "sd", *(f"seed_{seed}" for seed in range(num_seeds))])
-        for name, published in REPORT.items():
-            for epoch, theirs in enumerate(published, 1):
-                ours = [values[epoch - 1] for values in found[name]]
+        for name, values in report.items():
+            for epoch, theirs in zip(EPOCHS, values, strict=True):
+                ours = [seed[epoch - 1] for seed in found[name]]
                 spread = statistics.stdev(ours) if len(ours) > 1 else float("nan")
                 numbers = (theirs, statistics.mean(ours), spread, *ours)
                 writer.writerow([name, epoch, *(f"{value:.2f}" for value in numbers)])
+
+
+def reported() -> dict[str, tuple[float, ...]]:
+    """Clean test accuracy in % after each epoch, from the training logs that were published with the report's code."""
+    found = {(entry.model, entry.training): entry.value for entry in published.read("001_epochs")}
+    methods = {"vanilla": "vanilla", "mixup": "mixup", "manifold": "manifold_mixup"}
+    return {name: tuple(found["LeNet5", f"{method}:{epoch}ep"] for epoch in EPOCHS) for name, method in methods.items()}
 
 
 def accuracies(name: str, seed: int, workdir: str) -> list[float]:
     """Test accuracy in % after every epoch of one run."""
     config = mnist_mixup.get_config()
     config.seed, config.runs, config.evaluation.made_on, config.evaluation.batch_size = seed, (name,), name, 1000
-    built = experiment.from_config(config)
+    built = wiring.from_config(config)
     if built.runs[0].plan.select != "last" or built.runs[0].plan.patience:
         raise ValueError("the test images are watched: nothing may be chosen by them")
     built = built._replace(data=built.data._replace(validation=built.data.test))

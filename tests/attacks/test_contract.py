@@ -15,6 +15,8 @@ from advjax import attacks
 from advjax.attacks import Attack, ThreatModel
 from advjax.attacks.base import keys_per_image
 
+pytestmark = pytest.mark.optimized
+
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 
 

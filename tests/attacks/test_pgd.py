@@ -8,6 +8,8 @@ import pytest
 from advjax import attacks
 from advjax.attacks.base import KEEP_RULES, Kept, first_kept, keep_rule
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 EPSILON = {"linf": 0.05, "l2": 0.6}
 MAKE = {"linf": attacks.linf, "l2": attacks.l2}

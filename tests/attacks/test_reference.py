@@ -16,6 +16,8 @@ import pytest
 from advjax import attacks
 from advjax.attacks import Attack
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 EPSILON = {"mnist_cnn_at": {"linf": 0.25, "l2": 1.5}, "cifar_cnn_at": {"linf": 8 / 255, "l2": 0.5}}
 FAST_COUNT = {"mnist_cnn_at": 16, "cifar_cnn_at": 16}

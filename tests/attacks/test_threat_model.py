@@ -11,6 +11,8 @@ import pytest
 
 from advjax.attacks import L1, L2, LINF, l1, l2, linf
 
+pytestmark = pytest.mark.optimized
+
 NORMS = {"linf": LINF, "l2": L2, "l1": L1}
 MAKE = {"linf": linf, "l2": l2, "l1": l1}
 EPSILONS = {"linf": (8 / 255, 0.1, 1 / 3, 0.031), "l2": (0.5, 1 / 3, 3.0), "l1": (1 / 3, 0.7, 12.0)}

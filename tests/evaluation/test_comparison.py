@@ -8,6 +8,7 @@ from rich.console import Console
 
 from advjax.evaluation import comparison, report
 from advjax.evaluation.comparison import Evaluation
+from advjax.evaluation.outcomes import Outcome, write_outcomes
 from advjax.types import UserError
 
 LABELS = np.zeros(20, np.int32)
@@ -28,7 +29,7 @@ def outcome(wrong, run="base", attack="pgd", index=range(20), **changes):
         **dict(eot_samples=1, seconds=1.0, model_hash="00", index=np.array(list(index), np.int32), labels=LABELS),
         **dict(predictions=predictions, distances=np.zeros(20, np.float32), steps=np.zeros(20, np.int32)),
     }
-    return report.Outcome(**{**facts, **changes})
+    return Outcome(**{**facts, **changes})
 
 
 def evaluation(*outcomes, config=CONFIG):
@@ -103,7 +104,7 @@ def test_files_of_different_evaluations_are_refused(tmp_path):
     report.write(found.report, found.outcomes, tmp_path)
     again = comparison.read_evaluation(tmp_path)
     assert again.report == found.report and len(again.outcomes) == 2
-    report.write_outcomes(clean_and_attacked([1, 2]).outcomes, tmp_path / "outcomes.npz")
+    write_outcomes(clean_and_attacked([1, 2]).outcomes, tmp_path / "outcomes.npz")
     with pytest.raises(UserError, match="are of different evaluations: evaluate again"):
         comparison.read_evaluation(tmp_path)
     (tmp_path / "outcomes.npz").unlink()

@@ -11,7 +11,7 @@ from PIL import Image
 from advjax.evaluation import page, plots
 from advjax.evaluation.report import SCHEMA_VERSION, Report, Row
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 def make_row(run, attack="clean", accuracy=0.9, made_on=None, **changes) -> Row:
@@ -130,7 +130,7 @@ def test_the_page_fits_phones_and_dark_rooms():
     text, _ = checked()
     assert 'name="viewport" content="width=device-width' in text
     assert "prefers-color-scheme: dark" in text
-    for color in ("ink", "muted", "grid", "transfer", "robust", "third", "fourth"):
+    for color in ("ink", "muted", "grid", "transfer", "robust", "third", "fourth", "fifth", "sixth"):
         assert text.count(f" --{color}: #") == 2
 
 

@@ -5,42 +5,13 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_outcomes import N, base_and_fixer, make_outcome
 
 from advjax.evaluation import report as report_lib
-from advjax.evaluation.report import Outcome, Report, Row
+from advjax.evaluation.environment import describe_environment
+from advjax.evaluation.outcomes import correct_index
+from advjax.evaluation.report import Report, Row
 from advjax.types import UserError
-
-N = 10
-
-
-def make_outcome(run="base", attack="clean", made_on=None, wrong=(), **changes) -> Outcome:
-    labels = np.arange(N) % 3
-    predictions = np.where(np.isin(np.arange(N), list(wrong)), (labels + 1) % 3, labels)
-    adaptive = made_on == run
-    knowledge = "none" if made_on is None else "everything" if adaptive else "source model"
-    outcome = Outcome(
-        run=run,
-        split="test",
-        attack=attack,
-        norm=None if made_on is None else "linf",
-        epsilon=None if made_on is None else 8 / 255,
-        made_on=made_on,
-        adaptive=adaptive,
-        knowledge=knowledge,
-        defense="none",
-        protocol="sound",
-        label_use="true",
-        seed=0,
-        eot_samples=1,
-        seconds=1.23456,
-        model_hash=f"hash of {run}",
-        index=np.arange(N),
-        labels=labels,
-        predictions=predictions,
-        distances=np.full(N, 0.03, np.float32),
-        steps=np.full(N, 7),
-    )
-    return outcome._replace(**changes)
 
 
 def make_report(outcomes, **changes) -> Report:
@@ -56,14 +27,6 @@ def make_report(outcomes, **changes) -> Report:
         [],
     )
     return report._replace(**changes)
-
-
-def base_and_fixer() -> list[Outcome]:
-    return [
-        make_outcome(wrong=[0, 1]),
-        make_outcome("fixer", "pgd", made_on="base", wrong=[0, 9]),
-        make_outcome("fixer", "pgd", made_on="fixer", wrong=range(1, N)),
-    ]
 
 
 def test_rows_hold_exactly_the_contract():
@@ -96,7 +59,7 @@ def test_rows_hold_exactly_the_contract():
 
 def test_subsets_are_positions_in_the_split():
     outcomes = base_and_fixer()
-    base_correct = report_lib.correct_index(outcomes[0])
+    base_correct = correct_index(outcomes[0])
     np.testing.assert_array_equal(base_correct, np.arange(2, N))
     rows = report_lib.rows(outcomes, {"base_correct": base_correct})
     found = {(row["run"], row["adaptive"], row["subset"]): (row["n"], row["accuracy"]) for row in rows}
@@ -136,36 +99,9 @@ def test_only_an_attack_on_the_scored_run_is_robust_accuracy():
     assert not report_lib.is_robust_accuracy(Row(**(transfer | {"adaptive": True})))
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"adaptive": True, "knowledge": "everything"}, "made on the run that is scored"),
-        ({"made_on": "fixer"}, "made on the undefended run itself is adaptive"),
-        ({"knowledge": "everything"}, "exactly for adaptive"),
-        ({"knowledge": "none"}, "exactly for clean"),
-        ({"made_on": None}, "made_on must be None exactly for clean"),
-        ({"attack": "clean"}, "made_on must be None exactly for clean"),
-        ({"protocol": "paper"}, "protocol"),
-        ({"label_use": "guessed"}, "label_use"),
-        ({"steps": np.zeros(N - 1)}, "one entry per image"),
-        ({"index": np.zeros(N, int)}, "only once"),
-    ],
-)
-def test_outcomes_that_would_mislead_are_refused(changes, message):
-    with pytest.raises(ValueError, match=f"outcome fixer/.*{message}"):
-        report_lib.rows([make_outcome("fixer", "pgd", made_on="base")._replace(**changes)])
-
-
-def test_repeated_outcomes_and_several_splits_are_refused():
-    with pytest.raises(ValueError, match="given twice"):
-        report_lib.rows([make_outcome(), make_outcome(seconds=9.0)])
-    with pytest.raises(ValueError, match="several splits"):
-        report_lib.rows([make_outcome(), make_outcome(split="validation")])
-
-
 def test_report_survives_the_disk(tmp_path):
     outcomes = base_and_fixer()
-    report = make_report(outcomes, environment=report_lib.describe_environment())
+    report = make_report(outcomes, environment=describe_environment())
     report_lib.write(report, outcomes, tmp_path / "new" / "folder")
     assert report_lib.read_report(tmp_path / "new" / "folder" / "report.json") == report
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["outcomes.npz", "report.json"]
@@ -205,41 +141,6 @@ def test_equal_evaluations_give_equal_bytes(tmp_path):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
-def test_outcomes_are_read_back_in_data_set_order_without_pickle(tmp_path):
-    outcome = base_and_fixer()[1]
-    arrays = {
-        field: getattr(outcome, field)[::-1] for field in ("index", "labels", "predictions", "distances", "steps")
-    }
-    arrays["distances"] = np.arange(N, dtype=np.float32)[::-1]
-    report_lib.write_outcomes([make_outcome(), outcome._replace(**arrays)], tmp_path / "outcomes.npz")
-    with np.load(tmp_path / "outcomes.npz", allow_pickle=False) as entries:
-        assert json.loads(entries["outcomes"].item())[1]["made_on"] == "base"
-        np.testing.assert_array_equal(entries["1/predictions"], outcome.predictions)
-    clean, read = report_lib.read_outcomes(tmp_path / "outcomes.npz")
-    assert clean.attack == "clean"
-    np.testing.assert_array_equal(read.distances, np.arange(N, dtype=np.float32))
-    assert read.distances.dtype == np.float32
-    assert report_lib.rows([read]) == report_lib.rows([outcome])
-
-
-def test_outcomes_stay_small(tmp_path):
-    n = 10_000
-    predictions = np.random.default_rng(0).integers(0, 10, n)
-    arrays = {"index": np.arange(n), "labels": predictions, "distances": np.zeros(n, np.float32), "steps": np.zeros(n)}
-    report_lib.write_outcomes([make_outcome(predictions=predictions, **arrays)], tmp_path / "outcomes.npz")
-    assert (tmp_path / "outcomes.npz").stat().st_size < 60_000
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    report_lib.write_atomically(path, b"old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        report_lib.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["report.json"]
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -256,11 +157,3 @@ def test_reading_something_else_is_a_user_error(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         report_lib.read_report(path)
     assert "\n" not in str(error.value)
-
-
-def test_environment_names_versions_and_devices():
-    environment = report_lib.describe_environment()
-    assert {"python", "jax", "flax"} <= set(environment["versions"])
-    assert environment["device_count"] >= 1
-    assert environment["device_kind"]
-    assert environment == report_lib.describe_environment()

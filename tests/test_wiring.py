@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from conftest import REPOSITORY
 
-from advjax import attacks, experiment
+from advjax import attacks, names, wiring
 from advjax.types import UserError
 
 
@@ -29,7 +29,7 @@ def changed(**changes):
 
 
 def test_the_digits_config_is_the_experiment_it_describes():
-    built = experiment.from_config(config_of("digits_fixer"))
+    built = wiring.from_config(config_of("digits_fixer"))
     base, fixer = built.runs
     assert (base.name, base.needs, fixer.name, fixer.needs) == ("base", (), "fixer", ("base",))
     assert [len(split.labels) for split in built.data] == [1298, 140, 359]
@@ -70,7 +70,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
 )
 def test_mistakes_are_one_clear_line(changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        experiment.from_config(changed(**changes))
+        wiring.from_config(changed(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_mistakes_are_one_clear_line(changes, message):
     ],
 )
 def test_mistakes_in_a_method_are_one_clear_line(changes, message):
-    built = experiment.from_config(changed(**changes))
+    built = wiring.from_config(changed(**changes))
     fixer = built.runs[1]
     from advjax.models import blocks
 
@@ -106,12 +106,12 @@ def test_mistakes_in_a_method_are_one_clear_line(changes, message):
 
 @pytest.mark.parametrize("text, expected", [("8/255", 8 / 255), ("0.005", 0.005), ("inf", float("inf")), (3, 3)])
 def test_numbers_may_be_fractions(text, expected):
-    assert experiment.number(text) == expected
+    assert names.number(text) == expected
 
 
 def test_an_attack_of_a_config_is_the_attack_of_the_library():
     spec = {"name": "auto_pgd", "epsilon": "8/255", "num_steps": 7, "loss": "dlr", "step_size": "0.005"}
-    named = experiment.build_attack("a", spec, "here")
+    named = wiring.build_attack("a", spec, "here")
     assert isinstance(named.attack, attacks.Attack) and named.stages is None
     assert (named.attack.num_steps, named.threat_model) == (7, attacks.linf(8 / 255))
     assert (named.name, named.norm, named.epsilon, named.spec) == ("a", "linf", 8 / 255, spec)
@@ -120,11 +120,11 @@ def test_an_attack_of_a_config_is_the_attack_of_the_library():
 
 def test_restarts_and_stages_of_a_config():
     spec = {"name": "fgsm", "epsilon": 0.1, "num_restarts": 3}
-    named = experiment.build_attack("a", spec, "here")
+    named = wiring.build_attack("a", spec, "here")
     assert not isinstance(named.for_verdict(), attacks.Attack)
-    staged = experiment.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
+    staged = wiring.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
     assert [stage.name for stage in staged.stages] == ["apgd-ce", "apgd-dlr"]
     with pytest.raises(UserError, match="here: num_restarts must be 1 or more, and 1 for auto_attack"):
-        experiment.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
+        wiring.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
     with pytest.raises(UserError, match=r"run.fixer.attack: auto_attack is for evaluation only"):
-        experiment.from_config(changed(run__fixer__attack={"name": "auto_attack", "epsilon": 0.1, "made_on": "base"}))
+        wiring.from_config(changed(run__fixer__attack={"name": "auto_attack", "epsilon": 0.1, "made_on": "base"}))

@@ -1,0 +1,153 @@
+"""What every model did with every image, under one attack or none, and the file that keeps it.
+
+All numbers of a report are made from outcomes; `check` refuses those that would let a number pass for what it is not.
+"""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from advjax.evaluation.files import plain, write_atomically
+
+CLEAN = "clean"
+"""Name of the attack where there is none."""
+EVERYTHING, SCORES, OBLIVIOUS, TRANSFER = "everything", "scores", "undefended model", "source model"
+"""What an attacker knows: the model with its defence, its answers alone, it without its defence, another model."""
+NOTHING = "nothing"
+"""What noise knows."""
+ADAPTIVE = (EVERYTHING, SCORES)
+
+
+class Outcome(NamedTuple):
+    """What one model did, image by image, under one attack or none."""
+
+    run: str
+    """The run whose predictions these are."""
+    split: str
+    attack: str
+    """The attack's name in the config, or "clean"."""
+    norm: str | None
+    """Norm of ``distances``; None for clean images and for noise, which is measured in l2."""
+    epsilon: float | None
+    """Largest allowed distance; None for clean, noise and minimum-norm attacks."""
+    made_on: str | None
+    """The run that the attack was made on; None for clean and for noise."""
+    adaptive: bool
+    """The attack was made on this very model with its defence in the loop."""
+    knowledge: str
+    """"none" (clean), "nothing" (noise), "source model" (transfer), "undefended model" (oblivious: of the same run
+    without its defence), "everything" (adaptive, white box) or "scores" (adaptive, by queries alone)."""
+    defense: str
+    """Test-time defence around the model, "none" without."""
+    protocol: str
+    """"sound" or "faithful" (a paper's own protocol, flaws included)."""
+    label_use: str
+    """Labels the attack was given: "true" or "predicted"."""
+    seed: int
+    eot_samples: int
+    """Draws per gradient for a randomised model, 1 for a deterministic one."""
+    seconds: float
+    """Wall time of attack and predictions."""
+    model_hash: str
+    """Hash of the variables of ``run``."""
+    index: np.ndarray
+    """int [n]: positions in the split, each once, in any order."""
+    labels: np.ndarray
+    """int [n]: true classes."""
+    predictions: np.ndarray
+    """int [n]: classes predicted for the attacked images."""
+    distances: np.ndarray
+    """float32 [n]: sizes of the perturbations in ``norm``, pixels in [0, 1]; 0 for clean."""
+    steps: np.ndarray
+    """int [n]: attack steps until the image was done; 0 for clean."""
+
+
+_ARRAYS = ("index", "labels", "predictions", "distances", "steps")
+_FACTS = tuple(field for field in Outcome._fields if field not in _ARRAYS)
+_IDENTITY = tuple(field for field in _FACTS if field not in ("seconds", "model_hash"))
+
+
+def check(outcomes: Sequence[Outcome]) -> None:
+    """Refuse outcomes that cannot stand in one report.
+
+    Raises:
+      ValueError: an outcome that contradicts itself (see `Outcome`), repeats another, or is of another split.
+    """
+    if len({outcome.split for outcome in outcomes}) > 1:
+        raise ValueError("outcomes of several splits: their positions mean different images; make a report of each")
+    seen = set()
+    for outcome in outcomes:
+        _check_one(outcome)
+        identity = tuple(getattr(outcome, field) for field in _IDENTITY)
+        if identity in seen:
+            raise ValueError(f"{_name(outcome)}: the same outcome is given twice")
+        seen.add(identity)
+
+
+def correct_index(outcome: Outcome) -> np.ndarray:
+    """Positions in the split of the images that the outcome has right, e.g. the subset "base_correct"."""
+    return np.sort(outcome.index[outcome.predictions == outcome.labels])
+
+
+def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None:
+    """Write per-image outcomes so that ``np.load(path, allow_pickle=False)`` reads them.
+
+    Outcome number i has the arrays ``i/index``, ``i/labels``, ``i/predictions``, ``i/distances`` and ``i/steps``, in
+    data set order.  The entry ``outcomes`` is a JSON list: element i holds the other fields of outcome i.
+    """
+    facts = [{field: getattr(outcome, field) for field in _FACTS} for outcome in outcomes]
+    entries: dict[str, Any] = {"outcomes": np.array(json.dumps(plain(facts, "outcomes"), allow_nan=False))}
+    for i, outcome in enumerate(outcomes):
+        order = np.argsort(outcome.index)
+        for field in _ARRAYS:
+            dtype = np.float32 if field == "distances" else np.int32
+            entries[f"{i}/{field}"] = np.asarray(getattr(outcome, field)).astype(dtype)[order]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **entries)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
+    """The outcomes that `write_outcomes` wrote, images in data set order."""
+    with np.load(path, allow_pickle=False) as entries:
+        facts = json.loads(entries["outcomes"].item())
+        return [
+            Outcome(**fact, **{field: entries[f"{i}/{field}"] for field in _ARRAYS}) for i, fact in enumerate(facts)
+        ]
+
+
+def _check_one(outcome: Outcome) -> None:
+    """Refuse an outcome whose labels would let a number pass for what it is not."""
+    attacked, itself = outcome.attack != CLEAN, outcome.made_on == outcome.run
+    shapes = {np.shape(getattr(outcome, field)) for field in _ARRAYS}
+    rules = [
+        (
+            (attacked and outcome.knowledge != NOTHING) == (outcome.made_on is not None),
+            "made_on must be None exactly for clean and for noisy images",
+        ),
+        (attacked == (outcome.knowledge != "none"), 'knowledge must be "none" exactly for clean images'),
+        (itself or not outcome.adaptive, "an adaptive attack is made on the run that is scored"),
+        (
+            outcome.adaptive or not itself or outcome.defense != "none",
+            "an attack made on the undefended run itself is adaptive",
+        ),
+        (
+            outcome.adaptive == (outcome.knowledge in ADAPTIVE),
+            'knowledge must be "everything" or "scores" exactly for adaptive attacks',
+        ),
+        (outcome.protocol in ("sound", "faithful"), 'protocol must be "sound" or "faithful"'),
+        (outcome.label_use in ("true", "predicted"), 'label_use must be "true" or "predicted"'),
+        (shapes == {(np.size(outcome.index),)}, "all arrays need one entry per image"),
+        (np.unique(outcome.index).size == np.size(outcome.index), "every image may be counted only once"),
+    ]
+    for kept, rule in rules:
+        if not kept:
+            raise ValueError(f"{_name(outcome)}: {rule}")
+
+
+def _name(outcome: Outcome) -> str:
+    return f"outcome {outcome.run}/{outcome.attack} (made on {outcome.made_on}, adaptive={outcome.adaptive})"

@@ -1,0 +1,52 @@
+"""A whole config: its keys, its data, its runs in order, and its evaluation."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from advjax import defaults
+from advjax.experiment import Experiment, Run
+from advjax.types import UserError
+from advjax.wiring.evaluation import build_evaluation
+from advjax.wiring.run import build_run
+from advjax.wiring.splits import load_data
+
+
+def from_config(config: ml_collections.ConfigDict) -> Experiment:
+    """The experiment that a config describes; loads its data.
+
+    Raises:
+      UserError: something in it is unknown or makes no sense.
+    """
+    spec = _complete(plain(config.copy_and_resolve_references()))
+    described = spec["runs"]
+    if not described or len(set(described)) != len(described):
+        raise UserError(f"runs must name one or more different runs, got {described}")
+    if unknown := [name for name in described if name not in spec["run"]]:
+        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
+    loaded = load_data(spec["data"], spec["seed"])
+    runs: dict[str, Run] = {}
+    for name in described:
+        runs[name] = build_run(name, spec, loaded, runs)
+    evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
+    return Experiment(spec["title"], spec["seed"], tuple(runs.values()), loaded, evaluation, spec["mapping"], spec)
+
+
+def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with defaults for what it leaves out; a key that has no default is a mistake."""
+    spec = defaults.changed(defaults.EXPERIMENT, spec)
+    spec["run"] = {name: defaults.changed(defaults.RUN, run) for name, run in spec["run"].items()}
+    described = [("", spec, defaults.EXPERIMENT), ("data.", spec["data"], defaults.DATA)]
+    described += [("evaluation.", spec["evaluation"], defaults.EVALUATION)]
+    described += [(f"run.{name}.", run, defaults.RUN) for name, run in spec["run"].items()]
+    for path, given, known in described:
+        if unknown := sorted(given.keys() - known.keys()):
+            raise UserError(f"unknown key {path}{unknown[0]}; known are {', '.join(known)}")
+    return spec
+
+
+def plain(config: ml_collections.ConfigDict) -> Any:
+    """A config as plain data, its tuples as lists."""
+    return json.loads(config.to_json())

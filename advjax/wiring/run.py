@@ -1,0 +1,91 @@
+"""One run: its model, its data, how long it trains, and by what method."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from advjax import data
+from advjax.experiment import Data, Run
+from advjax.names import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
+from advjax.training.loop import Plan
+from advjax.types import UserError
+from advjax.wiring.attack import build_attack, known_label_use
+from advjax.wiring.method import build_method
+from advjax.wiring.splits import training_subset
+
+
+def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
+    spec, where = config["run"][name], f"run.{name}"
+    start = spec["model"].get("base") or spec["start"] or None
+    attack_spec = dict(spec["attack"]) if spec["attack"] else None
+    made_on = attack_spec.pop("made_on", "self") if attack_spec else None
+    twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
+    asks = tuple(dict.fromkeys(other for other in (made_on, *twin_labels) if other not in (None, "self")))
+    for other in (start, made_on, *asks):
+        if other not in (None, "self", *earlier):
+            raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
+    attack = None
+    if attack_spec:
+        label_use = attack_spec.pop("labels", "true")
+        built = build_attack("train", attack_spec, f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
+        if built.stages is not None:
+            raise UserError(f"{where}.attack: {attack_spec['name']} is for evaluation only")
+        attack = built.for_transfer(known_label_use(label_use, f"{where}.attack"))
+    model = _model(spec["model"], where, loaded.train.num_classes, earlier)
+    fraction = number(spec["train_fraction"])
+    num_train = len(training_subset(loaded, fraction, config["seed"]).labels)
+    plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
+    summary = {
+        "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
+        "data_set": loaded.train.name,
+        "seed": config["seed"],
+        "run": spec,
+        "needs": {other: earlier[other].spec for other in (start, *asks) if other is not None},
+    }
+    return Run(
+        name=name,
+        model=model,
+        start=start,
+        train_fraction=fraction,
+        method=lambda variables, models: build_method(
+            spec, where, model, plan, steps_per_epoch, attack, made_on, asks, variables, models
+        ),
+        made_on=made_on,
+        asks=asks,
+        attack=None if spec["attack"] and spec["attack"]["name"] in TRAINING_ATTACKS else attack,
+        plan=plan,
+        checkpoint=spec["checkpoint"],
+        spec=summary,
+    )
+
+
+def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mapping[str, Run]) -> nn.Module:
+    spec, where = dict(spec), f"{where}.model"
+    if base := spec.pop("base", None):
+        return build(PATCHES, spec, where, earlier[base].model)
+    if spec.get("name") in PATCHES:
+        raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
+    return build(MODELS, {"num_classes": num_classes, **spec}, where)
+
+
+def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_workers: int) -> Plan:
+    steps = data.steps_per_epoch(num_train, spec["batch_size"])
+    num_steps = spec["num_steps"] or spec["epochs"] * steps
+    if num_steps < 1:
+        raise UserError(f"{where}: epochs or num_steps must be at least 1")
+    if spec["select"] not in ("best", "last"):
+        raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
+    every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
+    return Plan(
+        num_steps,
+        spec["batch_size"],
+        spec["log_every"],
+        every,
+        seed,
+        spec["select"],
+        "score",
+        spec["patience"],
+        num_workers,
+    )

@@ -1,0 +1,49 @@
+"""The splits of a data set, and the shares that runs see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from advjax import data
+from advjax.data import Dataset, Source
+from advjax.experiment import Data
+from advjax.names import number
+from advjax.types import UserError
+
+
+def load_data(config: Mapping[str, Any], seed: int) -> Data:
+    """Train, validation and test split, each a function of (data set, seed) alone."""
+    arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
+    read = data.open_source if config["stream"] else data.load
+    train = read(config["name"], config["train_split"], **arguments)
+    if shares := [number(share) for share in config["fractions"]]:
+        return _divided(train, shares, bool(config["by_patient"]), seed)
+    if config["per_class"]:
+        train = train.take(data.class_balanced(train.labels, per_class=config["per_class"], seed=seed, name=train.name))
+    test = data.load(config["name"], config["test_split"], **arguments)
+    kept, held_out = data.train_validation(
+        train.labels, num_validation=config["num_validation"], seed=seed, name=train.name
+    )
+    return Data(train.take(kept), _in_memory(train.take(held_out)), test)
+
+
+def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed: int) -> Data:
+    """One split divided into training, validation and test images."""
+    if len(shares) != 3:
+        raise UserError(f"data.fractions needs three shares, of training, validation and test images, got {shares}")
+    if by_patient:
+        if pool.groups is None:
+            raise UserError(f"data.by_patient: {pool.name} does not say which images belong to one patient")
+        parts = data.by_group(pool.groups, shares, seed=seed, name=pool.name)
+    else:
+        parts = data.fractions(pool.labels, shares, seed=seed, name=pool.name)
+    return Data(pool.take(parts[0]), *(_in_memory(pool.take(part)) for part in parts[1:]))
+
+
+def _in_memory(part: Dataset | Source) -> Dataset:
+    return part if isinstance(part, Dataset) else data.read_all(part)
+
+
+def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Source:
+    """The share of the training split that a run sees; smaller shares are parts of larger ones."""
+    train = loaded.train
+    return train.take(data.nested_subset(train.labels, fraction=fraction, seed=seed, name=train.name))

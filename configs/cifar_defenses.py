@@ -1,0 +1,85 @@
+"""Five defences around one small network, each evaluated without, against and through the defence, side by side.
+
+    python -m advjax.main --config=configs/cifar_defenses.py
+
+All are built on the 62,006-parameter network of the Dauphine report (004), so that a CPU is enough: random
+self-ensemble (``noisy+ensemble``), mixup inference (``mixed+mixup_inference``), resized copies with distribution
+regression (``drn+copies``), denoising blocks and fixers.  Expected numbers: not run yet.
+"""
+
+from advjax import defaults
+from configs import common
+
+EPSILON = {"norm": "linf", "epsilon": "8/255"}
+
+
+def get_config():
+    """The experiment."""
+    places = ("conv1", "conv2")
+    on_base = {"name": "auto_pgd", **EPSILON, "num_steps": 10, "returns": "best", "made_on": "base"}
+
+    def run(**changes):
+        optimizer = {"schedule": {"name": "one_cycle", "peak_learning_rate": 0.05}, "weight_decay": 5e-4}
+        augmentation = {"order": ("horizontal_flip",), "horizontal_flip": {"probability": 0.5}}
+        recipe = {"epochs": 10, "batch_size": 128, "optimizer": optimizer, "augmentation": augmentation}
+        return common.small_cifar_run(**(recipe | {"log_every": 100} | changes))
+
+    runs = {
+        "base": run(),
+        "noisy": run(model={"name": "net62k", "width": 1.0, "noise": 0.2}),
+        "mixed": run(targets={"order": ("mixup",), "mixup": {"alpha": 1.0}}),
+        "drn": run(
+            model={"name": "distribution_regression", "base": "base", "num_copies": 10, "smallest": 26, "largest": 31},
+            train_fraction=0.1,
+            epochs=2,
+            optimizer={"name": "adam", "schedule": {"name": "constant", "learning_rate": 0.1}},
+            trainable="^drn",
+        ),
+        "denoise": run(model={"name": "denoising", "base": "base", "after": places}, epochs=5, attack=on_base),
+        "fixer": run(
+            model={"name": "fixers", "base": "base", "after": places, "reduction": 1, "zero_last": True},
+            epochs=5,
+            objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3},
+            attack=on_base,
+            trainable="^patches_",
+        ),
+    }
+    draws = {"num_draws": 10, "num_votes": 3, "num_samples": 20}
+    noises = defaults.gaussian_noises()
+    pgd = {"name": "pgd", "norm": "linf", "num_steps": 20, "step_size": "2/255"}
+    return defaults.experiment(
+        title="Five defences around a small CIFAR-10 classifier",
+        data={"name": "cifar10", "num_validation": 1024},
+        runs=tuple(runs),
+        run=runs,
+        evaluation={
+            "attacks": {
+                "order": ("pgd_20", "auto_pgd", "square", *noises),
+                "pgd_20": {**pgd, "epsilon": EPSILON["epsilon"]},
+                "auto_pgd": {"name": "auto_pgd", **EPSILON, "num_steps": 30, "loss": "dlr"},
+                "square": {"name": "square", **EPSILON, "num_queries": 500},
+                **noises,
+            },
+            "made_on": "base",
+            "defenses": {
+                "order": ("ensemble", "mixup_inference", "copies"),
+                "ensemble": {"name": "random_self_ensemble", "run": "noisy", **draws},
+                "mixup_inference": {
+                    "name": "mixup_inference",
+                    "run": "mixed",
+                    "mode": "other",
+                    **draws,
+                    "num_mixes": 15,
+                },
+                "copies": {"name": "random_self_ensemble", "run": "drn", **draws},
+            },
+            "curve": {
+                "attack": pgd,
+                "epsilons": ("0", "1/255", "2/255", "4/255", "8/255", "16/255"),
+                "num_examples": 100,
+            },
+            "num_examples": 300,
+            "batch_size": 100,
+            "pictured": "pgd_20",
+        },
+    )

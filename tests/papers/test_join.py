@@ -1,0 +1,261 @@
+"""Ours beside theirs: joined by hand, in every shipped config, and on the command line."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from test_wiring import config_of
+
+from advjax.evaluation import report
+from advjax.evaluation.outcomes import CLEAN
+from advjax.evaluation.statistics import wilson_interval
+from advjax.papers import __main__ as command
+from advjax.papers import join, published, show
+from advjax.types import UserError
+from advjax.wiring import plain
+
+CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
+WITH_PUBLISHED = [name for name in CONFIGS if config_of(name).published]
+
+
+def row(run="fixer", attack=CLEAN, accuracy=0.875, n=1000, **changes):
+    is_clean = attack == CLEAN
+    facts = {
+        "knowledge": "none" if is_clean else "source model",
+        "made_on": None if is_clean else "base",
+        "adaptive": False,
+        "defense": "none",
+        "subset": "all",
+        "protocol": "sound" if is_clean else "faithful",
+        "labels": "true" if is_clean else "predicted",
+        "eot_samples": 1,
+    }
+    low, high = wilson_interval(round(accuracy * n), n)
+    numbers = {"run": run, "attack": attack, "accuracy": accuracy, "low": low, "high": high, "n": n}
+    return {**facts, **numbers, **changes}
+
+
+def own(run, attack, accuracy, **changes):
+    """A row of an attack on the model itself."""
+    itself = {"made_on": run, "adaptive": True, "knowledge": "everything", "labels": "true", "protocol": "sound"}
+    return row(run, attack, accuracy, **{**itself, **changes})
+
+
+def spec(run="fixer", our_attack="clean", attack="none", model="ResNet9+fx-a", **changes):
+    found = {"table": "003_table1", "dataset": "cifar10/test", "model": model, "attack": attack}
+    return {**found, "run": run, "our_attack": our_attack, **changes}
+
+
+ROWS = [
+    row(accuracy=0.86),
+    row(attack="auto_pgd", accuracy=0.5),
+    own("fixer", "auto_pgd", 0.02),
+    row("base", accuracy=0.9),
+    own("base", "auto_pgd", 0.05, labels="predicted", protocol="faithful"),
+    own("base", "auto_pgd", 0.0),
+]
+UNDER_AUTO_PGD = {"our_attack": "auto_pgd", "attack": "AutoPGD:8/255"}
+
+
+def test_a_pair_by_hand():
+    (pair,) = join.join(ROWS, [spec()])
+    assert (pair.published.value, pair.published.std, pair.model, pair.attack) == (87.5, 0.2, "fixer", "clean")
+    assert (pair.subset, pair.kind) == ("all", "clean")
+    # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, for 8,750 of 10,000 and 860 of 1,000.
+    assert pair.theirs.interval == pytest.approx((86.8374, 88.1338), abs=1e-3)
+    assert pair.ours.interval == pytest.approx((83.7113, 88.0131), abs=1e-3)
+    assert pair.difference == pytest.approx(-1.5)
+    assert pair.overlap is True
+
+
+def test_intervals_apart():
+    (pair,) = join.join(ROWS, [spec(**UNDER_AUTO_PGD)])
+    assert (pair.kind, pair.overlap) == ("transfer", False)
+    assert pair.difference == pytest.approx(50 - 81.1)
+
+
+def test_kinds_are_those_of_the_report():
+    labels = [{"labels": "predicted"}, {"labels": "true"}]
+    asked = [spec("base", model="ResNet9:base", **UNDER_AUTO_PGD, adaptive=True, **choice) for choice in labels]
+    asked.append(spec(**UNDER_AUTO_PGD, adaptive=True))
+    asked.append(spec(our_attack="gn", attack="none"))
+    asked.append(spec(our_attack="fgsm", attack="none", defense="copies"))
+    noise = row(attack="gn", made_on=None, knowledge="nothing")
+    oblivious = row(attack="fgsm", defense="copies", made_on="fixer", knowledge="undefended model")
+    kinds = [pair.kind for pair in join.join([*ROWS, noise, oblivious], asked)]
+    assert kinds == ["adaptive, predicted labels", "adaptive", "adaptive", "noise", "oblivious"]
+
+
+def test_what_was_not_measured_is_said_to_be():
+    asked = [spec(our_attack="fgsm", attack="FGSM:8/255"), spec(run="other", adaptive=True, **UNDER_AUTO_PGD)]
+    first, second = join.join([*ROWS, row(attack="fgsm", n=0, accuracy=0) | {"accuracy": None}], asked)
+    assert first.ours is second.ours is first.difference is second.overlap is None
+    assert (first.kind, second.kind) == ("transfer", "adaptive")
+
+
+def test_nothing_overlaps_an_interval_that_is_not_known():
+    asked = {"table": "002_table1", "model": "ResNet18", "dataset": "mnist/test20", "training": "standard"}
+    (pair,) = join.join(ROWS, [{**asked, "run": "fixer", "our_attack": "clean"}])
+    assert (pair.theirs.n, pair.theirs.interval, pair.overlap) == (None, None, None)
+    assert pair.difference == pytest.approx(86 - 97.43)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (spec(table="003_table9"), "no published table '003_table9'; there are 000_figure2, "),
+        (spec(model="fx-a"), "for fixer under clean: no accuracy with model 'fx-a'; there are 'ResNet9:base', "),
+        (spec(attack="PGD"), r"no accuracy with attack 'PGD'; there are 'none', 'AutoPGD:8/255', 'FGSM:8/255'"),
+        (
+            {key: value for key, value in spec().items() if key != "dataset"},
+            r"2 accuracies; name dataset \('cifar10/test', 'cifar10/test\[base_correct\]'\)",
+        ),
+        (
+            spec("base", model="ResNet9:base", adaptive=True, **UNDER_AUTO_PGD),
+            r"2 rows of the report; name labels \('predicted', 'true'\) or protocol \('faithful', 'sound'\)",
+        ),
+        (spec(metric="accuracy"), "unknown key 'metric'; known are table, run, our_attack, model, "),
+        ({"table": "003_table1", "run": "fixer"}, "has no our_attack; it needs table, run, our_attack"),
+        ("003_table1", "'003_table1' is no mapping; it needs table, run, our_attack"),
+    ],
+)
+def test_mistakes_are_one_line(entry, message):
+    with pytest.raises(UserError, match=message) as caught:
+        join.join(ROWS, [entry])
+    assert "\n" not in str(caught.value)
+
+
+def test_entries_for_another_experiment_are_left_out():
+    config = {"run": {"fixer": {"train_fraction": 0.01, "epochs": 60}}}
+    when = {"run.fixer.train_fraction": 0.1, "run.fixer.epochs": 60}
+    held, reasons = join.applicable([spec(when=when), spec()], config)
+    assert held == [spec()] and reasons == ["run.fixer.train_fraction is 0.01"]
+    assert join.applicable([spec(when={"run.fixer.epochs": 60})], config) == ([spec(when={"run.fixer.epochs": 60})], [])
+    with pytest.raises(UserError, match=r"when: the config has no key run\.fixer\.depth"):
+        join.applicable([spec(when={"run.fixer.depth": 1})], config)
+
+
+def test_configs_name_published_numbers():
+    papers = {entry["table"][:3] for name in WITH_PUBLISHED for entry in config_of(name).published}
+    assert papers == {"000", "001", "003", "004"}
+
+
+@pytest.mark.parametrize("name", WITH_PUBLISHED)
+def test_entries_of_shipped_configs_name_what_there_is(name):
+    config = plain(config_of(name))
+    evaluation = config["evaluation"]
+    for entry in config["published"]:
+        selected = join.select(entry)
+        assert selected.metric == "accuracy"
+        assert entry["run"] in config["runs"]
+        assert entry["our_attack"] in (CLEAN, *evaluation["attacks"]["order"])
+        assert entry.get("made_on", entry["run"]) in config["runs"]
+        defense = entry.get("defense", "none")
+        assert defense == "none" or evaluation["defenses"][defense]["run"] == entry["run"]
+        # An attack stands beside an attack, of the same size.
+        assert (entry["our_attack"] == CLEAN) == (selected.attack == "none")
+        if entry["our_attack"] != CLEAN:
+            assert evaluation["attacks"][entry["our_attack"]]["epsilon"] in selected.attack
+        assert entry["when"]
+    held, reasons = join.applicable(config["published"], config)
+    chosen = [(entry["table"], join.select(entry), entry["run"], entry["our_attack"]) for entry in held]
+    assert held and len(set(chosen)) == len(chosen)
+    assert len(held) + len(reasons) == len(config["published"])
+
+
+def test_the_fixer_config_has_both_column_groups():
+    selected = [join.select(entry) for entry in config_of("cifar_fixer").published]
+    values = [entry.value for entry in selected]
+    assert values == [91.2, 4.6, 17.1, 100.0, 0.0, 13.0, 87.5, 81.1, 41.7, 93.8, 95.1, 45.2]
+
+
+def test_an_override_moves_the_comparison_to_another_point():
+    config = config_of("cifar_fixed_mix")
+    config.run.mixed.targets.fixed_mix.weight = 0.4
+    held, _ = join.applicable(config.published, plain(config))
+    assert [join.select(entry).value for entry in held if entry["run"] == "mixed"] == [37.8, 9.7, 9.0]
+
+
+def write_report(folder, rows, **config):
+    folder.mkdir()
+    found = report.Report(report.SCHEMA_VERSION, "", config, {}, rows, [], [], [], [])
+    (folder / "report.json").write_text(json.dumps(found._asdict()))
+    return str(folder)
+
+
+@pytest.fixture
+def measured(tmp_path):
+    when = {"seed": 1}
+    asked = [spec(), spec(**UNDER_AUTO_PGD), spec(our_attack="fgsm", attack="FGSM:8/255"), spec(when=when)]
+    return write_report(tmp_path / "a", ROWS, published=asked, seed=0)
+
+
+def test_the_command_prints_ours_beside_theirs(measured, tmp_path, capsys):
+    other = write_report(tmp_path / "b", ROWS[:1], published=[spec()])
+    assert command.main([f"--workdir={measured},{other}", f"--csv={tmp_path / 'beside.csv'}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Paper 003 (fixers), Table 1" in printed
+    assert "left out: 1 published for something else, as seed is 0" in printed
+    assert "not measured" in printed and "transfer" in printed
+    assert printed.count("robust accuracy") == printed.count("is no robust accuracy") == 4
+    with (tmp_path / "beside.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == show.HEADS
+    assert [line["workdir"] for line in lines] == [measured] * 3 + [other]
+    numbers = [[line[head] for head in ("published", "ours", "difference", "overlap", "kind")] for line in lines]
+    assert numbers[:3] == [
+        ["87.50", "86.00", "-1.50", "true", "clean"],
+        ["81.10", "50.00", "-31.10", "false", "transfer"],
+        ["41.70", "", "", "", "transfer"],
+    ]
+
+
+def test_published_can_come_from_a_config_file(tmp_path, capsys):
+    folder = write_report(tmp_path / "a", ROWS, **plain(config_of("cifar_fixer")) | {"published": []})
+    assert command.main([f"--workdir={folder}", f"--config={REPOSITORY / 'configs' / 'cifar_fixer.py'}"]) == 0
+    assert "87.50" in capsys.readouterr().out
+
+
+def test_the_command_lists_and_prints_what_is_published(capsys):
+    assert command.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in published.TABLES)
+    assert command.main(["--table=003_table1"]) == 0
+    printed = capsys.readouterr().out
+    assert "91.2 ±0.8" in printed and "From paper: printed in a table." in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give one of --workdir=FOLDER, --table=NAME and --list"),
+        (["--list", "--table=003_table1"], "give one of"),
+        (["--list", "--csv=x.csv"], "--csv and --config need --workdir=FOLDER"),
+        (["--table=9"], "no published table '9'"),
+        (["--tables"], "unrecognized arguments: --tables"),
+        (["--workdir=nowhere"], "no report at nowhere/report.json"),
+        (["--workdir={}", "--config=nothing.py"], "no config file at nothing.py"),
+        (["--workdir={}"], "has nothing in `published`"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, tmp_path, capsys):
+    folder = write_report(tmp_path / "a", ROWS)
+    assert command.main([argument.format(folder) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and message in captured.err
+
+
+@pytest.mark.parametrize("entry", [spec(run="other"), spec(when={"seed": 1})])
+def test_a_folder_without_counterparts_is_a_mistake(entry, tmp_path, capsys):
+    folder = write_report(tmp_path / "a", ROWS, published=[entry], seed=0)
+    assert command.main([f"--workdir={folder}"]) == 2
+    assert "has nothing to put beside what is published: " in capsys.readouterr().err
+
+
+def test_the_module_runs():
+    found = subprocess.run([sys.executable, "-m", "advjax.papers", "--table=9"], capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
