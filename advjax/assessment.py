@@ -5,11 +5,8 @@
 <folder>/unfinished/               attacks of an evaluation that was interrupted
 """
 
-import hashlib
-import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,21 +15,18 @@ import jax
 import numpy as np
 
 from advjax import saved_attacks
+from advjax.attempts import VERDICT, Attempt, Maker, clean_outcome, outcome_under
 from advjax.evaluation import findings, page, plots, report, sanity
-from advjax.evaluation.adversarial_sets import allowed
 from advjax.evaluation.environment import describe_environment
-from advjax.evaluation.evaluate import Adversarial, Interruption, attacker, curve_runner, pixels, staged_attacker
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome, correct_index
-from advjax.experiment import EvaluationPlan, Experiment, NamedAttack, Run
+from advjax.evaluation.evaluate import curve_runner, pixels
+from advjax.evaluation.outcomes import EVERYTHING, Outcome, correct_index
+from advjax.experiment import EvaluationPlan, Experiment, Run
 from advjax.judges import Judge, judges_of
 from advjax.metrics import read_metrics
-from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.workflow import Notify
 
 _UNFINISHED = "unfinished"
-_VERDICT = "verdict"
-"""In place of a use of labels: the true ones, for an attack that ends with the first success."""
 
 
 def evaluate(
@@ -66,7 +60,7 @@ def evaluate(
     plan, test, folder = experiment.evaluation, experiment.data.test, workdir if folder is None else folder
     test = test.take(np.arange(min(plan.num_examples or len(test.labels), len(test.labels))))
     judges = judges_of(experiment, workdir, test, devices, notify)
-    maker = _Maker(experiment, devices, os.path.join(folder, _UNFINISHED), stop_requested)
+    maker = Maker(experiment, devices, os.path.join(folder, _UNFINISHED), stop_requested)
     # Report cards are mostly compilations, which leave room for attacks beside them.
     with ThreadPoolExecutor(1) as pool:
         cards = {judge.name: pool.submit(_examined, judge, experiment) for judge in judges}
@@ -100,20 +94,21 @@ class _Evidence(NamedTuple):
     """Everything that was measured."""
 
     outcomes: list[Outcome]
-    attempts: list["_Attempt"]
-    own: list[tuple["_Attempt", Outcome]]
+    attempts: list[Attempt]
+    own: list[tuple[Attempt, Outcome]]
     """Attempts on each model itself, and what it made of them."""
     gallery: list[page.GalleryItem]
     base_correct: np.ndarray
     """Positions in the split of the images that the run ``made_on`` has right."""
 
 
-def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
+def _gathered(judges: Sequence[Judge], maker: Maker) -> _Evidence:
     """Makes every attack and shows it to everybody who is to see it."""
     plan, seed = maker.experiment.evaluation, maker.experiment.seed
     plain = {judge.run.name: judge for judge in judges if judge.defense is None}
     base = plain[plan.made_on]
-    found = _Evidence([_clean(judge, seed) for judge in judges], [], [], [], correct_index(_clean(base, seed)))
+    clean = [clean_outcome(judge, seed) for judge in judges]
+    found = _Evidence(clean, [], [], [], correct_index(clean_outcome(base, seed)))
     sources = dict.fromkeys([plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
         if attack.is_noise:
@@ -124,7 +119,7 @@ def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
                 attempt = maker.make(plain[source], attack, plan.transfer_labels, plan.protocol)
                 _show(attempt, seeing, maker.experiment, found)
         for judge in judges:
-            attempt = maker.make(judge, attack, _VERDICT, "sound")
+            attempt = maker.make(judge, attack, VERDICT, "sound")
             (outcome,) = _show(attempt, [judge], maker.experiment, found)
             found.own.append((attempt, outcome))
     for judge in judges:
@@ -134,10 +129,10 @@ def _gathered(judges: Sequence[Judge], maker: "_Maker") -> _Evidence:
     return found
 
 
-def _show(attempt: "_Attempt", judges: Sequence[Judge], experiment: Experiment, found: _Evidence) -> list[Outcome]:
+def _show(attempt: Attempt, judges: Sequence[Judge], experiment: Experiment, found: _Evidence) -> list[Outcome]:
     """Adds what the judges make of the adversarial images, and returns it."""
     plan = experiment.evaluation
-    seen = [_under(judge, attempt, experiment.seed) for judge in judges]
+    seen = [outcome_under(judge, attempt, experiment.seed) for judge in judges]
     found.outcomes.extend(seen)
     found.attempts.append(attempt)
     if attempt.attack.name == plan.pictured:
@@ -158,7 +153,7 @@ def _shown(judges: Sequence[Judge], source: Judge, plan: EvaluationPlan) -> list
     return [judge for judge in seeing if not (is_said and judge.name == source.name)]
 
 
-def _kept(own: Sequence[tuple["_Attempt", Outcome]], kind: str, folder: str, notify: Notify) -> list[str]:
+def _kept(own: Sequence[tuple[Attempt, Outcome]], kind: str, folder: str, notify: Notify) -> list[str]:
     """Saves the adversarial images of every model; what is to be said about it."""
     notes = [
         saved_attacks.keep(attempt.judge, attempt.attack, outcome, attempt.result.images, kind, folder)
@@ -170,121 +165,7 @@ def _kept(own: Sequence[tuple["_Attempt", Outcome]], kind: str, folder: str, not
     return notes
 
 
-class _Attempt(NamedTuple):
-    """Adversarial test images and how they came about."""
-
-    attack: NamedAttack
-    judge: Judge
-    """The model that they were made on."""
-    label_use: str
-    protocol: str
-    result: Adversarial
-    inside: np.ndarray
-    """bool [n]: the image is allowed by the threat model."""
-
-
-class _Maker(NamedTuple):
-    """Makes adversarial images, or takes up what an interrupted evaluation has made of them."""
-
-    experiment: Experiment
-    devices: Devices
-    folder: str
-    stop_requested: Callable[[], bool]
-
-    def make(self, judge: Judge, attack: NamedAttack, label_use: str, protocol: str) -> _Attempt:
-        batch_size = self.experiment.evaluation.batch_size
-        if attack.stages is not None and label_use == "true":
-            # Stages leave an image alone after its first success in any case: what is there need not be made again.
-            label_use = _VERDICT
-        test, is_verdict = judge.test, label_use == _VERDICT
-        if attack.stages is not None:
-            run = staged_attacker(
-                judge.deployed,
-                attack.stages,
-                attack.threat_model,
-                attack.name,
-                self.devices,
-                batch_size,
-                search_dtype=attack.search_dtype,
-            )
-            if label_use == "predicted":
-                test = test._replace(labels=judge.predictions)
-        else:
-            attack_fn = attack.for_verdict() if is_verdict else attack.for_transfer(label_use)
-            run = attacker(judge.deployed, attack_fn, attack.name, self.devices, batch_size)
-        if self.stop_requested():
-            raise PreemptedError(f"{attack.name}: stopped before it, state saved")
-        result = run(judge.variables, test, self.experiment.seed, self._interruption(judge, attack, label_use))
-        inside = allowed(attack.threat_model, pixels(test.images), result.images, batch_size)
-        return _Attempt(attack, judge, "true" if is_verdict else label_use, protocol, result, inside)
-
-    def _interruption(self, judge: Judge, attack: NamedAttack, label_use: str) -> Interruption:
-        plan, test = self.experiment.evaluation, judge.test
-        facts = [attack.name, attack.spec, label_use, judge.hash, self.experiment.seed, plan.batch_size]
-        facts += [judge.name, judge.defense.spec if judge.defense else None, judge.deployed.num_samples]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for array in (test.images, test.labels, test.index):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        identity = digest.hexdigest()
-        path = os.path.join(self.folder, f"{attack.name}.{judge.name}.{label_use}.{identity[:8]}")
-        return Interruption(path, identity, self.stop_requested)
-
-
-def _clean(judge: Judge, seed: int) -> Outcome:
-    zeros = np.zeros(len(judge.test.labels))
-    return _outcome(judge, None, seed)._replace(predictions=judge.predictions, distances=zeros, steps=zeros)
-
-
-def _under(judge: Judge, attempt: _Attempt, seed: int) -> Outcome:
-    start = time.perf_counter()
-    predictions = judge.predict(judge.variables, attempt.result.images, judge.test.index, seed)
-    seconds = attempt.result.seconds + time.perf_counter() - start
-    return _outcome(judge, attempt, seed)._replace(
-        predictions=predictions, distances=attempt.result.distances, steps=attempt.result.steps, seconds=seconds
-    )
-
-
-def _outcome(judge: Judge, attempt: _Attempt | None, seed: int) -> Outcome:
-    """What is known before anything is measured; no attempt stands for clean images."""
-    attack = attempt.attack if attempt else None
-    is_noise = attempt is not None and attempt.attack.is_noise
-    itself = attempt is not None and attempt.judge.name == judge.name and not is_noise
-    nothing = np.zeros(0)
-    return Outcome(
-        run=judge.run.name,
-        split="test",
-        attack=attack.name if attack else CLEAN,
-        norm=attack.norm if attack and not is_noise else None,
-        epsilon=attack.epsilon if attack else None,
-        made_on=attempt.judge.run.name if attempt and not is_noise else None,
-        adaptive=itself,
-        knowledge=_knowledge(judge, attempt),
-        defense=judge.defense_name,
-        protocol=attempt.protocol if attempt else "sound",
-        label_use=attempt.label_use if attempt else "true",
-        seed=seed,
-        eot_samples=judge.deployed.num_samples if itself and judge.is_random else 1,
-        seconds=0.0,
-        model_hash=judge.hash,
-        index=judge.test.index,
-        labels=judge.test.labels,
-        predictions=nothing,
-        distances=nothing,
-        steps=nothing,
-    )
-
-
-def _knowledge(judge: Judge, attempt: _Attempt | None) -> str:
-    if attempt is None:
-        return "none"
-    if attempt.attack.is_noise:
-        return NOTHING
-    if attempt.judge.name == judge.name:
-        return SCORES if attempt.attack.is_query else EVERYTHING
-    return OBLIVIOUS if attempt.judge.run.name == judge.run.name else TRANSFER
-
-
-def _with_more_samples(judge: Judge, maker: _Maker, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _with_more_samples(judge: Judge, maker: Maker, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The strongest white-box attack on a stochastic model once more, with twice the draws for each gradient."""
     white_box = [
         entry for entry in outcomes if judge.owns(entry) and entry.knowledge == EVERYTHING and entry.epsilon is not None
@@ -294,7 +175,7 @@ def _with_more_samples(judge: Judge, maker: _Maker, outcomes: Sequence[Outcome])
     strongest = min(white_box, key=lambda entry: np.mean(np.asarray(entry.predictions) == entry.labels))
     attack = next(attack for attack in maker.experiment.evaluation.attacks if attack.name == strongest.attack)
     doubled = judge._replace(deployed=judge.deployed._replace(num_samples=2 * judge.deployed.num_samples))
-    return [_under(doubled, maker.make(doubled, attack, _VERDICT, "sound"), maker.experiment.seed)]
+    return [outcome_under(doubled, maker.make(doubled, attack, VERDICT, "sound"), maker.experiment.seed)]
 
 
 def _examined(judge: Judge, experiment: Experiment) -> list[sanity.Check]:
@@ -334,7 +215,7 @@ def _epsilon_curve(experiment: Experiment, judges: Sequence[Judge], devices: Dev
 
 
 def _pictures(
-    attempt: _Attempt, seen: Sequence[Outcome], seeing: Sequence[Judge], chosen: np.ndarray
+    attempt: Attempt, seen: Sequence[Outcome], seeing: Sequence[Judge], chosen: np.ndarray
 ) -> list[page.GalleryItem]:
     """The test images at ``chosen``, and what the attack made of them, with the predictions of those who saw them."""
     test = attempt.judge.test

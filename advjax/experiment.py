@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from advjax import attacks, data
 from advjax.data import Dataset, Source
-from advjax.evaluation.evaluate import Deployed, Deployment
+from advjax.evaluation.deployment import Deployed, Deployment
 from advjax.names import NOISES
 from advjax.training.loop import Method, Plan
 from advjax.types import Array, AttackFn, PyTree, Variables

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from advjax.data import Dataset
-from advjax.evaluation.evaluate import Deployed, model_hash, predictor, undefended
+from advjax.evaluation.deployment import Deployed, model_hash, undefended
+from advjax.evaluation.evaluate import predictor
 from advjax.evaluation.outcomes import Outcome
 from advjax.experiment import Experiment, NamedDefense, Run
 from advjax.sharding import Devices

@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from advjax import attacks, defenses
 from advjax.data import Dataset
-from advjax.evaluation.evaluate import Deployment
+from advjax.evaluation.deployment import Deployment
 from advjax.models import (
     custom_cnn,
     denoise,

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from advjax import checkpoint
-from advjax.evaluation.evaluate import attacker, predictor, undefended
+from advjax.evaluation.deployment import undefended
+from advjax.evaluation.evaluate import attacker, predictor
 from advjax.evaluation.files import write_atomically
 from advjax.experiment import Experiment, Run
 from advjax.models import blocks

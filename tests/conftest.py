@@ -1,8 +1,9 @@
 """Shared fixtures.
 
 The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
-Compiling is most of the time of these tests.  Many compile the same program, so they share one cache; and most are
-compiled without much thought.  Modules that are about the last bit are not (``pytestmark = pytest.mark.optimized``).
+Compiling is most of the time of most tests: many compile the same program, so they share one cache, and are compiled
+without much thought.  Modules that compute more than they compile, or that are about the last bit, are not
+(``pytestmark = pytest.mark.optimized``).
 """
 
 import os

@@ -1,5 +1,8 @@
 """An evaluation with everything in it: two defences with randomness, queries, noise, and images that are kept."""
 
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -200,15 +203,22 @@ def test_flags_that_make_no_sense_are_one_clear_line(flags, given, message):
         main._run(print)
 
 
-def test_a_folder_is_evaluated_with_a_preset_and_compared(flags, workdir, capsys, monkeypatch):
+@pytest.fixture
+def preset(monkeypatch):
+    """The quick preset as an attack of two steps."""
+
     def stages(threat_model):
         return (restarts("weak", attacks.bim(threat_model, num_steps=2, step_size=0.05), 1),)
 
     monkeypatch.setitem(names.STAGED_ATTACKS, "quick_check", stages)
-    with flagsaver.flagsaver(mode="evaluate", preset="quick", workdir=[workdir]):
+    return "quick"
+
+
+def test_a_folder_is_evaluated_with_a_preset_and_compared(flags, workdir, capsys, preset):
+    with flagsaver.flagsaver(mode="evaluate", preset=preset, workdir=[workdir]):
         main._run(print)
     assert "quick_check" in capsys.readouterr().out
-    with flagsaver.flagsaver(mode="compare", preset="quick", workdir=[workdir]):
+    with flagsaver.flagsaver(mode="compare", preset=preset, workdir=[workdir]):
         main._run(print)
     printed = capsys.readouterr().out
     outcomes = read_outcomes(f"{workdir}/quick/outcomes.npz")
@@ -216,6 +226,23 @@ def test_a_folder_is_evaluated_with_a_preset_and_compared(flags, workdir, capsys
     only_base = ((base.predictions == base.labels) & (other.predictions != other.labels)).sum()
     lines = [line.split() for line in printed.splitlines() if "linf 0.15" in line and "base" in line]
     assert ["linf", "0.15", "base", "other", str(only_base)] == lines[0][:5]
+
+
+def test_two_folders_are_evaluated_and_compared_by_one_command(flags, workdir, capsys, preset, tmp_path):
+    second = shutil.copytree(workdir, tmp_path / "second", ignore=shutil.ignore_patterns("quick", "report*"))
+    with flagsaver.flagsaver(mode="evaluate", preset=preset, workdir=[workdir, str(second)]):
+        main._run(print)
+    printed = capsys.readouterr().out
+    found = [report.read_report(f"{folder}/quick/report.json") for folder in (workdir, second)]
+    accuracies = [
+        {(row["run"], row["attack"]): row["accuracy"] for row in one.rows if row["adaptive"]} for one in found
+    ]
+    assert len(accuracies[0]) == 2 and accuracies[0] == accuracies[1]
+    first = pathlib.Path(workdir).name
+    # The same network in both folders: no image that only one of them has right.
+    lines = [line for line in printed.splitlines() if f"{first}: base" in line and "second: base" in line]
+    assert {line.split("  ")[0] for line in lines} == {"clean", "linf 0.15"}
+    assert all(line.split()[-3:] == ["0", "0", "1"] for line in lines)
 
 
 def test_kept_images_are_scored_from_the_command_line(flags, found, workdir, capsys):

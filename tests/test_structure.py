@@ -16,7 +16,7 @@ LAYERS = [
     {"wiring"},
     {"workflow", "presets"},
     {"judges"},
-    {"saved_attacks"},
+    {"saved_attacks", "attempts"},
     {"assessment"},
     {"benchmarks"},
     {"main"},

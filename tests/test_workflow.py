@@ -12,7 +12,7 @@ from test_wiring import changed
 from advjax import assessment, attacks, names, sharding, wiring, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
-from advjax.evaluation.evaluate import model_hash
+from advjax.evaluation.deployment import model_hash
 from advjax.evaluation.outcomes import read_outcomes
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices

@@ -1,107 +1,26 @@
 """Runs models and attacks over a data set on all devices; per-image results come back as numpy arrays."""
 
 import contextlib
-import hashlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from advjax import sharding
-from advjax.attacks import Expectation, Progress, Stage, ThreatModel, expectation, in_precision, run_stages
-from advjax.attacks.asking import evaluate
-from advjax.attacks.state_file import SAVE_EVERY, StateFile
+from advjax.attacks import Progress, Stage, ThreatModel, in_precision, run_stages
 from advjax.data import Dataset, eval_batches
+from advjax.evaluation.deployment import Deployed
+from advjax.evaluation.interruption import Adversarial, Done, Interruption
 from advjax.metrics import progress
-from advjax.models.blocks import logits_fn
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
-from advjax.types import Array, AttackFn, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
-
-
-class Adversarial(NamedTuple):
-    """What an attack made of a data set, in its order."""
-
-    images: np.ndarray
-    """float32 [n, h, w, c]."""
-    distances: np.ndarray
-    """float32 [n]: sizes of the perturbations in the norm of the attack."""
-    steps: np.ndarray
-    """int32 [n]."""
-    seconds: float
-    """Wall time, compilation included."""
-
-
-class Interruption(NamedTuple):
-    """How a long attack is stopped and taken up again."""
-
-    path: str
-    """File of what has been done, on a disk that all processes see; process 0 writes it."""
-    identity: str
-    """Equal for the same attack on the same model and images."""
-    stop_requested: Callable[[], bool]
-    """Asked after every batch, on all processes together."""
-
-    @property
-    def state_file(self) -> StateFile:
-        """Where this process reads and, if it is the first, writes."""
-        return StateFile(self.path, "model, images or attack")
-
+from advjax.types import Array, AttackFn, Key, PyTree
 
 AttackRunner = Callable[[PyTree, Dataset, int, Interruption | None], Adversarial]
 """``(variables, dataset, seed, interruption) -> Adversarial``"""
-
-
-class Deployed(NamedTuple):
-    """A model as it is used, with its defence if it has one."""
-
-    bind: Callable[[PyTree], LogitsFn | StochasticLogitsFn]
-    """``variables -> images -> logits``, or, for one draw of a stochastic model, ``(images, rng) -> logits``."""
-    num_draws: int = 0
-    """Draws whose mean probability is one prediction; 0 for a model without randomness."""
-    num_votes: int = 1
-    """Predictions, each of fresh draws, whose majority is the verdict; an odd number."""
-    num_samples: int = 0
-    """Draws that an attack follows the mean gradient of."""
-
-    def predict(self, variables: PyTree, images: Array, keys: Key) -> Array:
-        """int32 [n]: the classes of the images, each with its key."""
-        bound: Any = self.bind(variables)
-        if not self.num_draws:
-            return jnp.argmax(bound(images), axis=-1)
-        model = expectation(bound, self.num_draws)
-
-        def vote(number: Array) -> Array:
-            rngs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-            logits = evaluate(model, images, rngs)
-            return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-
-        # One vote after the other: all draws of all of them need not fit into memory together.
-        return jnp.argmax(jnp.sum(jax.lax.map(vote, jnp.arange(self.num_votes)), axis=0), axis=-1)
-
-    def attacked(self, variables: PyTree) -> LogitsFn | Expectation:
-        """What an attack with the defence in the loop is shown."""
-        bound: Any = self.bind(variables)
-        return expectation(bound, self.num_samples) if self.num_draws else bound
-
-
-class Deployment(NamedTuple):
-    """A defence, before it knows its model."""
-
-    bind: Callable[[nn.Module], Callable[[PyTree], StochasticLogitsFn]]
-    """``model -> variables -> one draw``; variables are ``(those of the model, arrays)``."""
-    arrays: Callable[[Dataset], PyTree]
-    """``training images -> arrays`` that the defence needs."""
-
-
-def undefended(model: nn.Module) -> Deployed:
-    """The model by itself; its variables are those of ``models.blocks``."""
-    return Deployed(lambda variables: logits_fn(model, variables))
 
 
 def predictor(
@@ -149,7 +68,7 @@ def attacker(
         start = time.perf_counter()
         variables, rows = devices.replicate(variables), devices.local_rows(batch_size)
         rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        done = _Done(interruption)
+        done = Done(interruption)
         count = len(dataset.labels)
         with contextlib.nullcontext() if quiet else progress(name, count, initial=done.count) as bar:
             for number, (positions, mask) in enumerate(eval_batches(count, batch_size)):
@@ -257,61 +176,6 @@ def pixels(images: np.ndarray) -> np.ndarray:
     and a perturbation has to be measured from the very same pixels that it was added to.
     """
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
-
-
-def model_hash(variables: Variables) -> str:
-    """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of all variables."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
-
-
-class _Done:
-    """The batches of an attack that are through, of this run and of those before it."""
-
-    def __init__(self, interruption: Interruption | None) -> None:
-        self._interruption = interruption
-        self._parts: list[Sequence[np.ndarray]] = []
-        self._file = interruption.state_file if interruption is not None else None
-        saved = self._file.load(interruption.identity) if self._file and interruption else None
-        self._before = float(saved.pop("seconds")) if saved is not None else 0.0
-        self._seconds = 0.0
-        if saved is not None:
-            self._parts.append([saved[name] for name in ("images", "distances", "steps")])
-
-    @property
-    def count(self) -> int:
-        return sum(len(part[0]) for part in self._parts)
-
-    def add(self, part: Sequence[np.ndarray], seconds: float) -> None:
-        self._parts.append(part)
-        self._seconds = seconds
-        if self._file is not None and time.monotonic() - self._file.saved >= SAVE_EVERY:
-            self._save()
-
-    def stop_if_asked(self, message: str) -> None:
-        if self._interruption is not None and self._interruption.stop_requested():
-            self._save()
-            raise PreemptedError(message)
-
-    def result(self, seconds: float) -> Adversarial:
-        self._seconds = seconds
-        self._save()
-        images, distances, steps = self._joined()
-        return Adversarial(images, distances, steps, self._before + seconds)
-
-    def _joined(self) -> Sequence[np.ndarray]:
-        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
-
-    def _save(self) -> None:
-        if self._file is not None and self._interruption is not None and jax.process_index() == 0:
-            images, distances, steps = self._joined()
-            arrays = {"images": images, "distances": distances, "steps": steps}
-            seconds = np.asarray(self._before + self._seconds)
-            self._file.save(self._interruption.identity, {**arrays, "seconds": seconds})
 
 
 class _RoundBars:

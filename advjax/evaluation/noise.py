@@ -27,19 +27,19 @@ def noise_table(report: Report) -> dict[str, dict[str, Row]]:
 
 
 def noises(found: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """The lines of a `noise_table`: "clean" and the names of the noises, in the order in which they were measured."""
+    """The columns of a `noise_table`: "clean" and the names of the noises, in the order in which they were measured."""
     return list(dict.fromkeys(name for cells in found.values() for name in cells))
 
 
 def render(report: Report) -> list[RenderableType]:
-    """The table for the terminal, a line for each kind of noise and a column for each model."""
+    """The table for the terminal, a line for each model and a column for each kind of noise."""
     found = noise_table(report)
     if not found:
         return []
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
     table.add_column("noise, %")
-    for model in found:
-        table.add_column(Text(model), justify="right", overflow="fold")
     for name in noises(found):
-        table.add_row(Text(name), *(Text(cell_text(cells.get(name))) for cells in found.values()))  # type: ignore[arg-type]
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for model, cells in found.items():
+        table.add_row(Text(model), *(Text(cell_text(cells.get(name))) for name in noises(found)))  # type: ignore[arg-type]
     return [Text("Noise", style="bold"), table, Text(EXPLANATION, style="dim"), Text()]

@@ -124,8 +124,12 @@ class Patched(nn.Module):
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:
-    """Fresh variables for images of shape [h, w, c]."""
-    variables = dict(jax.jit(model.init)(rng, jnp.zeros((1, *image_shape), jnp.float32)))
+    """Fresh variables for images of shape [h, w, c].
+
+    Initial values may depend on the shape of the images, not on what they show.
+    """
+    # Each initializer is compiled once for each shape; a whole network of them in one program takes XLA far longer.
+    variables = dict(model.lazy_init(rng, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
     return Variables(variables.pop("params"), variables)
 
 

@@ -12,6 +12,8 @@ import pytest
 from advjax import attacks
 from advjax.models import convolution
 
+pytestmark = pytest.mark.optimized
+
 EPSILON = {"mnist_cnn_at": 0.25, "cifar_cnn_at": 8 / 255}
 
 

@@ -10,6 +10,8 @@ import pytest
 from advjax import attacks
 from advjax.attacks.auto_pgd import checkpoints
 
+pytestmark = pytest.mark.optimized
+
 THREAT_MODELS = {"linf": attacks.linf(0.05), "l2": attacks.l2(0.5)}
 NUM_STEPS = 20
 

@@ -15,6 +15,8 @@ from advjax import attacks
 from advjax.attacks import carlini_wagner_l2, carlini_wagner_linf
 from advjax.attacks.carlini_wagner import Smallest, smaller, tanh_box
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 FEW_STEPS = {
     "l2": {"num_steps": 200, "binary_search_steps": 5, "learning_rate": 2e-3, "initial_const": 0.1},

@@ -12,6 +12,8 @@ import pytest
 from advjax import attacks
 from advjax.attacks import line_search
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 MAKE = {"l2": attacks.carlini_wagner_l2_line_search, "linf": attacks.carlini_wagner_linf_line_search}
 

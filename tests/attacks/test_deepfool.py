@@ -13,6 +13,8 @@ from advjax import attacks
 from advjax.attacks import deepfool
 from advjax.attacks.deepfool import NUDGE
 
+pytestmark = pytest.mark.optimized
+
 MAKE = {"linf": attacks.linf, "l2": attacks.l2}
 KEY = jax.random.key(0)
 every_norm = pytest.mark.parametrize("norm", MAKE)

@@ -11,6 +11,8 @@ import recorded
 
 from advjax import attacks
 
+pytestmark = pytest.mark.optimized
+
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 
 

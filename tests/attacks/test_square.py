@@ -9,6 +9,8 @@ import pytest
 from advjax import attacks
 from advjax.attacks.square import _bumps, _odd, _shrinking, _window
 
+pytestmark = pytest.mark.optimized
+
 
 def test_schedule_of_auto_attack():
     """The share at each of 5,000 queries: halved after 10, 50, 200, 500, 1000, 2000 and 4000."""

@@ -12,6 +12,8 @@ from advjax import attacks
 from advjax.attacks import combine, stages
 from advjax.types import UserError
 
+pytestmark = pytest.mark.optimized
+
 COUNT = 23
 
 

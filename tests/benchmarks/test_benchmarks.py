@@ -131,9 +131,10 @@ def test_what_is_traced_within_a_trace_counts_once():
 def test_peak_memory_begins_anew_and_sees_what_is_used():
     measure.forget_peak_memory()
     before = measure.peak_memory_mib()
-    used = np.ones(2**25, np.uint8)
+    # More than malloc takes from what it has kept of earlier arrays.
+    used = np.ones(2**27, np.uint8)
     assert used.all()
-    assert 30 < measure.peak_memory_mib() - before < 100
+    assert 120 < measure.peak_memory_mib() - before < 200
 
 
 def test_losses_name_who_is_faster_or_smaller():

@@ -13,6 +13,8 @@ from advjax import attacks
 from advjax.evaluation import sanity
 from advjax.types import LogitsFn
 
+pytestmark = pytest.mark.optimized
+
 COUNT = 48
 
 

@@ -1,0 +1,73 @@
+"""Models as they are used: by themselves, or with a test-time defence around them."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks import Expectation, expectation
+from advjax.attacks.asking import evaluate
+from advjax.data import Dataset
+from advjax.models.blocks import logits_fn
+from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
+
+
+class Deployed(NamedTuple):
+    """A model as it is used, with its defence if it has one."""
+
+    bind: Callable[[PyTree], LogitsFn | StochasticLogitsFn]
+    """``variables -> images -> logits``, or, for one draw of a stochastic model, ``(images, rng) -> logits``."""
+    num_draws: int = 0
+    """Draws whose mean probability is one prediction; 0 for a model without randomness."""
+    num_votes: int = 1
+    """Predictions, each of fresh draws, whose majority is the verdict; an odd number."""
+    num_samples: int = 0
+    """Draws that an attack follows the mean gradient of."""
+
+    def predict(self, variables: PyTree, images: Array, keys: Key) -> Array:
+        """int32 [n]: the classes of the images, each with its key."""
+        bound: Any = self.bind(variables)
+        if not self.num_draws:
+            return jnp.argmax(bound(images), axis=-1)
+        model = expectation(bound, self.num_draws)
+
+        def vote(number: Array) -> Array:
+            rngs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+            logits = evaluate(model, images, rngs)
+            return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+
+        # One vote after the other: all draws of all of them need not fit into memory together.
+        return jnp.argmax(jnp.sum(jax.lax.map(vote, jnp.arange(self.num_votes)), axis=0), axis=-1)
+
+    def attacked(self, variables: PyTree) -> LogitsFn | Expectation:
+        """What an attack with the defence in the loop is shown."""
+        bound: Any = self.bind(variables)
+        return expectation(bound, self.num_samples) if self.num_draws else bound
+
+
+class Deployment(NamedTuple):
+    """A defence, before it knows its model."""
+
+    bind: Callable[[nn.Module], Callable[[PyTree], StochasticLogitsFn]]
+    """``model -> variables -> one draw``; variables are ``(those of the model, arrays)``."""
+    arrays: Callable[[Dataset], PyTree]
+    """``training images -> arrays`` that the defence needs."""
+
+
+def undefended(model: nn.Module) -> Deployed:
+    """The model by itself; its variables are those of ``models.blocks``."""
+    return Deployed(lambda variables: logits_fn(model, variables))
+
+
+def model_hash(variables: Variables) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of all variables."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
