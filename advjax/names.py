@@ -109,6 +109,7 @@ SCHEDULES = {
     "one_cycle": optimizers.one_cycle,
     "cosine": optimizers.cosine,
     "step_decay": optimizers.step_decay,
+    "reduce_on_plateau": None,
     "constant": None,
 }
 OPTIMIZERS = {"sgd": optimizers.sgd, "adam": optimizers.adam, "adamw": optimizers.adamw}

@@ -16,7 +16,7 @@ EPSILON = {"norm": "linf", "epsilon": "8/255"}
 def get_config():
     """The experiment."""
     places = ("conv1", "conv2")
-    on_base = {"name": "auto_pgd", **EPSILON, "num_steps": 10, "returns": "best", "made_on": "base"}
+    on_base = {"name": "auto_pgd", **EPSILON, "num_steps": 5, "returns": "best", "made_on": "base"}
 
     def run(**changes):
         optimizer = {"schedule": {"name": "one_cycle", "peak_learning_rate": 0.05}, "weight_decay": 5e-4}
@@ -35,10 +35,10 @@ def get_config():
             optimizer={"name": "adam", "schedule": {"name": "constant", "learning_rate": 0.1}},
             trainable="^drn",
         ),
-        "denoise": run(model={"name": "denoising", "base": "base", "after": places}, epochs=5, attack=on_base),
+        "denoise": run(model={"name": "denoising", "base": "base", "after": places}, epochs=2, attack=on_base),
         "fixer": run(
             model={"name": "fixers", "base": "base", "after": places, "reduction": 1, "zero_last": True},
-            epochs=5,
+            epochs=2,
             objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3},
             attack=on_base,
             trainable="^patches_",

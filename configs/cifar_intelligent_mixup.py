@@ -16,7 +16,7 @@ def get_config():
     """The experiment."""
 
     def run(**changes):
-        optimizer = {"name": "adam", "schedule": {"name": "constant", "learning_rate": 1e-4}}
+        optimizer = {"name": "adam", "schedule": {"name": "reduce_on_plateau", "learning_rate": 1e-4}}
         model = {"name": "vgg16", "width": 1.0}
         return defaults.run(model=model, batch_size=32, epochs=30, optimizer=optimizer, log_every=500, **changes)
 

@@ -13,7 +13,7 @@ from test_wiring import config_of
 
 from advjax import assessment, data, names, sharding, wiring, workflow
 from advjax.metrics import read_metrics
-from advjax.models import blocks
+from advjax.models import blocks, convolution
 from advjax.sharding import Devices
 from advjax.training import losses, objectives
 from advjax.types import Batch
@@ -43,9 +43,9 @@ METHODS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def read_once():
-    """Data sets are read once."""
-    with pytest.MonkeyPatch.context() as patch:
+def frugal():
+    """Data sets are read once, and convolutions are those that compile fastest."""
+    with pytest.MonkeyPatch.context() as patch, convolution.exact():
         patch.setattr(data, "load", functools.cache(data.load))
         yield
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.typing import ArrayLike
 
 from advjax.types import Array, PyTree, UserError
@@ -140,6 +141,26 @@ def adamw(
     """
     _check_weight_decay("adamw", weight_decay)
     return optax.adamw(learning_rate, b1=beta1, b2=beta2, weight_decay=weight_decay)
+
+
+def with_plateaus(
+    transform: optax.GradientTransformation, steps_per_epoch: int, *, factor: float = 0.1, patience: int = 10
+) -> optax.GradientTransformation:
+    """``transform`` with its updates multiplied by ``factor`` whenever the training loss has stopped falling.
+
+    An epoch counts as a step forward if its mean loss is below ``1 - 1e-4`` times the best so far; after ``patience``
+    epochs without one the factor applies once more.  With a constant learning rate this is Keras's
+    ``ReduceLROnPlateau``, whose defaults these are.  Updates need the loss of the batch as ``value``.
+
+    Raises:
+      UserError: a factor outside (0, 1), or patience below 1.
+    """
+    if not 0 < factor < 1 or patience < 1:
+        raise UserError(
+            f"reduce_on_plateau: factor {factor!r} must be between 0 and 1, patience {patience!r} 1 or more"
+        )
+    plateaus = optax.contrib.reduce_on_plateau(factor, patience, accumulation_size=steps_per_epoch)
+    return optax.chain(transform, plateaus)
 
 
 def with_clipping(transform: optax.GradientTransformation, max_norm: float) -> optax.GradientTransformation:

@@ -151,9 +151,11 @@ def update(
 
     params = sharding.varying(state.params, axis_name)
     gradient_fn = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-    (_, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
-    gradients, metrics = sharding.mean_over((gradients, metrics), axis_name)
-    updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
+    (loss, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
+    gradients, metrics, loss = sharding.mean_over((gradients, metrics, loss), axis_name)
+    # Few optimizers look at the loss, and the others need not know.
+    optimizer = optax.with_extra_args_support(method.optimizer)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics, image_gradients
 

@@ -92,12 +92,14 @@ def _optimizer(spec: Mapping[str, Any], where: str, plan: Plan, steps_per_epoch:
         epochs = schedule.pop("epochs")
         steps = [round(number(epoch) * steps_per_epoch) for epoch in epochs]
         rates = {"learning_rate": build(SCHEDULES, schedule | {"boundaries": steps}, f"{where}.schedule")}
-    elif kind == "constant":
-        rates = {"learning_rate": number(schedule["learning_rate"])}
+    elif kind in ("constant", "reduce_on_plateau"):
+        rates = {"learning_rate": number(schedule.pop("learning_rate"))}
     elif kind == "one_cycle":
         rate, momentum = build(SCHEDULES, schedule | {"num_steps": plan.num_steps}, f"{where}.schedule")
         rates = {"learning_rate": rate} | ({"momentum": momentum} if spec["name"] == "sgd" else {})
     else:
         rates = {"learning_rate": build(SCHEDULES, schedule | {"num_steps": plan.num_steps}, f"{where}.schedule")}
     optimizer = build(OPTIMIZERS, spec | rates, where)
+    if kind == "reduce_on_plateau":
+        optimizer = build({kind: optimizers.with_plateaus}, schedule, f"{where}.schedule", optimizer, steps_per_epoch)
     return optimizers.with_clipping(optimizer, clip) if clip else optimizer

@@ -94,9 +94,11 @@ def gradient(params, step):
 
 
 def run(transform, num_steps, params=PARAMS):
+    transform = optax.with_extra_args_support(transform)
+
     @jax.jit
     def update(params, state, step):
-        updates, state = transform.update(gradient(params, step), state, params)
+        updates, state = transform.update(gradient(params, step), state, params, value=jnp.sum(params["a"]))
         return optax.apply_updates(params, updates), state
 
     state = transform.init(params)
@@ -169,12 +171,26 @@ def test_clipping_scales_the_whole_gradient_before_the_decay():
     np.testing.assert_array_equal(updates["b"], -g["b"])
 
 
+def test_the_rate_falls_after_epochs_without_a_lower_mean_loss():
+    transform = optimizers.with_plateaus(optimizers.sgd(1.0), 2, factor=0.1, patience=2)
+    gradients, state = jax.tree.map(jnp.ones_like, PARAMS), transform.init(PARAMS)
+    rates = []
+    # Mean losses of the epochs: 2, 1, and then nothing lower than that, though single batches are.
+    for loss in (3.0, 1.0, 1.0, 1.0, 0.5, 1.5, 1.0, 1.0, 0.2, 3.0, 1.0, 1.0, 1.0):
+        updates, state = transform.update(gradients, state, PARAMS, value=loss)
+        rates.append(-float(updates["a"][0]))
+    np.testing.assert_allclose(rates, [*[1.0] * 7, *[0.1] * 4, *[0.01] * 2], rtol=1e-6)
+    with pytest.raises(UserError, match="patience 0;"):
+        optimizers.with_plateaus(optimizers.sgd(1.0), 2, patience=0)
+
+
 def test_states_are_arrays_that_keep_their_type_and_survive_a_checkpoint(tmp_path):
     rate, momentum = optimizers.one_cycle(0.1, 10)
     states = {
         "sgd": optimizers.with_clipping(optimizers.sgd(rate, momentum, weight_decay=0.1), 1.0),
         "adam": optimizers.adam(rate),
         "adamw": optimizers.adamw(0.1),
+        "plateaus": optimizers.with_plateaus(optimizers.sgd(0.1), 2),
     }
     before = {name: transform.init(PARAMS) for name, transform in states.items()}
     after = {name: run(transform, 3)[1] for name, transform in states.items()}
