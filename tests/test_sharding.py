@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -98,8 +99,7 @@ def unmapped():
 
 
 def assert_close(found, expected) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("mapping", sharding.MAPPINGS)

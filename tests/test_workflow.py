@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-import jax
+import chex
 import numpy as np
 import pytest
 from test_wiring import changed
@@ -121,7 +121,7 @@ def test_fixing_leaves_the_base_bit_identical(finished):
     for part in ("params", "model_state"):
         there = getattr(fixer, part)
         there = there["base"] if part == "params" else {name: tree["base"] for name, tree in there.items()}
-        jax.tree.map(np.testing.assert_array_equal, there, dict(getattr(base, part)))
+        chex.assert_trees_all_equal(there, dict(getattr(base, part)))
     row = next(row for row in finished[1].rows if row["run"] == "base")
     assert row["model_hash"] == model_hash(base)
 

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def collect(source, first_step=0, num_steps=9, num_workers=3, **kwargs) -> list[
 def assert_same(first, second) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+        chex.assert_trees_all_equal(one, other)
 
 
 def threads() -> list[str]:

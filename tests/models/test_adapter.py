@@ -1,5 +1,6 @@
 """A user's own network, of pure functions: fixers, denoising blocks and mixing without rewriting it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def test_the_lines_of_the_readme_patch_a_network(shown):
 
 def test_the_network_starts_from_the_parameters_it_came_with(shown):
     fresh = blocks.init(shown["network"], jax.random.key(5), (4, 4, 3))
-    jax.tree.map(np.testing.assert_array_equal, fresh, shown["trained"])
+    chex.assert_trees_all_equal(fresh, shown["trained"])
 
 
 def test_a_step_of_training_moves_the_fixers_and_no_bit_of_the_network(shown):
@@ -82,7 +83,7 @@ def test_a_step_of_training_moves_the_fixers_and_no_bit_of_the_network(shown):
     before, params = step(variables.params)
     after, _ = step(params)
     assert after < before
-    jax.tree.map(np.testing.assert_array_equal, params["base"], variables.params["base"])
+    chex.assert_trees_all_equal(params["base"], variables.params["base"])
     fixers = zip(
         jax.tree.leaves(params["patches_body"]), jax.tree.leaves(variables.params["patches_body"]), strict=True
     )

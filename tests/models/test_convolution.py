@@ -1,5 +1,6 @@
 """The fast convolutions against ``lax.conv_general_dilated``: values, gradients, transformations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,7 +271,7 @@ def test_conv_has_the_parameters_of_linen_conv():
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
     ours, reference = _TwoConvs(convolution.Conv), _TwoConvs(nn.Conv)
     variables = jax.jit(ours.init)(jax.random.key(1), x)
-    jax.tree.map(np.testing.assert_array_equal, variables, jax.jit(reference.init)(jax.random.key(1), x))
+    chex.assert_trees_all_equal(variables, jax.jit(reference.init)(jax.random.key(1), x))
     assert uses_custom_rule(ours.apply, variables, x) and not uses_custom_rule(reference.apply, variables, x)
     for images in (x, x[0]):  # linen gives one image a batch of its own
         expected = jax.jit(reference.apply)(variables, images)

@@ -1,5 +1,6 @@
 """ResNet9, fixers and the mechanism of named blocks."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def test_the_base_of_a_patched_model_ignores_train_mode(small):
     grafted = blocks.graft(blocks.init(patched, jax.random.key(3), (8, 8, 3)), variables)
     logits, state = blocks.apply(patched, grafted, images, train=True)
     np.testing.assert_array_equal(logits, blocks.apply(patched, grafted, images))
-    jax.tree.map(np.testing.assert_array_equal, state, grafted.model_state)
+    chex.assert_trees_all_equal(state, grafted.model_state)
 
 
 def test_train_mode_uses_and_updates_batch_statistics(small):

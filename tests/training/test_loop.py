@@ -1,5 +1,6 @@
 """The training step on several devices, and the loop around it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,11 +149,6 @@ def run_fit(folder, dataset, plan, validate=constant_score, method=None, mapping
     return restore_variables(f"{folder}/checkpoints")
 
 
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 class InterruptedRunError(Exception):
     pass
 
@@ -171,7 +167,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
         run_fit(tmp_path / "b", dataset, make_plan(), dying)
     resumed = run_fit(tmp_path / "b", dataset, make_plan())
     assert resumed.step == undisturbed.step == 9
-    assert_same(resumed.state, undisturbed.state)
+    chex.assert_trees_all_equal(resumed.state, undisturbed.state)
     strip = lambda folder: [(row["step"], row["kind"]) for row in read_metrics(tmp_path / folder)]  # noqa: E731
     assert strip("a") == strip("b")
 
@@ -201,12 +197,14 @@ def test_the_average_is_what_is_deployed(dataset):
     method, variables = light_method(average=averaging.ema(0.5))
     params, model_state, average, _ = some_steps("jit", dataset, method, variables)
     found = deployed({"params": params, "model_state": model_state, "average": average})
-    assert_same(found, Variables(average["params"], average["model_state"]))
+    chex.assert_trees_all_equal(found, Variables(average["params"], average["model_state"]))
     assert not np.array_equal(found.params["block_head"]["dense"]["kernel"], params["block_head"]["dense"]["kernel"])
     plain, variables = light_method()
     params, model_state, average, _ = some_steps("jit", dataset, plain, variables)
     assert average == {}
-    assert_same(deployed({"params": params, "model_state": model_state, "average": {}}), Variables(params, model_state))
+    chex.assert_trees_all_equal(
+        deployed({"params": params, "model_state": model_state, "average": {}}), Variables(params, model_state)
+    )
 
 
 def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
@@ -236,8 +234,8 @@ def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
     for _ in range(3):
         state, _ = step(state, {"base": base}, data, np.arange(8, dtype=np.int32), np.ones(8, bool))
     found = sharding.fetch((state.params, state.model_state))
-    assert_same(found[0]["base"], jax.device_get(base.params))
-    assert_same(found[1], jax.device_get(variables.model_state))
+    chex.assert_trees_all_equal(found[0]["base"], jax.device_get(base.params))
+    chex.assert_trees_all_equal(found[1], jax.device_get(variables.model_state))
     fixers = {key: leaf for key, leaf in found[0].items() if key != "base"}
     assert set(state.average["params"]) == set(fixers)
     for name, leaves in fixers.items():
@@ -253,7 +251,7 @@ def test_preemption_saves_and_stops(tmp_path, dataset):
         run_fit(tmp_path / "a", dataset, make_plan(), stop_requested=lambda: next(asked) == 4)
     assert restore_variables(str(tmp_path / "a/checkpoints")).step == 4
     resumed = run_fit(tmp_path / "a", dataset, make_plan())
-    assert_same(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
+    chex.assert_trees_all_equal(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
 
 
 def test_trades_with_perturbed_weights_is_the_same_over_four_devices(dataset):
@@ -306,7 +304,7 @@ def test_patience_ends_training_and_survives_an_interruption(tmp_path, dataset):
         )
     resumed = run_fit(tmp_path / "b", dataset, plan, some_scores(scores[3:]), light_method())
     assert resumed.step == 4
-    assert_same(resumed.state, undisturbed.state)
+    chex.assert_trees_all_equal(resumed.state, undisturbed.state)
     best = restore_variables(str(tmp_path / "b/checkpoints"), which="best", best_metric="score")
     # The newer one of equal scores is the best.
     assert best.step == 4 and best.metrics["score"] == 0.5
@@ -334,8 +332,8 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
         plan = make_plan(num_steps=4, validate_every=4)
         seen[count] = run_fit(tmp_path / str(count), dataset, plan, method=method)
     plain, refreshed = (deployed(seen[count].state) for count in (0, 30))
-    assert_same(plain.params, refreshed.params)
-    assert_same(seen[0].state["model_state"], seen[30].state["model_state"])
+    chex.assert_trees_all_equal(plain.params, refreshed.params)
+    chex.assert_trees_all_equal(seen[0].state["model_state"], seen[30].state["model_state"])
     images = dataset.images.astype(np.float32) / 255
     wanted = blocks.apply(TINY, plain, images, train=True)[1]
     # One batch of all the data moves the running averages by a tenth of what is left to go.
@@ -360,4 +358,4 @@ def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping
         stop = {"stop_requested": lambda: next(asked) == 4}
         run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments, **stop)
     streamed = run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments)
-    assert_same(resident.state, streamed.state)
+    chex.assert_trees_all_equal(resident.state, streamed.state)

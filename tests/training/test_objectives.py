@@ -1,5 +1,6 @@
 """Objectives against plain statements of them; transforms."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def test_supervised_is_the_mean_loss_of_the_unmasked_rows_in_train_mode(base):
     assert float(total) == pytest.approx(focal_of(logits, batch), rel=1e-6)
     correct = np.asarray(logits.argmax(-1) == batch.labels)[np.asarray(batch.mask)]
     assert float(metrics["accuracy"]) == pytest.approx(correct.mean())
-    jax.tree.map(np.testing.assert_array_equal, state, expected_state)
+    chex.assert_trees_all_equal(state, expected_state)
 
 
 def test_supervised_on_both_sees_clean_and_adversarial_images_in_one_batch(base):
@@ -98,7 +99,7 @@ def test_fixer_loss_is_that_of_the_paper(patched, target, norm):
             expected += 0.7 * size.mean()
     assert float(total) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["loss"]) == float(total)
-    jax.tree.map(np.testing.assert_array_equal, state, variables.model_state)
+    chex.assert_trees_all_equal(state, variables.model_state)
 
 
 def test_fixer_loss_has_finite_gradients_where_the_fixers_change_nothing(base):

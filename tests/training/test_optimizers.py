@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,7 +205,7 @@ def test_states_are_arrays_that_keep_their_type_and_survive_a_checkpoint(tmp_pat
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", before)
     assert jax.tree.structure(restored) == jax.tree.structure(after)
-    jax.tree.map(np.testing.assert_array_equal, restored, after)
+    chex.assert_trees_all_equal(restored, after)
 
 
 def test_ema_starts_short_and_ends_at_its_decay():

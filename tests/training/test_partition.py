@@ -1,5 +1,6 @@
 """Frozen parameters keep every bit and cost no memory; the others see their own gradients only."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +78,7 @@ def test_frozen_parameters_keep_every_bit(jitted):
     after = bits(params)
     assert np.signbit(params["block1"]["conv"]["bias"][1]) and np.signbit(params["head"][1][0])
     for name in ("block1", "head"):
-        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+        chex.assert_trees_all_equal(before[name], after[name])
     for old, new in zip(jax.tree.leaves(PARAMS["fixer1"]), jax.tree.leaves(params["fixer1"]), strict=True):
         assert np.isfinite(new).all() and (np.asarray(old) != np.asarray(new)).all()
 
@@ -129,7 +130,7 @@ def test_a_transformation_without_parameters_is_idle():
     with_idle, without = partitioned(rules | idle, labels), partitioned(rules, labels)
     params, _ = jax.jit(step_with(with_idle))(PARAMS, with_idle.init(PARAMS), ones)
     expected, _ = jax.jit(step_with(without))(PARAMS, without.init(PARAMS), ones)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    chex.assert_trees_all_equal(params, expected)
 
 
 def test_frozen_weight_gradients_are_not_computed():

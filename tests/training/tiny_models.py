@@ -1,5 +1,6 @@
 """The smallest networks with everything that training has to do with: blocks, BatchNorm, noise layers."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,5 +82,4 @@ def value(objective, variables, batch, seed=0):
 
 def assert_close(a, b, **tolerance):
     tolerance = {"rtol": 1e-5, "atol": 1e-6, **tolerance}
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+    chex.assert_trees_all_close(a, b, **tolerance)
