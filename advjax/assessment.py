@@ -62,14 +62,14 @@ def evaluate(
     judges = judges_of(experiment, workdir, test, devices, notify)
     maker = Maker(experiment, devices, os.path.join(folder, _UNFINISHED), stop_requested)
     # Report cards are mostly compilations, which leave room for attacks beside them.
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         cards = {judge.name: pool.submit(_examined, judge, experiment) for judge in judges}
-        try:
-            evidence = _gathered(judges, maker)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        evidence = _gathered(judges, maker)
         checks = [row for judge in judges for row in _card(judge, evidence, cards[judge.name].result())]
+    finally:
+        # Nobody who is told to stop has the time to wait for a card.
+        pool.shutdown(wait=False, cancel_futures=True)
     outcomes = evidence.outcomes
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,

@@ -71,6 +71,10 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(error)
     except PreemptedError as error:
         console.print(f"{error}; repeat the command to go on", markup=False, soft_wrap=True)
+        if not jax.distributed.is_initialized():
+            # Everything is saved, but the interpreter would wait for a report card that is being made.
+            sys.stdout.flush()
+            os._exit(PREEMPTED)
         return PREEMPTED
     return 0
 

@@ -2,8 +2,8 @@
 
 The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
 Compiling is most of the time of most tests: many compile the same program, so they share one cache, and are compiled
-without much thought.  Modules that compute more than they compile, or that are about the last bit, are not
-(``pytestmark = pytest.mark.optimized``).
+without much thought.  Tests that compute more than they compile, or that are about the last bit, are not
+(``pytest.mark.optimized``).
 """
 
 import os
@@ -23,13 +23,17 @@ import jax
 import pytest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler(request):
-    """Programs are compiled as users compile them only where a module asks for it; none outlives its module."""
-    thorough = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not thorough)
-    yield
-    jax.clear_caches()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Programs are compiled as users compile them only where a test asks for it."""
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """No program outlives its module: thousands of them would fill the memory."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
