@@ -69,6 +69,7 @@ def shrink(config):
         evaluation.attacks.order = evaluation.attacks.order[:1]
         evaluation.pictured = ""
         shrink_attack(evaluation.attacks[evaluation.attacks.order[0]])
+        evaluation.defenses.order = evaluation.defenses.order[:1]
         for name in evaluation.defenses.order:
             evaluation.defenses[name].update(num_draws=2, num_votes=1, num_samples=1)
     return config

@@ -157,7 +157,7 @@ def with_plateaus(
     """
     if not 0 < factor < 1 or patience < 1:
         raise UserError(
-            f"reduce_on_plateau: factor {factor!r} must be between 0 and 1, patience {patience!r} 1 or more"
+            f"reduce_on_plateau: factor is {factor!r}, patience {patience!r}; 0 < factor < 1 <= patience is needed"
         )
     plateaus = optax.contrib.reduce_on_plateau(factor, patience, accumulation_size=steps_per_epoch)
     return optax.chain(transform, plateaus)
