@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich import box
 from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation import adversarial_sets, findings, report
@@ -21,6 +19,7 @@ from advjax.evaluation.environment import describe_environment
 from advjax.evaluation.evaluate import pixels
 from advjax.evaluation.outcomes import ADAPTIVE, OBLIVIOUS, TRANSFER, Outcome
 from advjax.evaluation.table import threat_name
+from advjax.evaluation.terminal import plain_table
 from advjax.experiment import Experiment, NamedAttack
 from advjax.judges import Judge, judges_of
 from advjax.names import NORMS
@@ -122,9 +121,7 @@ def print_verdicts(path: str, kept: AdversarialSet, verdicts: Sequence[Verdict],
     lines.append(Text(f"{facts['attack']} ({threat}), made on {source} {facts['model_hash']}, {kept.images.dtype}"))
     if kept.images.dtype == np.uint8:
         lines.append(Text(f"{facts['num_lost']} of {facts['num_wrong']} lost their effect when rounded to 8 bits"))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    for head in ("model, %", "attacker knew", "clean", "attacked", "stored verdicts"):
-        table.add_column(head, overflow="fold")
+    table = plain_table("model, %", "attacker knew", "clean", "attacked", "stored verdicts")
     for verdict in verdicts:
         again = (
             "" if verdict.differing is None else "the same" if not verdict.differing else f"{verdict.differing} differ"

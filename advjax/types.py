@@ -20,7 +20,7 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 StochasticLogitsFn: TypeAlias = Callable[[Array, Key], Array]
 """``(images, rng) -> logits``: a defence with randomness; equal keys give equal logits."""
 
-Defense: TypeAlias = Callable[[LogitsFn], LogitsFn]
+Defense: TypeAlias = Callable[[LogitsFn], StochasticLogitsFn]
 """A test-time defence around a classifier."""
 
 

@@ -10,13 +10,11 @@ regression (``drn+copies``), denoising blocks and fixers.  Expected numbers: not
 from advjax import defaults
 from configs import common
 
-EPSILON = {"norm": "linf", "epsilon": "8/255"}
-
 
 def get_config():
     """The experiment."""
     places = ("conv1", "conv2")
-    on_base = {"name": "auto_pgd", **EPSILON, "num_steps": 5, "returns": "best", "made_on": "base"}
+    on_base = {"name": "auto_pgd", **common.CIFAR_LINF, "num_steps": 5, "returns": "best", "made_on": "base"}
 
     def run(**changes):
         optimizer = {"schedule": {"name": "one_cycle", "peak_learning_rate": 0.05}, "weight_decay": 5e-4}
@@ -55,9 +53,9 @@ def get_config():
         evaluation={
             "attacks": {
                 "order": ("pgd_20", "auto_pgd", "square", *noises),
-                "pgd_20": {**pgd, "epsilon": EPSILON["epsilon"]},
-                "auto_pgd": {"name": "auto_pgd", **EPSILON, "num_steps": 20, "loss": "dlr"},
-                "square": {"name": "square", **EPSILON, "num_queries": 300},
+                "pgd_20": {**pgd, **common.CIFAR_LINF},
+                "auto_pgd": {"name": "auto_pgd", **common.CIFAR_LINF, "num_steps": 20, "loss": "dlr"},
+                "square": {"name": "square", **common.CIFAR_LINF, "num_queries": 300},
                 **noises,
             },
             "made_on": "base",
@@ -80,7 +78,7 @@ def get_config():
             },
             "num_examples": 128,
             "num_checked": 24,
-            # Of the other two, a prediction of which is a hundred passes, a card takes as long as all the rest.
+            # One prediction of the other two is more than a hundred passes: their cards would take many minutes.
             "checked": ("base", "noisy", "denoise", "fixer"),
             "batch_size": 128,
             "pictured": "pgd_20",

@@ -2,7 +2,8 @@
 
     python -m advjax.main --config=configs/cifar_intelligent_mixup.py
 
-The noise that the paper calls 0.05 is read as a variance.  The rows made on ``base`` follow the paper; those made on
+The learning rate falls on plateaus of the training loss, at Keras's factor and patience: the paper tells neither.  The
+noise that it calls 0.05 is read as a variance.  The rows made on ``base`` follow the paper; those made on
 ``mixed`` itself say whether it is robust.  Expected numbers: not run yet.
 """
 

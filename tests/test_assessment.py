@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from advjax.attacks.combine import restarts
 from advjax.evaluation import adversarial_sets, report
 from advjax.evaluation.evaluate import pixels
 from advjax.evaluation.outcomes import read_outcomes
+from advjax.preemption import PreemptedError
 from advjax.presets import with_preset
 from advjax.types import UserError
 
@@ -56,7 +58,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(workdir):
-    plan = built(defenses=DEFENSES, save_adversarial="float32")
+    curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
+    plan = built(defenses=DEFENSES, save_adversarial="float32", curve=curve)
     return assessment.evaluate(plan, workdir, devices(), print)
 
 
@@ -74,6 +77,36 @@ def test_every_model_is_attacked_in_every_way(found):
     assert knowledge["other", "none"] == itself | transfer
     for defense in DEFENSES["order"]:
         assert knowledge["other", defense] == itself | transfer | oblivious
+
+
+def test_the_curve_of_every_model_begins_at_its_clean_accuracy_and_falls(found):
+    curves = {}
+    for point in found.curve:
+        curves.setdefault((point["run"], point["defense"]), []).append((point["epsilon"], point["accuracy"]))
+    assert list(curves) == MODELS
+    for model, points in curves.items():
+        assert [epsilon for epsilon, _ in points] == [0.0, 0.15]
+        assert points[1][1] < points[0][1]
+        if model[1] == "none":
+            (clean,) = (row for row in rows_of(found, *model) if row["attack"] == "clean")
+            assert points[0][1] == clean["accuracy"]
+
+
+def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, monkeypatch, tmp_path):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def endless(*arguments):
+        begun.set()
+        may_end.wait(60)
+        return []
+
+    monkeypatch.setattr(assessment, "_examined", endless)
+    try:
+        with pytest.raises(PreemptedError):
+            assessment.evaluate(built(), workdir, devices(), print, begun.is_set, str(tmp_path))
+        assert begun.is_set() and not may_end.is_set()
+    finally:
+        may_end.set()
 
 
 def test_defences_are_attacked_through_the_mean_of_their_draws(found):

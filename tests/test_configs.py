@@ -64,12 +64,13 @@ def shrink(config):
         evaluation = config.evaluation
         evaluation.num_examples = evaluation.batch_size = 8
         evaluation.num_checked = 0
-        evaluation.curve = None
+        if evaluation.curve is not None:
+            evaluation.curve.update(epsilons=("0", "8/255"), num_examples=8)
+            shrink_attack(evaluation.curve.attack)
         # Attacks have their own tests; of what is built here, one is made.
         evaluation.attacks.order = evaluation.attacks.order[:1]
         evaluation.pictured = ""
         shrink_attack(evaluation.attacks[evaluation.attacks.order[0]])
-        evaluation.defenses.order = evaluation.defenses.order[:1]
         for name in evaluation.defenses.order:
             evaluation.defenses[name].update(num_draws=2, num_votes=1, num_samples=1)
     return config
@@ -111,6 +112,8 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
     workflow.train(built, str(tmp_path), devices, print)
     found = assessment.evaluate(built, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
+    models = set(config.runs) | set(config.evaluation.defenses.order)
+    assert len(found.curve) == (0 if config.evaluation.curve is None else 2 * len(models))
     assert {row["attack"] for row in found.rows} >= set(config.evaluation.attacks.order)
     assert (tmp_path / "report.html").stat().st_size > 10_000
 

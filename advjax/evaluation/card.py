@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation.report import CheckRow, Report, Summary, SummaryCell
+from advjax.evaluation.terminal import plain_table
 
 WAYS = {
     # Before any number that could be taken for it, also where a narrow screen shows no other.
@@ -71,9 +71,7 @@ def render(report: Report, threat_name: ThreatName) -> list[RenderableType]:
 
 def _summary(summaries: Sequence[Summary], threat_name: ThreatName) -> Table:
     ways = ways_measured(summaries)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    table.add_column("model, %", overflow="fold")
-    table.add_column("threat", overflow="fold")
+    table = plain_table("model, %", "threat")
     for way in ways:
         table.add_column(WAYS[way], justify="right", style="bold" if way == "robust" else "", overflow="fold")
     for entry in summaries:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from advjax.evaluation.outcomes import CLEAN, Outcome, read_outcomes
 from advjax.evaluation.report import Report, SummaryCell, read_report, rows
 from advjax.evaluation.statistics import mcnemar
 from advjax.evaluation.table import WIDTH, threat_name
+from advjax.evaluation.terminal import plain_table
 from advjax.types import UserError
 
 EXPLANATION = (
@@ -145,7 +145,7 @@ def _pair(first: Measured, second: Measured) -> Pair:
 
 def _accuracies(entries: Sequence[Measured]) -> Table:
     threats = list(dict.fromkeys(entry.threat for entry in entries))
-    table = _table("model, %")
+    table = plain_table("model, %")
     for threat in threats:
         head = threat if threat == CLEAN else f"robust accuracy\n{threat}"
         table.add_column(Text(head), justify="right", overflow="fold")
@@ -156,19 +156,11 @@ def _accuracies(entries: Sequence[Measured]) -> Table:
 
 
 def _pairs(found: Sequence[Pair]) -> Table:
-    table = _table("threat", "first", "second")
-    for head in ("only first right", "only second right", "p"):
-        table.add_column(head, justify="right", overflow="fold")
+    counts = ("only first right", "only second right", "p")
+    table = plain_table("threat", "first", "second", *counts, numbers=counts)
     for pair in found:
         shown = ["", "", f"not comparable: {pair.obstacle}"]
         if pair.p_value is not None:
             shown = [str(pair.only_first), str(pair.only_second), f"{pair.p_value:.2g}"]
         table.add_row(*map(Text, (pair.threat, pair.first, pair.second, *shown)))
-    return table
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    for head in heads:
-        table.add_column(head, overflow="fold")
     return table

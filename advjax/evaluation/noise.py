@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation.card import cell_text, model_name
 from advjax.evaluation.outcomes import CLEAN, NOTHING
 from advjax.evaluation.report import ALL, Report, Row
+from advjax.evaluation.terminal import plain_table
 
 EXPLANATION = (
     "Noise: accuracy on images with random noise, the same for every model. Nobody has searched for it, and it says "
@@ -36,10 +35,7 @@ def render(report: Report) -> list[RenderableType]:
     found = noise_table(report)
     if not found:
         return []
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    table.add_column("noise, %")
-    for name in noises(found):
-        table.add_column(Text(name), justify="right", overflow="fold")
+    table = plain_table("noise, %", *noises(found), numbers=noises(found))
     for model, cells in found.items():
         table.add_row(Text(model), *(Text(cell_text(cells.get(name))) for name in noises(found)))  # type: ignore[arg-type]
     return [Text("Noise", style="bold"), table, Text(EXPLANATION, style="dim"), Text()]

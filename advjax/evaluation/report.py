@@ -179,7 +179,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this advjax reads {SCHEMA_VERSION}: evaluate again")
-    return Report(**content)
+    try:
+        return Report(**content)
+    except TypeError as error:
+        raise UserError(f"{path} is no whole report ({error}): evaluate again") from None
 
 
 def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:

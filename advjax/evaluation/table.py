@@ -7,14 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation import card, noise
 from advjax.evaluation.outcomes import CLEAN, NOTHING
 from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_robust_accuracy
+from advjax.evaluation.terminal import plain_table
 
 WIDTH = 100
 """Columns that the table needs; less than that wraps lines, nothing is ever cut off."""
@@ -236,9 +235,7 @@ def _heading(block: Block) -> Text:
 def _table(block: Block) -> RenderableType:
     if not block.lines:
         return Text()
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    table.add_column("attack", overflow="fold")
-    table.add_column("threat", overflow="fold")
+    table = plain_table("attack", "threat")
     for subset in block.subsets:
         kind = f"{block.kind} from {block.source}" if block.kind else "predicted labels"
         title = f"{kind}, %\n{block.sizes[subset]} {subset_name(subset)}"

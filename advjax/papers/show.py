@@ -5,12 +5,11 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from advjax.evaluation.report import ALL
+from advjax.evaluation.terminal import plain_table
 from advjax.papers.join import Accuracy, Pair
 from advjax.papers.published import PAPERS, PROVENANCES, TABLES, Published, read
 
@@ -36,7 +35,7 @@ def title(table: str) -> str:
 
 def listing() -> RenderableType:
     """All tables."""
-    table = _table("table", "numbers", "what it is")
+    table = plain_table("table", "numbers", "what it is", numbers=("numbers",))
     for name in TABLES:
         table.add_row(Text(name), Text(str(len(read(name)))), Text(title(name)))
     return table
@@ -47,7 +46,7 @@ def published_table(name: str) -> RenderableType:
     rows = read(name)
     cells = [dict(zip(_HEADS, _published_cells(entry), strict=True)) for entry in rows]
     common = [head for head in _HEADS if len({line[head] for line in cells}) == 1]
-    table = _table(*(head for head in _HEADS if head not in common))
+    table = plain_table(*(head for head in _HEADS if head not in common), numbers=("value", "n"))
     for line in cells:
         table.add_row(*(Text(text) for head, text in line.items() if head not in common))
     # What is the same for all numbers is said once.
@@ -64,7 +63,9 @@ def beside(pairs: Sequence[Pair]) -> RenderableType:
         if name != titled:
             parts.append(Text(title(name), style="bold"))
             titled = name
-        table, notes = _table("their attack", "our attack", "kind", "theirs, %", "ours, %", "difference", "overlap"), []
+        measured = ("theirs, %", "ours, %", "difference")
+        table = plain_table("their attack", "our attack", "kind", *measured, "overlap", numbers=measured)
+        notes = []
         for pair in group:
             table.add_row(*map(Text, _cells(pair)))
             if pair.published.note:
@@ -135,11 +136,3 @@ def _numbers(accuracy: Accuracy | None) -> Iterable[str]:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    for head in heads:
-        is_number = head in ("numbers", "value", "n", "theirs, %", "ours, %", "difference")
-        table.add_column(Text(head), justify="right" if is_number else "left", overflow="fold")
-    return table

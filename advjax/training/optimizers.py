@@ -149,8 +149,8 @@ def with_plateaus(
     """``transform`` with its updates multiplied by ``factor`` whenever the training loss has stopped falling.
 
     An epoch counts as a step forward if its mean loss is below ``1 - 1e-4`` times the best so far; after ``patience``
-    epochs without one the factor applies once more.  With a constant learning rate this is Keras's
-    ``ReduceLROnPlateau``, whose defaults these are.  Updates need the loss of the batch as ``value``.
+    epochs without one the factor applies once more.  Factor and patience are those of Keras's ``ReduceLROnPlateau`` if
+    nobody says otherwise; its threshold is absolute.  Updates need the loss of the batch as ``value``.
 
     Raises:
       UserError: a factor outside (0, 1), or patience below 1.

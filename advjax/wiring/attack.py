@@ -39,6 +39,7 @@ def build_attack(
 
 
 def known_label_use(value: str, where: str) -> str:
+    """``value``, unless it is neither "true" nor "predicted"."""
     if value not in ("true", "predicted"):
         raise UserError(f"{where}: labels must be 'true' or 'predicted', got {value!r}")
     return value

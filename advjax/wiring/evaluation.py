@@ -12,6 +12,11 @@ from advjax.wiring.attack import build_attack, known_label_use
 
 
 def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described: Mapping[str, Any]) -> EvaluationPlan:
+    """What a config's ``evaluation`` measures of ``runs``, which may be fewer than are ``described``.
+
+    Raises:
+      UserError: something in it is unknown or makes no sense.
+    """
     named = tuple(
         build_attack(name, _described(spec["attacks"], name), f"evaluation.attacks.{name}")
         for name in spec["attacks"]["order"]

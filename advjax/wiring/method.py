@@ -36,6 +36,11 @@ def build_method(
     variables: Variables,
     models: Mapping[str, nn.Module],
 ) -> Method:
+    """The method that a run's config describes, for its untrained ``variables`` and the networks it asks.
+
+    Raises:
+      UserError: a name or a number in it makes no sense.
+    """
     steps = []
     if augmentations := [
         build(AUGMENTATIONS, {"name": name, **spec["augmentation"].get(name, {})}, f"{where}.augmentation")

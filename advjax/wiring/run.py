@@ -16,6 +16,11 @@ from advjax.wiring.splits import training_subset
 
 
 def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
+    """The run that a config describes under ``name``, of the data, and perhaps of runs before it.
+
+    Raises:
+      UserError: something in it is unknown or makes no sense.
+    """
     spec, where = config["run"][name], f"run.{name}"
     start = spec["model"].get("base") or spec["start"] or None
     attack_spec = dict(spec["attack"]) if spec["attack"] else None

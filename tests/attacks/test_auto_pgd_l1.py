@@ -13,6 +13,8 @@ from advjax import attacks
 from advjax.attacks import auto_pgd_l1, auto_pgd_l1_large_epsilon, l1
 from advjax.attacks.auto_pgd_l1 import largest_signs, project_l1
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 
 

@@ -15,6 +15,8 @@ from advjax import attacks
 from advjax.attacks import Attack, ThreatModel
 from advjax.attacks.base import keys_per_image
 
+pytestmark = pytest.mark.optimized
+
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 
 
@@ -207,7 +209,6 @@ EPSILONS = {
 
 
 @every_goal
-@pytest.mark.optimized
 def test_stays_inside_ball_and_bounds(data, name, norm, targeted):
     model, images, labels, keys = awkward(data)
     for epsilon in EPSILONS[norm]:
@@ -220,7 +221,6 @@ def test_stays_inside_ball_and_bounds(data, name, norm, targeted):
 
 
 @every_case
-@pytest.mark.optimized
 def test_epsilon_zero_returns_the_image(data, name, norm):
     model, images, labels, keys = awkward(data)
     result = compiled(name, norm)(model, images, labels, keys, 0.0)
@@ -301,7 +301,6 @@ def test_vmaps_over_epsilon(data, name, norm):
 
 
 @every_case
-@pytest.mark.optimized
 def test_misclassified_images(data, name, norm):
     model, images, labels, keys = data
     epsilon = middle_epsilon(data, norm)
@@ -318,7 +317,6 @@ def test_misclassified_images(data, name, norm):
 
 
 @every_case
-@pytest.mark.optimized
 def test_stopping_on_success_keeps_the_verdicts(data, name, norm):
     model, images, labels, keys = data
     epsilon = 1.5 * middle_epsilon(data, norm)
@@ -339,7 +337,6 @@ def test_stopping_on_success_keeps_the_verdicts(data, name, norm):
 
 @every_case
 @pytest.mark.parametrize("stop_on_success", [False, True])
-@pytest.mark.optimized
 def test_success_is_what_a_forward_pass_says(data, name, norm, stop_on_success):
     model, images, labels, keys = data
     epsilon = middle_epsilon(data, norm)

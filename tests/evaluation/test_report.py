@@ -148,6 +148,7 @@ def test_equal_evaluations_give_equal_bytes(tmp_path):
         ("not json", "no JSON file"),
         ("[]", "schema_version None"),
         ('{"schema_version": 99}', "99"),
+        ('{"schema_version": 1, "title": ""}', "no whole report"),
     ],
 )
 def test_reading_something_else_is_a_user_error(tmp_path, content, message):

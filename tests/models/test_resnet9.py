@@ -52,6 +52,7 @@ def small():
     return base, trained_looking(base, (8, 8, 3)), images
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("activation", ["identity", "tanh"])
 def test_a_fixer_with_delta_0_leaves_the_base_as_it_is_bit_for_bit(small, activation):
     base, variables, images = small

@@ -153,6 +153,7 @@ class InterruptedRunError(Exception):
     pass
 
 
+@pytest.mark.optimized
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
     undisturbed = run_fit(tmp_path / "a", dataset, make_plan())
     calls = []
@@ -207,6 +208,7 @@ def test_the_average_is_what_is_deployed(dataset):
     )
 
 
+@pytest.mark.optimized
 def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
     base = blocks.init(BASE, jax.random.key(0), SHAPE)
     model = with_fixers(BASE)

@@ -58,6 +58,7 @@ def test_a_rule_that_decides_nothing_is_an_error_that_lists_paths():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("jitted", [True, False])
 def test_frozen_parameters_keep_every_bit(jitted):
     labels = label_params(PARAMS, RULES, "frozen")
