@@ -7,14 +7,15 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from advjax import saved_attacks
+from advjax import saved_attacks, sharding
+from advjax.attacks import ThreatModel
 from advjax.attempts import VERDICT, Attempt, Maker, clean_outcome, outcome_under
 from advjax.evaluation import findings, page, plots, report, sanity
 from advjax.evaluation.environment import describe_environment
@@ -22,11 +23,13 @@ from advjax.evaluation.evaluate import curve_runner, pixels
 from advjax.evaluation.outcomes import EVERYTHING, Outcome, correct_index
 from advjax.experiment import EvaluationPlan, Experiment, Run
 from advjax.judges import Judge, judges_of
-from advjax.metrics import read_metrics
+from advjax.metrics import progress, read_metrics
+from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 from advjax.workflow import Notify
 
 _UNFINISHED = "unfinished"
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def evaluate(
@@ -64,13 +67,15 @@ def evaluate(
     # Report cards are mostly compilations, which leave room for attacks beside them.
     pool = ThreadPoolExecutor(1)
     try:
-        cards = {judge.name: pool.submit(_examined, judge, experiment) for judge in judges}
+        cards = {judge.name: pool.submit(_examined, judge, experiment) for judge in judges if _gets_card(judge, plan)}
         evidence = _gathered(judges, maker)
-        checks = [row for judge in judges for row in _card(judge, evidence, cards[judge.name].result())]
+        examined = _awaited(cards, stop_requested)
+        curve = _epsilon_curve(experiment, judges, devices, stop_requested)
     finally:
         # Nobody who is told to stop has the time to wait for a card.
         pool.shutdown(wait=False, cancel_futures=True)
     outcomes = evidence.outcomes
+    checks = [row for judge in judges for row in _card(judge, evidence, examined.get(judge.name, []))]
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,
         title=experiment.title,
@@ -80,7 +85,7 @@ def evaluate(
         notes=_kept(evidence.own, plan.save_adversarial, folder, notify) if plan.save_adversarial else [],
         summary=findings.summary(outcomes),
         checks=checks,
-        curve=_epsilon_curve(experiment, judges, devices),
+        curve=curve,
     )
     if jax.process_index() == 0:
         report.write(found, outcomes, folder)
@@ -178,15 +183,37 @@ def _with_more_samples(judge: Judge, maker: Maker, outcomes: Sequence[Outcome]) 
     return [outcome_under(doubled, maker.make(doubled, attack, VERDICT, "sound"), maker.experiment.seed)]
 
 
+def _gets_card(judge: Judge, plan: EvaluationPlan) -> bool:
+    return plan.num_checked > 0 and judge.run.name in plan.checked and bool(_examinable(plan))
+
+
+def _examinable(plan: EvaluationPlan) -> list[ThreatModel]:
+    return [attack.threat_model for attack in plan.attacks if attack.is_examinable]
+
+
 def _examined(judge: Judge, experiment: Experiment) -> list[sanity.Check]:
-    """What some images of their own say about a model, if it is to get a report card."""
-    plan = experiment.evaluation
-    bounded = [attack.threat_model for attack in plan.attacks if attack.is_examinable]
-    if not (plan.num_checked and bounded and judge.run.name in plan.checked):
-        return []
+    """What some images of their own say about a model."""
+    plan, seed = experiment.evaluation, experiment.seed
     few = judge.test.take(np.arange(min(plan.num_checked, len(judge.test.labels))))
-    images, seed = pixels(few.images), experiment.seed
-    return sanity.examine(judge.deployed.attacked, images, few.labels, bounded[0], variables=judge.variables, seed=seed)
+    model, threat_model = judge.deployed.attacked, _examinable(plan)[0]
+    return sanity.examine(model, pixels(few.images), few.labels, threat_model, variables=judge.variables, seed=seed)
+
+
+def _awaited(
+    cards: Mapping[str, "Future[list[sanity.Check]]"], stop_requested: Callable[[], bool]
+) -> dict[str, list[sanity.Check]]:
+    """What is found about each model, as soon as all of it is."""
+    if not cards:
+        return {}
+    pending = set(cards.values())
+    with progress("report cards", len(cards)) as bar:
+        while pending:
+            done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+            bar.advance(len(done))
+            # The processes of a job look at different times here, and could not agree on when to stop.
+            if jax.process_count() == 1 and stop_requested():
+                raise PreemptedError("report cards: stopped, all attacks saved")
+    return {name: card.result() for name, card in cards.items()}
 
 
 def _card(judge: Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) -> list[report.CheckRow]:
@@ -197,20 +224,27 @@ def _card(judge: Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) -
     return [report.CheckRow(run=judge.run.name, defense=judge.defense_name, **check._asdict()) for check in checks]
 
 
-def _epsilon_curve(experiment: Experiment, judges: Sequence[Judge], devices: Devices) -> list[report.CurvePoint]:
+def _epsilon_curve(
+    experiment: Experiment, judges: Sequence[Judge], devices: Devices, stop_requested: Callable[[], bool]
+) -> list[report.CurvePoint]:
     """Accuracy of each model under the attack of the plan's curve, one compilation for all epsilons."""
     plan = experiment.evaluation.curve
     if plan is None:
         return []
     points = []
-    for judge in judges:
-        few = judge.test.take(np.arange(min(plan.num_examples, len(judge.test.labels))))
-        run = curve_runner(judge.deployed, plan.attack_at, plan.name, devices, experiment.evaluation.batch_size)
-        for epsilon in plan.epsilons:
-            correct = run(judge.variables, few, epsilon, experiment.seed)
-            points.append(
-                findings.curve_point(judge.run.name, judge.defense_name, plan.name, plan.norm, epsilon, correct)
-            )
+    batch_size = min(experiment.evaluation.batch_size, sharding.pad_to_multiple(plan.num_examples, devices.mesh))
+    with progress(f"curve of {plan.name}", len(judges) * len(plan.epsilons)) as bar:
+        for judge in judges:
+            few = judge.test.take(np.arange(min(plan.num_examples, len(judge.test.labels))))
+            run = curve_runner(judge.deployed, plan.attack_at, plan.name, devices, batch_size)
+            for epsilon in plan.epsilons:
+                if stop_requested():
+                    raise PreemptedError("curve: stopped, all attacks saved")
+                correct = run(judge.variables, few, epsilon, experiment.seed)
+                points.append(
+                    findings.curve_point(judge.run.name, judge.defense_name, plan.name, plan.norm, epsilon, correct)
+                )
+                bar.advance()
     return points
 
 

@@ -49,6 +49,7 @@ class Maker(NamedTuple):
             # Stages leave an image alone after its first success in any case: what is there need not be made again.
             label_use = VERDICT
         test, is_verdict = judge.test, label_use == VERDICT
+        title = f"{attack.name} on {judge.name}" + (f", {judge.deployed.num_samples} draws" if judge.is_random else "")
         if attack.stages is not None:
             run = staged_attacker(
                 judge.deployed,
@@ -57,15 +58,16 @@ class Maker(NamedTuple):
                 attack.name,
                 self.devices,
                 batch_size,
+                title=title,
                 search_dtype=attack.search_dtype,
             )
             if label_use == "predicted":
                 test = test._replace(labels=judge.predictions)
         else:
             attack_fn = attack.for_verdict() if is_verdict else attack.for_transfer(label_use)
-            run = attacker(judge.deployed, attack_fn, attack.name, self.devices, batch_size)
+            run = attacker(judge.deployed, attack_fn, attack.name, self.devices, batch_size, title=title)
         if self.stop_requested():
-            raise PreemptedError(f"{attack.name}: stopped before it, state saved")
+            raise PreemptedError(f"{title}: stopped before it, state saved")
         result = run(judge.variables, test, self.experiment.seed, self._interruption(judge, attack, label_use))
         inside = allowed(attack.threat_model, pixels(test.images), result.images, batch_size)
         return Attempt(attack, judge, "true" if is_verdict else label_use, protocol, result, inside)

@@ -167,8 +167,8 @@ class _Lines:
 
     def print(self) -> None:
         self._printed = time.monotonic()
-        rate = _rate(self._done - self._initial, self._printed - self._start)
-        text = f"{self._description} {self._done}/{self._total}  {_timing(rate, self._total - self._done)}"
+        timing = _timing(self._done - self._initial, self._printed - self._start, self._total - self._done)
+        text = f"{self._description} {self._done}/{self._total}  {timing}"
         print(f"{text}  {_numbers(self._fields)}".rstrip(), file=sys.stderr, flush=True)
 
 
@@ -192,23 +192,22 @@ def _bar(description: str, total: int, initial: int) -> Iterator[Progress]:
                 nonlocal done
                 done += n
                 shown.update(fields)
-                timing = _timing(_rate(done - initial, time.monotonic() - start), total - done)
+                timing = _timing(done - initial, time.monotonic() - start, total - done)
                 display.update(task, completed=done, timing=timing, numbers=_numbers(shown))
 
         yield Bar()
 
 
-def _rate(done: int, seconds: float) -> float:
-    return done / seconds if seconds > 0 else 0.0
-
-
-def _timing(rate: float, remaining: int) -> str:
+def _timing(done: int, seconds: float, remaining: int) -> str:
+    if done == 0 and remaining <= 0:
+        return "done before"
+    rate = done / seconds if seconds > 0 else 0.0
     if remaining <= 0:
         return f"{rate:.3g}/s"
     if rate <= 0:
         return f"{rate:.3g}/s  ? left"
-    minutes, seconds = divmod(round(remaining / rate), 60)
-    return f"{rate:.3g}/s  {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+    minutes, rest = divmod(round(remaining / rate), 60)
+    return f"{rate:.3g}/s  {minutes // 60}:{minutes % 60:02}:{rest:02} left"
 
 
 def _numbers(fields: Mapping[str, float]) -> str:

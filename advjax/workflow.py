@@ -128,7 +128,7 @@ def _validation(
     attack, made_on = None, run.made_on or "self"
     if run.attack is not None:
         attacked_model = run.model if made_on == "self" else models[made_on]
-        attack = attacker(undefended(attacked_model), run.attack, "validation", devices, batch_size, quiet=True)
+        attack = attacker(undefended(attacked_model), run.attack, "validation", devices, batch_size)
     # Images attacked on a model that does not change need to be attacked only once.
     frozen: list[np.ndarray] = []
 

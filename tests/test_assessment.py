@@ -103,8 +103,22 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
     monkeypatch.setattr(assessment, "_examined", endless)
     try:
         with pytest.raises(PreemptedError):
-            assessment.evaluate(built(), workdir, devices(), print, begun.is_set, str(tmp_path))
+            assessment.evaluate(built(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
         assert begun.is_set() and not may_end.is_set()
+    finally:
+        may_end.set()
+
+
+@pytest.mark.parametrize("during", ["report cards", "curve"])
+def test_an_evaluation_stops_also_after_its_attacks(during, workdir, monkeypatch, tmp_path):
+    asked, may_end = threading.Event(), threading.Event()
+    monkeypatch.setattr(assessment, "_gathered", lambda judges, maker: asked.set())
+    monkeypatch.setattr(assessment, "_examined", lambda judge, experiment: may_end.wait(60))
+    curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
+    plan = built(curve=curve, num_checked=8 if during == "report cards" else 0)
+    try:
+        with pytest.raises(PreemptedError, match=during):
+            assessment.evaluate(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
     finally:
         may_end.set()
 

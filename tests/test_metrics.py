@@ -136,6 +136,12 @@ def test_last_line_also_after_an_error(capsys):
     assert capsys.readouterr().err == "attacking 0/10  0/s  ? left\n"
 
 
+def test_what_was_done_before_has_no_rate(capsys):
+    with progress("attacking", 10, initial=10):
+        pass
+    assert capsys.readouterr().err == "attacking 10/10  done before\n"
+
+
 def test_bar_on_a_terminal(monkeypatch):
     controller, terminal = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")

@@ -47,7 +47,9 @@ class Attack:
 
     With ``stop_on_success`` an image is left alone from its first success inside the threat model on, an image that is
     misclassified to begin with is returned as it is, and the loop ends when no image is left.  This is for verdicts;
-    leave it off to make training examples or transfer sets, where every image deserves the whole attack.
+    leave it off to make training examples or transfer sets, where every image deserves the whole attack.  On the
+    ``expectation`` of a stochastic model it has no effect: its first success may be luck of the draws, and an image on
+    the edge between two classes would be judged by the next ones.
 
     Everything but ``num_steps`` and the functions themselves may be traced, so an attack can be built inside jit and
     vmapped over epsilon.
@@ -97,6 +99,8 @@ class Attack:
         Raises:
           ValueError: shapes, dtypes or values make no sense (values are only looked at outside jit).
         """
+        if self.stop_on_success and isinstance(logits_fn, Expectation):
+            return dataclasses.replace(self, stop_on_success=False)(logits_fn, images, labels, rng, start)
         problems = self._problems(logits_fn, images, labels, rng, start)
         states, steps = self._run(logits_fn, problems)
         adversarial = jax.vmap(self.finalize)(problems, states)

@@ -64,7 +64,9 @@ def render(report: Report, threat_name: ThreatName) -> list[RenderableType]:
         parts += [Text(EXPLANATION, style="dim"), Text()]
     for model, checks in by_model(report.checks).items():
         failed = sum(not check["passed"] for check in checks)
-        verdict = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} passed"
+        verdict = (
+            f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} of {len(checks)} checks passed"
+        )
         parts += [Text.assemble((f"Report card of {model}", "bold"), f"  {verdict}"), _checks(checks), Text()]
     return parts
 

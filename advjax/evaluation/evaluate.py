@@ -50,13 +50,13 @@ def predictor(
 
 
 def attacker(
-    model: Deployed, attack: AttackFn, name: str, devices: Devices, batch_size: int, *, quiet: bool = False
+    model: Deployed, attack: AttackFn, name: str, devices: Devices, batch_size: int, *, title: str | None = None
 ) -> AttackRunner:
     """The attack on every image of a data set, all devices together.
 
     Each image has a key of its own, folded from the seed, the name of the attack and its index in the data set: neither
     batch size nor order nor number of devices changes what happens to it.  The runner raises PreemptedError, with what
-    has been done saved, when it is asked to stop.
+    has been done saved, when it is asked to stop.  With a title it shows how far it is.
     """
     replica = devices.parallelize(
         lambda *args, axis_name: _attack(model, attack, *args),
@@ -70,7 +70,7 @@ def attacker(
         rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         done = Done(interruption)
         count = len(dataset.labels)
-        with contextlib.nullcontext() if quiet else progress(name, count, initial=done.count) as bar:
+        with progress(title, count, initial=done.count) if title else contextlib.nullcontext() as bar:
             for number, (positions, mask) in enumerate(eval_batches(count, batch_size)):
                 if number * batch_size < done.count:
                     continue
@@ -95,6 +95,7 @@ def staged_attacker(
     devices: Devices,
     batch_size: int,
     *,
+    title: str,
     search_dtype: str | None = None,
 ) -> AttackRunner:
     """Several attacks in stages, each on the images that the ones before it left robust (``attacks.run_stages``).
@@ -111,7 +112,7 @@ def staged_attacker(
         start = time.perf_counter()
         parts = np.array_split(np.arange(len(dataset.labels)), jax.process_count())
         mine = parts[jax.process_index()]
-        with _RoundBars(name) as bars:
+        with _RoundBars(title) as bars:
 
             def show(at: Progress) -> None:
                 bars.show(at)
@@ -181,8 +182,8 @@ def pixels(images: np.ndarray) -> np.ndarray:
 class _RoundBars:
     """A progress bar for one round of one stage after the other."""
 
-    def __init__(self, name: str) -> None:
-        self._name, self._resources, self._here, self._bar, self._done = name, contextlib.ExitStack(), None, None, 0
+    def __init__(self, title: str) -> None:
+        self._title, self._resources, self._here, self._bar, self._done = title, contextlib.ExitStack(), None, None, 0
 
     def __enter__(self) -> "_RoundBars":
         return self
@@ -193,7 +194,7 @@ class _RoundBars:
     def show(self, at: Progress) -> None:
         if self._here != (at.stage, at.round):
             self._resources.close()
-            title = f"{self._name} {at.stage} {at.round + 1}/{at.num_rounds}"
+            title = f"{self._title}: {at.stage} {at.round + 1}/{at.num_rounds}"
             self._bar = self._resources.enter_context(progress(title, at.total))
             self._here, self._done = (at.stage, at.round), 0
         assert self._bar is not None

@@ -1,5 +1,7 @@
 """Combinations of attacks, against loops written out by hand."""
 
+import dataclasses
+
 import attack_models as am
 import jax
 import jax.numpy as jnp
@@ -164,6 +166,31 @@ def test_expectation_draws_afresh_for_every_question():
     moves = np.diff(np.concatenate([IMAGES[None], states.point]), axis=0).reshape(4, COUNT, 4)[:3]
     cosines = np.sum(moves[0] * moves[1], axis=-1) / 0.05**2
     assert np.all(cosines < 0.999)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.pgd(attacks.linf(0.2), num_steps=6, step_size=0.05),
+        attacks.auto_pgd(attacks.linf(0.2), num_steps=6),
+        attacks.square(attacks.linf(0.2), num_queries=30),
+    ],
+)
+def test_luck_of_the_draws_ends_no_attack(attack):
+    """The mean of the draws is often wrong on the image itself; far enough away from it, every draw is."""
+
+    def stochastic(images, rng):
+        margin = jnp.sum(images - 0.5, axis=(1, 2, 3)) + 0.02 + 0.2 * jax.random.normal(rng)
+        return jnp.stack([5 * margin, 0 * margin], axis=-1)
+
+    attack = dataclasses.replace(attack, stop_on_success=True)
+    labels, keys = np.zeros(COUNT, np.int32), am.keys_of(range(COUNT))
+    model = attacks.expectation(stochastic, 8)
+    untouched = attacks.gaussian_noise(0.0)(model, IMAGES, labels, keys)
+    assert 0 < np.sum(untouched.success) < COUNT
+    result = attack(model, IMAGES, labels, keys)
+    np.testing.assert_array_equal(result.steps, attack.num_steps)
+    assert np.all(np.sum(result.images - 0.5, axis=(1, 2, 3)) < -0.5)
 
 
 @pytest.mark.parametrize(
