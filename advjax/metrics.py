@@ -145,7 +145,7 @@ def progress(description: str, total: int, *, initial: int = 0) -> Iterator[Prog
         try:
             yield lines
         finally:
-            lines.print()
+            lines.end()
 
 
 class _Silent:
@@ -158,15 +158,21 @@ class _Lines:
         self._description, self._total, self._initial, self._done = description, total, initial, initial
         self._fields: dict[str, float] = {}
         self._start = self._printed = time.monotonic()
+        self._has_news = True
 
     def advance(self, n: int = 1, **fields: float) -> None:
         self._done += n
         self._fields.update(fields)
+        self._has_news = True
         if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self.print()
 
+    def end(self) -> None:
+        if self._has_news:
+            self.print()
+
     def print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._has_news = time.monotonic(), False
         timing = _timing(self._done - self._initial, self._printed - self._start, self._total - self._done)
         text = f"{self._description} {self._done}/{self._total}  {timing}"
         print(f"{text}  {_numbers(self._fields)}".rstrip(), file=sys.stderr, flush=True)

@@ -3,11 +3,14 @@
 The environment is set before JAX is imported: four virtual CPU devices, and a thread pool that cannot starve them.
 Compiling is most of the time of most tests: many compile the same program, so they share one cache, and are compiled
 without much thought.  Tests that compute more than they compile, or that are about the last bit, are not
-(``pytest.mark.optimized``).
+(``pytest.mark.optimized``).  The fast tests use XLA's older emitters for the CPU, a third quicker than its new ones;
+``pytest -m "slow or optimized"`` compiles as users do.
 """
 
 import os
 import pathlib
+import subprocess
+import sys
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -22,10 +25,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+    """Before JAX looks for its devices and, with several workers, before they inherit the environment."""
+    if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = OLD_EMITTERS if xla_knows(OLD_EMITTERS) else ""
+
+
+def xla_knows(flag):
+    """XLA ends a process that asks for a flag which it does not have, any longer or yet."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env={**os.environ, "XLA_FLAGS": flag}, capture_output=True).returncode == 0
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Programs are compiled as users compile them only where a test asks for it."""
+    """Programs are optimized only where a test asks for it."""
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
 
 

@@ -130,6 +130,15 @@ def test_plain_lines_without_a_terminal(monkeypatch, capsys):
     ]
 
 
+def test_nothing_is_said_twice(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    with progress("attacking", 10) as bar:
+        now = 20.0
+        bar.advance(10)
+    assert capsys.readouterr().err == "attacking 10/10  0.5/s\n"
+
+
 def test_last_line_also_after_an_error(capsys):
     with pytest.raises(RuntimeError), progress("attacking", 10):
         raise RuntimeError

@@ -10,6 +10,11 @@ import numpy as np
 from advjax.data.dataset import Dataset, check
 from advjax.types import UserError
 
+_IMAGES_AT_A_TIME = 64
+"""Handing a tiny image from thread to thread takes longer than decoding it."""
+_SMALL = 64 * 64
+"""Pixels up to which most of reading an image is Python, of which only one thread runs at a time."""
+
 
 class Source(NamedTuple):
     """One split of an image classification data set, or a part of it: all of a ``Dataset`` but its images."""
@@ -89,18 +94,25 @@ def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
 
     Args:
       source: what to read.
-      num_workers: threads that read and decode; default: one for each core.
+      num_workers: threads that read and decode; default: one for each core, or one altogether if images are small.
 
     Raises:
       UserError: an image cannot be read; with several, the first of them is named.
     """
+    count = len(source.labels)
     images: np.ndarray | None = None
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+
+    def read_some(start: int) -> list[np.ndarray]:
+        return [read_checked(source, i) for i in range(start, min(start + _IMAGES_AT_A_TIME, count))]
+
+    default = 1 if np.prod(source.image_shape[:2]) <= _SMALL else os.cpu_count()
+    with ThreadPoolExecutor(num_workers or default) as pool:
         try:
-            for position, image in enumerate(pool.map(lambda i: read_checked(source, i), range(len(source.labels)))):
+            starts = range(0, count, _IMAGES_AT_A_TIME)
+            for start, some in zip(starts, pool.map(read_some, starts), strict=True):
                 if images is None:
-                    images = np.empty((len(source.labels), *source.image_shape), image.dtype)
-                images[position] = image
+                    images = np.empty((count, *source.image_shape), some[0].dtype)
+                images[start : start + len(some)] = some
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from advjax.evaluation import card
 from advjax.evaluation.report import ALL, CurvePoint, Report, Row
-from advjax.evaluation.table import Block, blocks
+from advjax.evaluation.table import Block, blocks, sources
 
 Svg: TypeAlias = str
 
@@ -54,6 +54,8 @@ _INCHES = 7.2
 _LINE = 11
 """Height of a line of small text, in points."""
 _HUES = tuple(getattr(_COLORS, name) for name in ("robust", "transfer", "third", "fourth", "fifth", "sixth"))
+_KINDS = {"transfer": ("o", "transfer"), "oblivious": ("s", "oblivious"), "": ("^", "predicted labels")}
+"""Marker and name of each kind of source."""
 _MARKERS = "osD^vPX"
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
@@ -61,8 +63,9 @@ _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 def accuracy_per_attack(report: Report) -> Svg:
     """Accuracy of each run under each attack, with 95 % Wilson intervals.
 
-    One panel per block of the table.  A hollow circle is a transfer result (all images), a filled diamond a robust
-    accuracy; the thin line between them is what the source model did not see.  The dashed line is clean accuracy.
+    One panel per block of the table.  Hollow markers are results of attacks made elsewhere (all images), a filled
+    diamond is a robust accuracy; the thin line between them is what the other models did not see.  The dashed line is
+    clean accuracy.
     """
     arranged = [block for block in blocks(report) if block.lines]
     if not arranged:
@@ -139,12 +142,14 @@ def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Svg:
 
 def _draw_block(axes: Axes, block: Block) -> None:
     for y, line in enumerate(block.lines):
-        transfer, robust = line.transfer.get(ALL), line.robust
-        ends = [100 * row["accuracy"] for row in (transfer, robust) if row and row["accuracy"] is not None]
-        if len(ends) == 2:
-            axes.plot(ends, [y, y], color=_COLORS.grid, linewidth=1.2, zorder=1)
-        _draw_point(axes, y, transfer, _COLORS.transfer, marker="o", face="none")
-        _draw_point(axes, y, robust, _COLORS.robust, marker="D", face=_COLORS.robust)
+        elsewhere = [(source.kind, cell.get(ALL)) for source, cell in zip(block.sources, line.transfer, strict=True)]
+        shown = [row for row in (*(row for _, row in elsewhere), line.robust) if row]
+        ends = [100 * row["accuracy"] for row in shown if row["accuracy"] is not None]
+        if len(ends) > 1:
+            axes.plot([min(ends), max(ends)], [y, y], color=_COLORS.grid, linewidth=1.2, zorder=1)
+        for kind, row in elsewhere:
+            _draw_point(axes, y, row, _COLORS.transfer, marker=_KINDS[kind][0], face="none")
+        _draw_point(axes, y, line.robust, _COLORS.robust, marker="D", face=_COLORS.robust)
     clean = block.clean[ALL]["accuracy"] if ALL in block.clean else None
     if clean is not None:
         axes.axvline(100 * clean, color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
@@ -159,8 +164,8 @@ def _draw_block(axes: Axes, block: Block) -> None:
 
 
 def _draw_heading(axes: Axes, block: Block) -> None:
-    """The model, and below it, at its left edge as well, what the hollow circles are: either may be long."""
-    column = textwrap.fill(block.column, 78) if block.source else ""
+    """The model, and below it, at its left edge as well, what the hollow markers are: either may be long."""
+    column = "\n".join(textwrap.fill(source.column, 78) for source in block.sources)
     height = _LINE * len(column.splitlines())
     axes.set_title(textwrap.fill(block.name, 54), loc="left", fontsize=10, fontweight="bold", pad=5 + height)
     axes.annotate(
@@ -187,7 +192,7 @@ def _draw_point(axes: Axes, y: float, row: Row | None, color: str, marker: str, 
         marker,
         color=color,
         markerfacecolor=face,
-        markersize=6 if marker == "o" else 5.2,
+        markersize=5.2 if marker == "D" else 6,
         markeredgewidth=1.5,
         zorder=3,
         clip_on=False,
@@ -199,11 +204,11 @@ def _draw_legend(figure: Figure, arranged: Sequence[Block]) -> None:
     handles = []
     if any(line.robust for block in arranged for line in block.lines):
         handles += axes.plot([], [], "D", color=_COLORS.robust, markersize=5.2, label="adaptive: robust accuracy")
-    if any(block.source for block in arranged):
-        face = {"markerfacecolor": "none", "markeredgewidth": 1.5}
-        others = any(block.source == block.run for block in arranged)
-        label = "transfer" + (", oblivious, or predicted labels" if others else ": attack made on another model")
-        handles += axes.plot([], [], "o", color=_COLORS.transfer, markersize=6, label=label, **face)
+    kinds = {source.kind for source in sources(arranged)}
+    face = {"markerfacecolor": "none", "markeredgewidth": 1.5}
+    for kind, (marker, label) in _KINDS.items():
+        if kind in kinds:
+            handles += axes.plot([], [], marker, color=_COLORS.transfer, markersize=6, label=label, **face)
     handles += axes.plot([], [], color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), label="clean accuracy")
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.5)
 

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from advjax.evaluation import card, noise
+from advjax.evaluation.findings import WORST_CASE
 from advjax.evaluation.outcomes import CLEAN, NOTHING
 from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_robust_accuracy
 from advjax.evaluation.terminal import plain_table
@@ -36,30 +37,51 @@ TERMS = {
 
 
 class Line(NamedTuple):
-    """One attack on one run."""
+    """One attack on one model."""
 
     attack: str
-    """Name and whatever is unusual about it: faithful protocol of a robust accuracy, EOT samples, seed."""
+    """Name and whatever is unusual about it: faithful protocol of a robust accuracy, more draws, seed."""
     threat: str
     """Norm and epsilon, such as "linf 8/255"."""
-    transfer: dict[str, Row]
-    """Subset -> accuracy on images made on the block's source; empty if there is none."""
+    transfer: tuple[dict[str, Row], ...]
+    """For each of the block's sources: subset -> accuracy on images made there; empty if there is none."""
     robust: Row | None
     """Accuracy on all images attacked on the scored model itself; None if that was not measured."""
 
 
+class Source(NamedTuple):
+    """Where attacks come from that are no robust accuracy, and how they were made."""
+
+    made_on: str
+    """The run they were made on, without any defence."""
+    kind: str
+    """ "transfer" or "oblivious"; "" for an attack on the model itself that is no robust accuracy."""
+    terms: str
+    """What is unusual about how they were made, such as "faithful, predicted labels"; usually ""."""
+    sizes: dict[str, str]
+    """Subset -> number of images; "200–1000" if the attacks differ in it."""
+
+    @property
+    def column(self) -> str:
+        """What the numbers beside robust accuracy are, for the head of their column."""
+        made = f"{self.kind.capitalize()}, attack made on" if self.kind else "Attack made on"
+        made += f" {self.made_on}"
+        if self.kind == "oblivious":
+            made += " without its defence"
+        return f"{made} ({self.terms})" if self.terms else made
+
+
 class Block(NamedTuple):
-    """One run (with its defence) beside one source of transferred attacks."""
+    """One run (with its defence): every attack that it has seen."""
 
     run: str
     split: str
     defense: str
-    source: str | None
-    """The run the transferred attacks were made on, None if there are only adaptive ones."""
-    terms: str
-    """What is unusual about how they were made, such as "faithful, predicted labels"; usually ""."""
+    draws: int
+    """Of a stochastic model, for each question of an attack on the model itself, where its line says nothing else."""
     clean: dict[str, Row]
-    """Subset -> accuracy without attack; the subsets are those of ``transfer``, at least "all"."""
+    """Subset -> accuracy without attack; the subsets are those of the sources, at least "all"."""
+    sources: tuple[Source, ...]
     lines: list[Line]
 
     @property
@@ -67,33 +89,9 @@ class Block(NamedTuple):
         return card.model_name(self.run, self.defense)
 
     @property
-    def column(self) -> str:
-        """What the numbers beside robust accuracy are, for the head of their column."""
-        made = f"{self.kind.capitalize()}, attack made on {self.source}" if self.kind else f"Attack made on {self.run}"
-        if self.kind == "oblivious":
-            made += " without its defence"
-        return f"{made} ({self.terms})" if self.terms else made
-
-    @property
-    def kind(self) -> str:
-        """ "transfer" or "oblivious"; "" for an attack on the model itself that is no robust accuracy."""
-        if self.source != self.run:
-            return "transfer"
-        return "" if self.defense == "none" else "oblivious"
-
-    @property
-    def subsets(self) -> list[str]:
-        """Columns under transfer."""
-        return list(dict.fromkeys(subset for line in self.lines for subset in line.transfer))
-
-    @property
-    def sizes(self) -> dict[str, str]:
-        """Number of images in each of ``subsets``; "200–1000" if the attacks differ in it."""
-        counts = {
-            subset: sorted({line.transfer[subset]["n"] for line in self.lines if subset in line.transfer})
-            for subset in self.subsets
-        }
-        return {subset: "–".join(str(n) for n in (*n[:1], *n[1:][-1:])) for subset, n in counts.items()}
+    def adaptive(self) -> str:
+        """How the attacks on the model itself were made."""
+        return "adaptive" + (f", {self.draws} draws" if self.draws > 1 else "")
 
     @property
     def is_unmeasured(self) -> bool:
@@ -102,18 +100,23 @@ class Block(NamedTuple):
 
 
 def blocks(report: Report) -> list[Block]:
-    """Arrange the rows, in their order: a block per run, defence and transfer source; a line per attack.
+    """Arrange the rows, in their order: a block per run and defence, a line per attack.
 
     Noise is no attack, and has a table of its own (``noise``).
     """
     rows = [row for row in report.rows if row["knowledge"] != NOTHING]
     models = dict.fromkeys((row["run"], row["split"], row["defense"]) for row in rows)
-    return [block for model in models for block in _blocks_of(*model, rows)]
+    return [_block(*model, rows) for model in models]
 
 
 def explained_terms(arranged: Sequence[Block]) -> list[str]:
     """What the words of ``Block.terms`` mean, for those that occur."""
-    return [text for term, text in TERMS.items() if any(term in block.terms for block in arranged)]
+    return [text for term, text in TERMS.items() if any(term in source.terms for source in sources(arranged))]
+
+
+def sources(arranged: Sequence[Block]) -> list[Source]:
+    """Those of all blocks."""
+    return [source for block in arranged for source in block.sources]
 
 
 def threat_name(norm: str | None, epsilon: float | None) -> str:
@@ -140,15 +143,21 @@ def percent(fraction: float | None) -> str:
 
 
 def render(report: Report) -> RenderableType:
-    """The report as something rich can print: a table per block, then how to read it, then the notes."""
+    """The report as something rich can print: a table per block and source, how to read it, and the notes."""
     arranged = blocks(report)
     parts: list[RenderableType] = [Text(report.title, style="bold"), Text()]
     parts += card.render(report, threat_name)
     for block in arranged:
-        parts += [_heading(block), Text(), _table(block), Text()]
+        parts += [_heading(block), Text()]
+        # Beside each other, the columns of several sources would be wider than most terminals.
+        for number in range(max(1, len(block.sources))):
+            parts += [_table(block, number), Text()]
+        if block.is_unmeasured:
+            warning = f"No attack was made on {block.name} itself: nothing here says that it is robust."
+            parts += [Text(warning, style="bold"), Text()]
     parts += noise.render(report)
     legend: list[str] = list(LEGEND)
-    if any(BASE_CORRECT in block.subsets for block in arranged):
+    if any(BASE_CORRECT in source.sizes for source in sources(arranged)):
         legend.append("Base-correct: the images that the base run classifies correctly before any attack.")
     legend += explained_terms(arranged)
     parts += [Text(line, style="dim") for line in legend]
@@ -167,20 +176,40 @@ def print_report(report: Report, console: Console) -> None:
         console.width = width
 
 
-def _blocks_of(run: str, split: str, defense: str, every_row: Sequence[Row]) -> list[Block]:
+def _block(run: str, split: str, defense: str, every_row: Sequence[Row]) -> Block:
     rows = [row for row in every_row if (row["run"], row["split"], row["defense"]) == (run, split, defense)]
     clean = {row["subset"]: row for row in rows if row["attack"] == CLEAN}
     attacked = [row for row in rows if row["attack"] != CLEAN]
     robust = [row for row in attacked if is_robust_accuracy(row)]
     transfer = [row for row in attacked if not is_robust_accuracy(row)]
-    columns = list(dict.fromkeys((row["made_on"], _terms(row)) for row in transfer)) or [(None, "")]
-    arranged = []
-    for source, terms in columns:
-        lines = _lines(robust, [row for row in transfer if (row["made_on"], _terms(row)) == (source, terms)])
-        shown = {ALL, *(subset for line in lines for subset in line.transfer)}
-        clean_shown = {subset: row for subset, row in clean.items() if subset in shown}
-        arranged.append(Block(run, split, defense, source, terms, clean_shown, lines))
-    return arranged
+    origins = list(dict.fromkeys(map(_origin, transfer)))
+    draws = min((row["eot_samples"] for row in robust), default=1)
+    lines = _lines(robust, transfer, origins, draws)
+    found = tuple(
+        Source(made_on, _kind(made_on, run, defense), terms, _sizes([line.transfer[number] for line in lines]))
+        for number, (made_on, terms) in enumerate(origins)
+    )
+    shown = {ALL, *(subset for source in found for subset in source.sizes)}
+    clean_shown = {subset: row for subset, row in clean.items() if subset in shown}
+    return Block(run, split, defense, draws, clean_shown, found, lines)
+
+
+def _kind(made_on: str, run: str, defense: str) -> str:
+    if made_on != run:
+        return "transfer"
+    return "" if defense == "none" else "oblivious"
+
+
+def _sizes(cells: Sequence[dict[str, Row]]) -> dict[str, str]:
+    counts: dict[str, set[int]] = {}
+    for cell in cells:
+        for subset, row in cell.items():
+            counts.setdefault(subset, set()).add(row["n"])
+    return {subset: "–".join(str(n) for n in sorted({min(found), max(found)})) for subset, found in counts.items()}
+
+
+def _origin(row: Row) -> tuple[str, str]:
+    return str(row["made_on"]), _terms(row)
 
 
 def _terms(row: Row) -> str:
@@ -188,35 +217,37 @@ def _terms(row: Row) -> str:
     return ", ".join(word for word, applies in unusual.items() if applies)
 
 
-def _lines(robust: Sequence[Row], transfer: Sequence[Row]) -> list[Line]:
+def _lines(
+    robust: Sequence[Row], transfer: Sequence[Row], origins: Sequence[tuple[str, str]], draws: int
+) -> list[Line]:
     several_seeds = len({row["seed"] for row in (*robust, *transfer)}) > 1
-    lines: dict[tuple, Line] = {}
+    lines: dict[tuple[str, str], Line] = {}
     for row in (*transfer, *robust):
-        name = _attack_name(row, several_seeds)
-        threat = threat_name(row["norm"], row["epsilon"])
-        line = lines.setdefault((name, threat), Line(name, threat, {}, None))
+        key = _attack_name(row, several_seeds, draws), threat_name(row["norm"], row["epsilon"])
+        line = lines.setdefault(key, Line(*key, tuple({} for _ in origins), None))
         if not is_robust_accuracy(row):
-            line.transfer[row["subset"]] = row
+            line.transfer[origins.index(_origin(row))][row["subset"]] = row
         elif row["subset"] == ALL:
-            lines[name, threat] = line._replace(robust=row)
+            lines[key] = line._replace(robust=row)
     return _with_sizes(list(lines.values()))
 
 
 def _with_sizes(lines: list[Line]) -> list[Line]:
     """Say in the name how many images an attack was given, if that is not the same for all."""
-    counts = [[row["n"] for row in (line.transfer.get(ALL), line.robust) if row] for line in lines]
+    counts = [[row["n"] for row in (*(cell.get(ALL) for cell in line.transfer), line.robust) if row] for line in lines]
     if len({n for line in counts for n in line}) < 2:
         return lines
     sizes = [" and ".join(str(n) for n in dict.fromkeys(line)) for line in counts]
     return [line._replace(attack=f"{line.attack}, {n} images") for line, n in zip(lines, sizes, strict=True)]
 
 
-def _attack_name(row: Row, with_seed: bool) -> str:
+def _attack_name(row: Row, with_seed: bool, draws: int) -> str:
+    samples = row["eot_samples"]
     unusual = {
         row["attack"]: True,
         # Those of a transfer result stand over its column.
         _terms(row): is_robust_accuracy(row) and bool(_terms(row)),
-        f"EOT {row['eot_samples']}": row["eot_samples"] > 1,
+        f"{samples} draws": is_robust_accuracy(row) and samples != draws and row["attack"] != WORST_CASE,
         f"seed {row['seed']}": with_seed,
     }
     return ", ".join(word for word, applies in unusual.items() if applies)
@@ -227,33 +258,30 @@ def _heading(block: Block) -> Text:
     for subset, row in block.clean.items():
         interval = f"[{percent(row['low'])}, {percent(row['high'])}] ±{percent(row['sd_fifths'])}"
         text.append(f"\nclean accuracy {percent(row['accuracy'])} % {interval}, {row['n']} {subset_name(subset)}")
-    if block.terms:
-        text.append(f"\n{block.column}")
     return text
 
 
-def _table(block: Block) -> RenderableType:
+def _table(block: Block, number: int) -> RenderableType:
+    """Robust accuracy beside what comes from one of the sources, if there is any."""
     if not block.lines:
         return Text()
     table = plain_table("attack", "threat")
-    for subset in block.subsets:
-        kind = f"{block.kind} from {block.source}" if block.kind else "predicted labels"
-        title = f"{kind}, %\n{block.sizes[subset]} {subset_name(subset)}"
+    source = block.sources[number] if block.sources else None
+    kind, sizes = (source.kind or "predicted labels", source.sizes) if source else ("", {})
+    for subset, size in sizes.items():
+        title = f"{kind}, %\n{size} {subset_name(subset)}"
         table.add_column(Text(title), justify="right", overflow="fold")
-    table.add_column("robust accuracy, %\nadaptive", justify="right", style="bold", overflow="fold")
+    table.add_column(f"robust accuracy, %\n{block.adaptive}", justify="right", style="bold", overflow="fold")
     for line in block.lines:
-        transferred = [_cell(line.transfer.get(subset), spread=True) for subset in block.subsets]
-        cells = [line.attack, line.threat, *transferred, _cell(line.robust, spread=False)]
+        shown = [_cell(line.transfer[number].get(subset), spread=True) for subset in sizes]
+        cells = [line.attack, line.threat, *shown, _cell(line.robust, spread=False)]
         # As Text: a name in brackets is a name, not markup.
         table.add_row(*map(Text, cells))
-    if not block.is_unmeasured:
-        return table
-    warning = f"No attack was made on {block.name} itself: nothing here says that it is robust."
-    return Group(table, Text(warning, style="bold"))
+    return Group(Text(source.column), table) if source else table
 
 
 def _cell(row: Row | None, spread: bool) -> str:
     if row is None:
-        return "not measured"
+        return "–" if spread else "not measured"
     text = f"{percent(row['accuracy'])} [{percent(row['low']):>4},{percent(row['high']):>5}]"
     return f"{text} ±{percent(row['sd_fifths']):<4}" if spread else text

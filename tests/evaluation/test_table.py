@@ -67,13 +67,14 @@ def cells_of(text: str, attack: str) -> list[str]:
 
 def test_transfer_and_robust_accuracy_are_kept_apart():
     base, fixer = table.blocks(full_report())
-    assert (base.run, base.source, base.subsets) == ("base", None, [])
+    assert (base.run, base.sources) == ("base", ())
     assert base.lines[0].robust["accuracy"] == 0.03
-    assert (fixer.run, fixer.source, fixer.subsets) == ("fixer", "base", ["all", "base_correct"])
-    assert fixer.sizes == {"all": "100", "base_correct": "80"}
+    (source,) = fixer.sources
+    assert (fixer.run, source.made_on, source.kind) == ("fixer", "base", "transfer")
+    assert source.sizes == {"all": "100", "base_correct": "80"}
     (line,) = fixer.lines
     assert (line.attack, line.threat) == ("pgd", "linf 8/255")
-    assert {subset: row["accuracy"] for subset, row in line.transfer.items()} == {"all": 0.91, "base_correct": 0.95}
+    assert {subset: row["accuracy"] for subset, row in line.transfer[0].items()} == {"all": 0.91, "base_correct": 0.95}
     assert line.robust["accuracy"] == 0.05
     assert {subset: row["n"] for subset, row in fixer.clean.items()} == {"all": 100, "base_correct": 80}
 
@@ -81,25 +82,41 @@ def test_transfer_and_robust_accuracy_are_kept_apart():
 def test_a_row_that_only_claims_to_be_adaptive_is_transfer():
     (block,) = table.blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
     assert block.lines[0].robust is None
-    assert block.lines[0].transfer["all"]["accuracy"] == 0.91
+    assert block.lines[0].transfer[0]["all"]["accuracy"] == 0.91
 
 
-def test_every_source_and_every_defense_has_its_block():
+def test_every_defense_has_its_block_and_every_source_its_column():
     report = make_report(
         make_row("fixer", "pgd", 90, "base"),
         make_row("fixer", "pgd", 80, "other"),
         make_row("fixer", "pgd", 5, "fixer"),
         make_row("fixer", "pgd", 70, "base", defense="resize"),
+        make_row("fixer", "pgd", 60, "fixer", defense="resize", adaptive=False),
     )
-    found = [
-        (block.name, block.source, block.lines[0].transfer["all"]["accuracy"], block.lines[0].robust is not None)
-        for block in table.blocks(report)
+    plain, defended = table.blocks(report)
+    assert (plain.name, defended.name) == ("fixer", "fixer with resize")
+    assert [(source.made_on, source.kind) for source in plain.sources] == [("base", "transfer"), ("other", "transfer")]
+    assert [source.kind for source in defended.sources] == ["transfer", "oblivious"]
+    accuracies = [[cell["all"]["accuracy"] for cell in block.lines[0].transfer] for block in (plain, defended)]
+    assert accuracies == [[0.9, 0.8], [0.7, 0.6]]
+    assert (plain.lines[0].robust["accuracy"], defended.lines[0].robust) == (0.05, None)
+
+
+def test_an_attack_on_a_random_model_is_beside_the_one_made_elsewhere():
+    report = make_report(
+        make_row("fixer", "pgd", 70, "base", defense="resize"),
+        make_row("fixer", "pgd", 9, "fixer", defense="resize", eot_samples=20),
+        make_row("fixer", "pgd", 8, "fixer", defense="resize", eot_samples=40),
+        make_row("fixer", "worst case", 7, "fixer", defense="resize", eot_samples=40),
+    )
+    (block,) = table.blocks(report)
+    assert block.adaptive == "adaptive, 20 draws"
+    assert [(line.attack, line.robust["accuracy"]) for line in block.lines] == [
+        ("pgd", 0.09),
+        ("pgd, 40 draws", 0.08),
+        ("worst case", 0.07),
     ]
-    assert found == [
-        ("fixer", "base", 0.9, True),
-        ("fixer", "other", 0.8, True),
-        ("fixer with resize", "base", 0.7, False),
-    ]
+    assert [len(line.transfer[0]) for line in block.lines] == [1, 0, 0]
 
 
 def test_outcomes_that_differ_in_anything_have_their_own_line():
@@ -115,7 +132,7 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
     assert [(line.attack, line.threat) for line in block.lines] == [
         ("pgd, seed 0", "linf 8/255"),
         ("pgd, faithful, seed 0", "linf 8/255"),
-        ("pgd, EOT 20, seed 0", "linf 8/255"),
+        ("pgd, 20 draws, seed 0", "linf 8/255"),
         ("pgd, seed 1", "linf 8/255"),
         ("pgd, seed 0", "l2 0.5"),
         ("pgd, seed 0", "l2 minimum"),
@@ -130,12 +147,12 @@ def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
         make_row("fixer", "pgd", 2, "fixer"),
     )
     base, fixer = table.blocks(report)
-    assert [(line.transfer["all"]["accuracy"], line.robust["accuracy"]) for line in (*base.lines, *fixer.lines)] == [
+    assert [(line.transfer[0]["all"]["accuracy"], line.robust["accuracy"]) for line in (*base.lines, *fixer.lines)] == [
         (0.04, 0.01),
         (0.9, 0.02),
     ]
-    assert base.column == "Attack made on base (faithful, predicted labels)"
-    assert fixer.column == "Transfer, attack made on base (faithful, predicted labels)"
+    assert base.sources[0].column == "Attack made on base (faithful, predicted labels)"
+    assert fixer.sources[0].column == "Transfer, attack made on base (faithful, predicted labels)"
 
 
 def test_attacks_on_fewer_images_say_so():
@@ -146,7 +163,7 @@ def test_attacks_on_fewer_images_say_so():
     )
     (block,) = table.blocks(report)
     assert [line.attack for line in block.lines] == ["pgd, 100 images", "cw, 20 and 10 images"]
-    assert block.sizes == {"all": "20–100"}
+    assert block.sources[0].sizes == {"all": "20–100"}
 
 
 @pytest.mark.parametrize(
