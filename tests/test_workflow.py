@@ -26,6 +26,9 @@ ROW_KEYS = {
 
 RUNS = ("base", "fixer")
 
+# Many of these compare verdicts, to the last image.
+pytestmark = pytest.mark.optimized
+
 
 def small(**changes):
     return wiring.from_config(

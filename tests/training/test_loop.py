@@ -107,6 +107,7 @@ def some_steps(mapping, dataset, method, variables, count=4):
     return sharding.fetch((state.params, state.model_state, state.average, metrics))
 
 
+@pytest.mark.optimized
 def test_every_mapping_over_four_devices_gives_the_single_device_step(dataset):
     method, variables = make_method()
 
@@ -348,6 +349,7 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
     assert max(jax.tree.leaves(left)) < 0.2 * max(jax.tree.leaves(far))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping):
     """Also when the run is interrupted, and with averages that look at the first batches again."""
