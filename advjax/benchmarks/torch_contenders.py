@@ -117,14 +117,17 @@ def prepare_torchattacks(attack: str, network: Network, batch_size: int) -> Run 
 
     def ensemble() -> TorchAttack:
         steps = {"norm": "Linf", "eps": epsilon, "seed": 0}
-        return torchattacks.MultiAttack(
+        # FAB there takes no gradients in channels-last memory.
+        plain = module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        attack = torchattacks.MultiAttack(
             [
-                torchattacks.APGD(module, steps=100, loss="ce", **steps),
-                torchattacks.APGDT(module, steps=100, n_classes=10, **steps),
-                torchattacks.FAB(module, steps=100, multi_targeted=True, n_classes=10, **steps),
-                torchattacks.Square(module, n_queries=5000, resc_schedule=False, **steps),
+                torchattacks.APGD(plain, steps=100, loss="ce", **steps),
+                torchattacks.APGDT(plain, steps=100, n_classes=10, **steps),
+                torchattacks.FAB(plain, steps=100, multi_targeted=True, n_classes=10, **steps),
+                torchattacks.Square(plain, n_queries=5000, resc_schedule=False, **steps),
             ]
         )
+        return lambda images, labels: attack(images.contiguous(), labels)
 
     makers: dict[str, Callable[[], TorchAttack]] = {
         "pgd-20": lambda: torchattacks.PGD(module, eps=epsilon, alpha=epsilon / 8, steps=20),
