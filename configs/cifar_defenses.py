@@ -5,7 +5,7 @@
 All are built on the 62,006-parameter network of the Dauphine report (004), so that a CPU is enough: random
 self-ensemble (``noisy+ensemble``), mixup inference (``mixed+mixup_inference``), resized copies with distribution
 regression (``drn+copies``), denoising blocks and fixers.  Two CPU cores (2026-11-21, Python 3.11, JAX 0.10.2, seed 0):
-training the six runs took 17 min, the evaluation 29 min (in two goes, some of it compiled before).
+training the six runs took 17 min, in two goes, and the evaluation 29 min, some of it compiled before.
 Robust accuracy at 8/255, first 128 test images: base, denoise and fixer 0.0 %, noisy+ensemble 3.1 %,
 mixed+mixup_inference 1.6 %, drn+copies 1.6 %; clean 70.3, 54.7, 60.9, 63.3, 56.2 and 68.8 %.
 """

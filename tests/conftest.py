@@ -4,7 +4,7 @@ The environment is set before JAX is imported: four virtual CPU devices, and a t
 Compiling is most of the time of most tests: many compile the same program, so they share one cache, and are compiled
 without much thought.  Tests that compute more than they compile, or that are about the last bit, are not
 (``pytest.mark.optimized``).  The fast tests use XLA's older emitters for the CPU, a third quicker than its new ones;
-``pytest -m "slow or optimized"`` compiles as users do.
+with ``pytest -m "slow or optimized"`` the optimized ones are compiled exactly as users' programs are.
 """
 
 import os

@@ -55,7 +55,8 @@ def with_restarts(attack: AttackFn, num_restarts: int, *, keep: str = "first") -
     """The attack ``num_restarts`` times, with keys folded from the key of the image and the number of the restart.
 
     Args:
-      attack: any attack; one with ``stop_on_success`` spends no steps on images for which a success is already kept.
+      attack: any attack; one with ``stop_on_success`` spends no steps on images for which a success is already kept
+        (on the ``expectation`` of a stochastic model it does, and what it finds there is not kept).
       num_restarts: how often; the loop is compiled once.
       keep: which result to return, "first" or "closest" (see ``KEEP``).  ``steps`` counts those of all attacks.
     """
@@ -146,7 +147,7 @@ def _rule(keep: str) -> Callable[[AttackResult, AttackResult], Array]:
 
 
 def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
-    """Images whose success will be kept in any case are shown as adversarial already, and so nothing more is done."""
+    """Where a success will be kept in any case, the adversarial image: attacks that stop do nothing more there."""
     return jnp.where(kept.success[:, None, None, None], kept.images, images) if keep == "first" else images
 
 
