@@ -17,9 +17,10 @@ import numpy as np
 from advjax import saved_attacks, sharding
 from advjax.attacks import ThreatModel
 from advjax.attempts import VERDICT, Attempt, Maker, clean_outcome, outcome_under
+from advjax.data import pixels
 from advjax.evaluation import findings, page, plots, report, sanity
 from advjax.evaluation.environment import describe_environment
-from advjax.evaluation.evaluate import curve_runner, pixels
+from advjax.evaluation.evaluate import curve_runner
 from advjax.evaluation.outcomes import EVERYTHING, Outcome, correct_index
 from advjax.experiment import EvaluationPlan, Experiment, Run
 from advjax.judges import Judge, judges_of
@@ -42,10 +43,10 @@ def evaluate(
 ) -> report.Report:
     """Measures every run on the test images, alone and with each of its defences, writes the report and returns it.
 
-    Every attack is made on ``evaluation.made_on``, shown to every model (transfer); on each run without its defence,
-    shown to the defended model (oblivious); and on each model itself, the defence in the loop (adaptive).  An accuracy
-    under the last alone is called robust accuracy.  What an interrupted evaluation has done is taken up by the next
-    one, to the same verdicts.  Noise is drawn once, and shown to every model.
+    Every attack is made on the runs of ``evaluation.made_on``, shown to every model (transfer); on each run without its
+    defence, shown to the defended model (oblivious); and on each model itself, the defence in the loop (adaptive).  An
+    accuracy under the last alone is called robust accuracy.  What an interrupted evaluation has done is taken up by the
+    next one, to the same verdicts.  Noise is drawn once, and shown to every model.
 
     Args:
       experiment: the runs, and the plan of their evaluation.
@@ -104,17 +105,17 @@ class _Evidence(NamedTuple):
     """Attempts on each model itself, and what it made of them."""
     gallery: list[page.GalleryItem]
     base_correct: np.ndarray
-    """Positions in the split of the images that the run ``made_on`` has right."""
+    """Positions in the split of the images that the first run of ``made_on`` has right."""
 
 
 def _gathered(judges: Sequence[Judge], maker: Maker) -> _Evidence:
     """Makes every attack and shows it to everybody who is to see it."""
     plan, seed = maker.experiment.evaluation, maker.experiment.seed
     plain = {judge.run.name: judge for judge in judges if judge.defense is None}
-    base = plain[plan.made_on]
+    base = plain[plan.made_on[0]]
     clean = [clean_outcome(judge, seed) for judge in judges]
     found = _Evidence(clean, [], [], [], correct_index(clean_outcome(base, seed)))
-    sources = dict.fromkeys([plan.made_on, *(defense.run for defense in plan.defenses)])
+    sources = dict.fromkeys([*plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
         if attack.is_noise:
             _show(maker.make(base, attack, "true", "sound"), judges, maker.experiment, found)
@@ -151,7 +152,7 @@ def _shown(judges: Sequence[Judge], source: Judge, plan: EvaluationPlan) -> list
     Not the source itself, where the verdict on it says the same.
     """
     is_transferred, is_said = (
-        source.run.name == plan.made_on,
+        source.run.name in plan.made_on,
         (plan.transfer_labels, plan.protocol) == ("true", "sound"),
     )
     seeing = [judge for judge in judges if is_transferred or (judge.defense and judge.run.name == source.run.name)]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from advjax.data import pixels
 from advjax.evaluation.adversarial_sets import allowed
-from advjax.evaluation.evaluate import attacker, pixels, staged_attacker
+from advjax.evaluation.evaluate import attacker, staged_attacker
 from advjax.evaluation.interruption import Adversarial, Interruption
 from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome
 from advjax.experiment import Experiment, NamedAttack

@@ -39,6 +39,11 @@ RUN = {
     "checkpoint": "",
     # Stratified share of the training images; smaller shares are parts of larger ones.
     "train_fraction": 1.0,
+    # Attacked copies of the training images to learn beside them: "order" (names) and for each name an attack, the
+    # earlier run that they are "made_on", with "true" or "predicted" labels, and kept as "float32" or "uint8".
+    "copies": {"order": (), "made_on": "", "labels": "true", "format": "float32"},
+    # Whether examples of the larger classes are left out until all classes are equally large.
+    "undersample": False,
     "epochs": 1,
     # Instead of epochs, if not 0.
     "num_steps": 0,
@@ -75,7 +80,7 @@ RUN = {
 EVALUATION = {
     # "order" (names) and for each name an attack.
     "attacks": {"order": ()},
-    # The run that transfer attacks are made on, and with which labels: "true" or "predicted".
+    # The run, or runs, that transfer attacks are made on, and with which labels: "true" or "predicted".
     "made_on": "base",
     "transfer_labels": "true",
     # What the transfer numbers are: "faithful" (a paper's protocol) or "sound".

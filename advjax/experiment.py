@@ -109,6 +109,19 @@ class Curve(NamedTuple):
     num_examples: int
 
 
+class Copies(NamedTuple):
+    """Attacked copies of training images, which are learnt beside them."""
+
+    made_on: str
+    """The earlier run that is attacked."""
+    attacks: tuple[NamedAttack, ...]
+    """One copy of every image for each."""
+    label_use: str
+    """What the attacks take for the labels: "true" or "predicted"."""
+    format: str
+    """"float32", or "uint8" for images rounded as by ``adversarial_sets.quantized``."""
+
+
 class Run(NamedTuple):
     """One model trained by one method."""
 
@@ -117,6 +130,10 @@ class Run(NamedTuple):
     start: str | None
     """The run whose variables this one starts from (or patches)."""
     train_fraction: float
+    copies: Copies | None
+    """What is learnt beside the training images, None for nothing."""
+    undersample: bool
+    """Whether examples of the larger classes, copies included, are left out until all classes are equally large."""
     method: Callable[[Variables, Mapping[str, nn.Module]], Method]
     """``(untrained variables, models of earlier runs) -> Method``."""
     made_on: str | None
@@ -133,7 +150,8 @@ class Run(NamedTuple):
     @property
     def needs(self) -> tuple[str, ...]:
         """Earlier runs that this one cannot do without."""
-        return tuple(dict.fromkeys([*([self.start] if self.start else []), *self.asks]))
+        start, copies = [self.start] if self.start else [], [self.copies.made_on] if self.copies else []
+        return tuple(dict.fromkeys([*start, *copies, *self.asks]))
 
 
 class Data(NamedTuple):
@@ -149,8 +167,8 @@ class EvaluationPlan(NamedTuple):
     """What is measured on the test images."""
 
     attacks: tuple[NamedAttack, ...]
-    made_on: str
-    """The run that the transfer attacks are made on."""
+    made_on: tuple[str, ...]
+    """The runs that the transfer attacks are made on, the base first."""
     transfer_labels: str
     """"true" or "predicted"."""
     protocol: str

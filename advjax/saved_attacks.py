@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console, Group
 from rich.text import Text
 
+from advjax.data import pixels
 from advjax.evaluation import adversarial_sets, findings, report
 from advjax.evaluation.adversarial_sets import AdversarialSet
 from advjax.evaluation.card import cell_text, model_name
 from advjax.evaluation.environment import describe_environment
-from advjax.evaluation.evaluate import pixels
 from advjax.evaluation.outcomes import ADAPTIVE, OBLIVIOUS, TRANSFER, Outcome
 from advjax.evaluation.table import threat_name
 from advjax.evaluation.terminal import plain_table

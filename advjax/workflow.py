@@ -1,6 +1,7 @@
 """Training the runs of an experiment in a folder, and restoring them.
 
 <workdir>/config.json              the experiment
+<workdir>/copies/                  attacked copies of training images, see `advjax.attacked_copies`
 <workdir>/<run>/                   run.json, checkpoints/, metrics.jsonl, TensorBoard events
 """
 
@@ -14,7 +15,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from advjax import checkpoint
+from advjax import checkpoint, data
+from advjax.attacked_copies import with_copies
+from advjax.data import Dataset, Source
 from advjax.evaluation.deployment import undefended
 from advjax.evaluation.evaluate import attacker, predictor
 from advjax.evaluation.files import write_atomically
@@ -85,7 +88,7 @@ def _train_run(
     stop_requested: Callable[[], bool],
 ) -> None:
     models = {earlier.name: earlier.model for earlier in experiment.runs if earlier.name in done}
-    dataset = training_subset(experiment.data, run.train_fraction, experiment.seed)
+    dataset = _training_data(run, experiment, models, done, workdir, devices, stop_requested)
     variables = _untrained(run, experiment, done)
     fit(
         run.name,
@@ -101,6 +104,35 @@ def _train_run(
         notify=notify,
         stop_requested=stop_requested,
     )
+
+
+def _training_data(
+    run: Run,
+    experiment: Experiment,
+    models: Mapping[str, nn.Module],
+    done: Mapping[str, Variables],
+    workdir: str,
+    devices: Devices,
+    stop_requested: Callable[[], bool],
+) -> Dataset | Source:
+    """What the run learns from: its share of the training images, attacked copies of them, and balanced classes."""
+    dataset = training_subset(experiment.data, run.train_fraction, experiment.seed)
+    if run.copies:
+        made_on = run.copies.made_on
+        dataset = with_copies(
+            dataset,
+            run.copies,
+            models[made_on],
+            done[made_on],
+            workdir=workdir,
+            seed=experiment.seed,
+            batch_size=experiment.evaluation.batch_size,
+            devices=devices,
+            stop_requested=stop_requested,
+        )
+    if run.undersample:
+        dataset = dataset.take(data.undersample(dataset.labels, seed=experiment.seed, name=dataset.name))
+    return dataset
 
 
 def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) -> Variables:

@@ -11,8 +11,8 @@ from test_workflow import devices
 
 from advjax import assessment, attacks, defaults, main, names, saved_attacks, wiring, workflow
 from advjax.attacks.combine import restarts
+from advjax.data import pixels
 from advjax.evaluation import adversarial_sets, report
-from advjax.evaluation.evaluate import pixels
 from advjax.evaluation.outcomes import read_outcomes
 from advjax.preemption import PreemptedError
 from advjax.presets import with_preset

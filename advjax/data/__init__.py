@@ -1,6 +1,6 @@
 """Data sets, their splits, and the order in which they are visited."""
 
-from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load, open_source
+from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load, open_source, pixels
 from advjax.data.index_file import read_index, write_index
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
 from advjax.data.sampling import concatenate, undersample
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "nested_subset",
     "open_source",
+    "pixels",
     "read_all",
     "read_index",
     "steps_per_epoch",

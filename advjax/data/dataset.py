@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -83,7 +82,7 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
     Raises:
       UserError: for an unknown data set or split, and for data that are neither there nor to be had.
     """
-    from advjax.data import digits, image_folder, images, tfds_source  # They build Datasets, so import this module.
+    from advjax.data import digits, image_folder, images, sampling, tfds_source  # These import this module.
 
     def one(part: str) -> Dataset:
         if name == "digits":
@@ -95,7 +94,8 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
             return image_folder.load_folder(_needed(directory), part, image_size=image_size)
         return tfds_source.load_tfds(name, part, directory=directory, image_size=image_size)
 
-    return check(_joined([one(part) for part in _parts(split, image_size)]))
+    datasets = [one(part) for part in _parts(split, image_size)]
+    return check(datasets[0] if len(datasets) == 1 else sampling.concatenate(datasets))
 
 
 def open_source(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> "Source":
@@ -164,6 +164,15 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def pixels(images: np.ndarray) -> np.ndarray:
+    """8-bit images as float32 in [0, 1]; float images as they are.
+
+    On the host, with IEEE division: compiled code may multiply by 1/255 instead, or never round the quotient at all,
+    and a perturbation has to be measured from the very same pixels that it was added to.
+    """
+    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
+
+
 def _needed(directory: str | os.PathLike | None) -> str | os.PathLike:
     if not directory:
         raise UserError(
@@ -179,21 +188,3 @@ def _parts(split: str, image_size: int) -> list[str]:
     if len(set(parts)) < len(parts):
         raise UserError(f"split {split!r} names a split twice; name each once")
     return parts
-
-
-def _joined(datasets: Sequence[Dataset]) -> Dataset:
-    if len(datasets) == 1:
-        return datasets[0]
-    from advjax.data.source import differ_in_size
-
-    first = datasets[0]
-    if other := next((dataset for dataset in datasets if dataset.image_shape != first.image_shape), None):
-        raise differ_in_size(first.name, first.image_shape, other.image_shape)
-    groups = [dataset.groups for dataset in datasets if dataset.groups is not None]
-    labels = np.concatenate([dataset.labels for dataset in datasets])
-    return first._replace(
-        images=np.concatenate([dataset.images for dataset in datasets]),
-        labels=labels,
-        index=np.arange(len(labels), dtype=np.int32),
-        groups=np.concatenate(groups) if len(groups) == len(datasets) else None,
-    )

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from advjax.data.dataset import Dataset
+from advjax.data.dataset import Dataset, pixels
 from advjax.data.order import seeded_permutation
+from advjax.data.source import differ_in_size
 from advjax.types import UserError
 
 
@@ -45,14 +46,15 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
         raise UserError("nothing to concatenate: give one data set or more")
     first = datasets[0]
     for other in datasets[1:]:
-        for what, own, others in (
-            ("images of shape", first.images.shape[1:], other.images.shape[1:]),
-            ("classes", first.class_names, other.class_names),
-        ):
-            if own != others:
-                raise UserError(f"cannot concatenate {first.name} and {other.name}: {what} {own} and {others}")
+        if other.image_shape != first.image_shape:
+            raise differ_in_size(first.name, first.image_shape, other.image_shape)
+        if other.class_names != first.class_names:
+            raise UserError(
+                f"cannot concatenate {first.name} and {other.name}: "
+                f"their classes are {first.class_names} and {other.class_names}"
+            )
     are_bytes = all(dataset.images.dtype == np.uint8 for dataset in datasets)
-    images = [dataset.images if are_bytes else _as_float(dataset.images) for dataset in datasets]
+    images = [dataset.images if are_bytes else pixels(dataset.images) for dataset in datasets]
     labels = np.concatenate([dataset.labels for dataset in datasets])
     groups = [dataset.groups for dataset in datasets]
     known = [group for group in groups if group is not None]
@@ -62,7 +64,3 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
         index=np.arange(len(labels), dtype=np.int32),
         groups=np.concatenate(known) if len(known) == len(groups) else None,
     )
-
-
-def _as_float(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from advjax.attacks import ThreatModel
-from advjax.data import Dataset
+from advjax.data import Dataset, pixels
 from advjax.data.dataset import fingerprint
-from advjax.evaluation.evaluate import pixels
 from advjax.evaluation.files import plain, write_atomically
 from advjax.types import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from advjax import sharding
 from advjax.attacks import Progress, Stage, ThreatModel, in_precision, run_stages
-from advjax.data import Dataset, eval_batches
+from advjax.data import Dataset, eval_batches, pixels
 from advjax.evaluation.deployment import Deployed
 from advjax.evaluation.interruption import Adversarial, Done, Interruption
 from advjax.metrics import progress
@@ -168,15 +168,6 @@ def curve_runner(
         return np.concatenate(found) == dataset.labels
 
     return run
-
-
-def pixels(images: np.ndarray) -> np.ndarray:
-    """8-bit images as float32 in [0, 1]; float images as they are.
-
-    On the host, with IEEE division: compiled code may multiply by 1/255 instead, or never round the quotient at all,
-    and a perturbation has to be measured from the very same pixels that it was added to.
-    """
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
 class _RoundBars:

@@ -21,8 +21,9 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         build_attack(name, _described(spec["attacks"], name), f"evaluation.attacks.{name}")
         for name in spec["attacks"]["order"]
     )
-    if spec["made_on"] not in runs:
-        raise UserError(f"evaluation.made_on: no run is named {spec['made_on']!r}; runs are {', '.join(runs)}")
+    made_on = (spec["made_on"],) if isinstance(spec["made_on"], str) else tuple(dict.fromkeys(spec["made_on"]))
+    if unknown := [name for name in made_on or ("",) if name not in runs]:
+        raise UserError(f"evaluation.made_on: no run is named {unknown[0]!r}; runs are {', '.join(runs)}")
     if spec["pictured"] and spec["pictured"] not in spec["attacks"]["order"]:
         names = ", ".join(spec["attacks"]["order"])
         raise UserError(f"evaluation.pictured: {spec['pictured']!r} is none of the attacks {names}")
@@ -37,7 +38,7 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         )
     return EvaluationPlan(
         named,
-        spec["made_on"],
+        made_on,
         known_label_use(spec["transfer_labels"], "evaluation.transfer_labels"),
         spec["protocol"],
         spec["num_examples"],

@@ -6,13 +6,14 @@ from typing import Any
 import flax.linen as nn
 
 from advjax import data
-from advjax.experiment import Data, Run
+from advjax.evaluation.adversarial_sets import FORMATS
+from advjax.experiment import Copies, Data, Run
 from advjax.names import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
 from advjax.training.loop import Plan
 from advjax.types import UserError
 from advjax.wiring.attack import build_attack, known_label_use
 from advjax.wiring.method import build_method
-from advjax.wiring.splits import training_subset
+from advjax.wiring.splits import num_training_examples, training_subset
 
 
 def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
@@ -27,7 +28,8 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
     made_on = attack_spec.pop("made_on", "self") if attack_spec else None
     twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
     asks = tuple(dict.fromkeys(other for other in (made_on, *twin_labels) if other not in (None, "self")))
-    for other in (start, made_on, *asks):
+    copies = _copies(spec["copies"], f"{where}.copies")
+    for other in (start, made_on, *asks, copies and copies.made_on):
         if other not in (None, "self", *earlier):
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
     attack = None
@@ -39,21 +41,26 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         attack = built.for_transfer(known_label_use(label_use, f"{where}.attack"))
     model = _model(spec["model"], where, loaded.train.num_classes, earlier)
     fraction = number(spec["train_fraction"])
-    num_train = len(training_subset(loaded, fraction, config["seed"]).labels)
+    num_train = num_training_examples(
+        training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
+    )
     plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
     steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
+    needed = dict.fromkeys([start, *asks, copies and copies.made_on])
     summary = {
         "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
         "data_set": loaded.train.name,
         "seed": config["seed"],
         "run": spec,
-        "needs": {other: earlier[other].spec for other in (start, *asks) if other is not None},
+        "needs": {other: earlier[other].spec for other in needed if other is not None},
     }
     return Run(
         name=name,
         model=model,
         start=start,
         train_fraction=fraction,
+        copies=copies,
+        undersample=bool(spec["undersample"]),
         method=lambda variables, models: build_method(
             spec, where, model, plan, steps_per_epoch, attack, made_on, asks, variables, models
         ),
@@ -73,6 +80,22 @@ def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mappi
     if spec.get("name") in PATCHES:
         raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
     return build(MODELS, {"num_classes": num_classes, **spec}, where)
+
+
+def _copies(spec: Mapping[str, Any], where: str) -> Copies | None:
+    if not spec["order"]:
+        return None
+    if spec["format"] not in FORMATS:
+        raise UserError(f"{where}: format must be {' or '.join(map(repr, FORMATS))}, got {spec['format']!r}")
+    attacks = []
+    for name in spec["order"]:
+        if name not in spec:
+            raise UserError(f"{where}: {name!r} is in the order but not described")
+        attack = build_attack(name, spec[name], f"{where}.{name}")
+        if attack.stages is not None:
+            raise UserError(f"{where}.{name}: {spec[name]['name']} is for evaluation only")
+        attacks.append(attack)
+    return Copies(spec["made_on"], tuple(attacks), known_label_use(spec["labels"], where), spec["format"])
 
 
 def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_workers: int) -> Plan:

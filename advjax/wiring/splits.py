@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from advjax import data
 from advjax.data import Dataset, Source
-from advjax.experiment import Data
+from advjax.experiment import Copies, Data
 from advjax.names import number
 from advjax.types import UserError
 
@@ -47,3 +49,9 @@ def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Sourc
     """The share of the training split that a run sees; smaller shares are parts of larger ones."""
     train = loaded.train
     return train.take(data.nested_subset(train.labels, fraction=fraction, seed=seed, name=train.name))
+
+
+def num_training_examples(subset: Dataset | Source, copies: Copies | None, undersample: bool, seed: int) -> int:
+    """How many examples a run learns from: its share of the training split with the copies, and undersampled."""
+    labels = np.tile(subset.labels, 1 + (len(copies.attacks) if copies else 0))
+    return len(data.undersample(labels, seed=seed, name=subset.name)) if undersample else len(labels)

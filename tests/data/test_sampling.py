@@ -58,7 +58,7 @@ def test_bytes_and_floats_become_floats():
     "others, message",
     [
         ([], "nothing to concatenate"),
-        ([make_dataset(), make_dataset(size=3)], "images of shape"),
+        ([make_dataset(), make_dataset(size=3)], "differ in size"),
         ([make_dataset(), make_dataset(classes=("b", "a"))], "classes"),
     ],
 )

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.data import Dataset
+from advjax.data import Dataset, pixels
 from advjax.evaluation import adversarial_sets
 from advjax.evaluation.adversarial_sets import AdversarialSet, allowed, distances, quantized
-from advjax.evaluation.evaluate import pixels
 from advjax.types import UserError
 
 RNG = np.random.default_rng(0)
