@@ -19,6 +19,7 @@ import numpy as np
 from jax.tree_util import KeyPath, keystr
 
 from advjax.models.blocks import Classifier
+from advjax.models.flattening import torch_positions
 from advjax.models.lenet import Net62k
 from advjax.models.preact_resnet import PreActResNet18
 from advjax.models.resnet import ResNet18
@@ -62,18 +63,13 @@ def load_torch(
     """
     weights = _stripped(source if isinstance(source, Mapping) else _read(os.fspath(source)))
     names = names or _names_of(model)
-    features: dict[str, tuple[int, ...]] = {}
-
-    def between(name: str, value: jax.Array) -> jax.Array:
-        features[name] = value.shape[1:]
-        return value
-
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    expected = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, between=between), images)
-    before = dict(zip(features, [tuple(image_shape), *features.values()][:-1], strict=True))
+    expected = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
+    positions = torch_positions(model.apply, expected, images)
+    numbers = jax.tree.unflatten(jax.tree.structure(expected), range(len(jax.tree.leaves(expected))))
     used = set()
 
-    def leaf(path: KeyPath, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(path: KeyPath, wanted: jax.ShapeDtypeStruct, number: int) -> jax.Array:
         _, *layers, kind = keystr(path, simple=True, separator="/").split("/")
         layers[0] = layers[0].removeprefix("block_")
         candidates = [f"{name}.{_LEAVES[kind]}" for name in names("/".join(layers))]
@@ -87,9 +83,9 @@ def load_torch(
                 f"{found[0]} has shape {value.shape}, but this {_name(model)} has {shape} "
                 f"for images of shape {tuple(image_shape)}"
             )
-        return jnp.asarray(_converted(value, before[layers[0]]), wanted.dtype)
+        return jnp.asarray(_converted(value, positions.get(number)), wanted.dtype)
 
-    variables = dict(jax.tree.map_with_path(leaf, expected))
+    variables = dict(jax.tree.map_with_path(leaf, expected, numbers))
     if unused := [name for name in weights if name not in used]:
         raise UserError(f"{unused[0]} is in the weights but not in this {_name(model)}; remove it if it is of no use")
     return Variables(variables.pop("params"), variables)
@@ -100,14 +96,11 @@ def _torch_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return (*reversed(shape[-2:]), *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
-def _converted(value: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
-    """Our order of the array of a layer whose block gets ``features``, which a linear layer may take flattened."""
+def _converted(value: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    """Our order of a layer's array; ``positions`` of its inputs in PyTorch, if they are flattened features."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
-    if value.ndim == 2 and value.shape[1] == np.prod(features) and len(features) == 3:
-        height, width, channels = features
-        value = value.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(value.shape)
-    return value.T
+    return value.T if positions is None else value[:, positions].T
 
 
 # --- the names of each family ----------------------------------------------------------------------------------------
