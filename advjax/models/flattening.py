@@ -43,8 +43,7 @@ def _follow(jaxpr: core.Jaxpr, origins: Sequence[Origin], found: dict[int, np.nd
     def origin(value: Any) -> Origin:
         return None if isinstance(value, core.Literal) else known.get(value)
 
-    equations: Sequence[Any] = jaxpr.eqns
-    for equation in equations:
+    for equation in jaxpr.eqns:
         operands = [origin(value) for value in equation.invars]
         inner = _called(equation)
         if inner is not None:
@@ -52,7 +51,7 @@ def _follow(jaxpr: core.Jaxpr, origins: Sequence[Origin], found: dict[int, np.nd
         else:
             if equation.primitive.name == "dot_general":
                 _note(equation, operands, found)
-            results = [_result(equation, operands, value.aval.shape) for value in equation.outvars]
+            results = [_result(equation, operands, value) for value in equation.outvars]
         known.update(zip(equation.outvars, results, strict=True))
     return [origin(value) for value in jaxpr.outvars]
 
@@ -73,8 +72,8 @@ def _note(equation: Any, operands: Sequence[Origin], found: dict[int, np.ndarray
         found[kernel] = features[0]
 
 
-def _result(equation: Any, operands: Sequence[Origin], shape: tuple[int, ...]) -> Origin:
-    name = equation.primitive.name
+def _result(equation: Any, operands: Sequence[Origin], result: Any) -> Origin:
+    name, shape = equation.primitive.name, result.aval.shape
     if name in ("reshape", "transpose"):
         positions = operands[0]
         if positions is None and len(equation.invars[0].aval.shape) == 4:
