@@ -4,6 +4,7 @@ Kou et al. 2020, "Enhancing transformation-based defenses against adversarial at
 its layer is the distribution regression network of Kou, Lee & Ng 2019.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from advjax.models.blocks import Classifier
 from advjax.types import Array, Key
 
-_SMALLEST, _LARGEST = 1e-15, 1e15
+_SMALLEST, _LARGEST = math.log(1e-15), math.log(1e15)
 
 
 def resize_and_pad(image: Array, rng: Key, smallest: int, largest: int) -> Array:
@@ -53,8 +54,12 @@ class DistributionLayer(nn.Module):
     features: int
     num_bins: int
 
-    @nn.compact
     def __call__(self, distributions: Array) -> Array:
+        return jax.nn.softmax(self.energies(distributions))
+
+    @nn.compact
+    def energies(self, distributions: Array) -> Array:
+        """The logarithms of the results, up to a constant for each node."""
         nodes, bins = distributions.shape
         weights = self.param("weights", _uniform(-0.1, 0.1), (self.features, nodes))
         square, straight = (
@@ -63,9 +68,13 @@ class DistributionLayer(nn.Module):
         centers = [self.param(f"{name}_center", _uniform(0, 1), (self.features, 1)) for name in ("square", "straight")]
         lower, upper = jnp.arange(bins) / bins, jnp.arange(self.num_bins) / self.num_bins
         apart = (lower[:, None] - upper) ** 2
-        sums = jnp.einsum("is,kist->kit", distributions, jnp.exp(-weights[:, :, None, None] * apart))
+        exponents = -weights[:, :, None, None] * apart
+        # Of large weights the exponentials overflow, so the largest one comes out of the sum.
+        largest = jax.lax.stop_gradient(jnp.max(exponents, axis=2))
+        sums = jnp.einsum("is,kist->kit", distributions, jnp.exp(exponents - largest[:, :, None]))
+        logs = jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + largest
         energy = -square * (upper - centers[0]) ** 2 - straight * jnp.abs(upper - centers[1])
-        return jax.nn.softmax(energy + jnp.sum(jnp.log(jnp.clip(sums, _SMALLEST, _LARGEST)), axis=1))
+        return energy + jnp.sum(jnp.clip(logs, _SMALLEST, _LARGEST), axis=1)
 
 
 class DistributionRegression(nn.Module):
@@ -104,8 +113,9 @@ class DistributionRegression(nn.Module):
         probabilities = jax.nn.softmax(logits).reshape(*copies.shape[:2], num_classes)
         hidden = DistributionLayer(num_classes, 10, name="drn_hidden")
         output = DistributionLayer(num_classes, 2, name="drn_output")
-        found = jax.vmap(lambda p: output(hidden(densities(p))))(probabilities)
-        return jnp.log(found[..., 0]) - jnp.log(found[..., 1])
+        found = jax.vmap(lambda p: output.energies(hidden(densities(p))))(probabilities)
+        # Of the probabilities themselves one may underflow.
+        return found[..., 0] - found[..., 1]
 
 
 def _uniform(low: float, high: float):
