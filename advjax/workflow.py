@@ -153,7 +153,7 @@ def _validation(
 ) -> Callable[[Variables], dict[str, float]]:
     """Accuracy on the validation images: clean and, if the run trains against an attack, under that attack.
 
-    Their mean is the "score" that the best checkpoint is chosen by.
+    Their mean is the "score", which the best checkpoint is chosen by unless the plan says otherwise.
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
     predict = predictor(undefended(run.model), devices, batch_size)

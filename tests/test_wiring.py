@@ -59,6 +59,14 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__fixer__attack__labels": "random"}, "run.fixer.attack: labels must be 'true' or 'predicted'"),
         ({"run__fixer__attack__made_on": "x"}, "run.fixer: no earlier run is named 'x'; earlier are base"),
         ({"run__fixer__select": "first"}, "run.fixer: select must be 'best' or 'last', got 'first'"),
+        (
+            {"run__fixer__select_metric": "loss"},
+            "run.fixer: select_metric must be one of 'score', 'accuracy', 'attacked_accuracy', got 'loss'",
+        ),
+        (
+            {"run__base__select_metric": "attacked_accuracy"},
+            "run.base: no attack is made on the validation images; select_metric must be another",
+        ),
         ({"run__fixer__train_fraction": 0.0}, "fraction is 0.0; it must be greater than 0 and at most 1"),
         ({"run__fixer__epochs": 0}, "run.fixer: epochs or num_steps must be at least 1"),
         ({"evaluation__made_on": "x"}, "evaluation.made_on: no run is named 'x'; runs are base, fixer"),

@@ -15,6 +15,9 @@ from advjax.wiring.attack import build_attack, known_label_use
 from advjax.wiring.method import build_method
 from advjax.wiring.splits import num_training_examples, training_subset
 
+SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
+"""Of those that `advjax.workflow` validates, what a checkpoint may be chosen by."""
+
 
 def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
     """The run that a config describes under ``name``, of the data, and perhaps of runs before it.
@@ -44,7 +47,11 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
     num_train = num_training_examples(
         training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
     )
+    # An attack that is for training alone is not made on the validation images.
+    validated = None if spec["attack"] and spec["attack"]["name"] in TRAINING_ATTACKS else attack
     plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    if plan.select_metric == "attacked_accuracy" and validated is None:
+        raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
     needed = dict.fromkeys([start, *asks, copies and copies.made_on])
     summary = {
@@ -66,7 +73,7 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         ),
         made_on=made_on,
         asks=asks,
-        attack=None if spec["attack"] and spec["attack"]["name"] in TRAINING_ATTACKS else attack,
+        attack=validated,
         plan=plan,
         checkpoint=spec["checkpoint"],
         spec=summary,
@@ -105,6 +112,9 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
         raise UserError(f"{where}: epochs or num_steps must be at least 1")
     if spec["select"] not in ("best", "last"):
         raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
+    if spec["select_metric"] not in SELECT_METRICS:
+        known = ", ".join(map(repr, SELECT_METRICS))
+        raise UserError(f"{where}: select_metric must be one of {known}, got {spec['select_metric']!r}")
     every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
     return Plan(
         num_steps,
@@ -113,7 +123,7 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
         every,
         seed,
         spec["select"],
-        "score",
+        spec["select_metric"],
         spec["patience"],
         num_workers,
     )
