@@ -65,6 +65,8 @@ class Deployment(NamedTuple):
     """``model -> variables -> one draw``; variables are ``(those of the model, arrays)``."""
     arrays: Callable[[Dataset], PyTree]
     """``training images -> arrays`` that the defence needs."""
+    check: Callable[[nn.Module, tuple[int, int, int]], None] = lambda model, image_shape: None
+    """``(model, shape of its images)``: raises a UserError where the defence would do nothing, or something else."""
 
 
 def undefended(model: nn.Module) -> Deployed:
