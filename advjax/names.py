@@ -26,7 +26,7 @@ from advjax.models import (
     vgg,
     wide_resnet,
 )
-from advjax.models.blocks import logits_fn, stochastic_logits_fn
+from advjax.models.blocks import is_random, logits_fn, stochastic_logits_fn
 from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
@@ -126,7 +126,14 @@ def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Ca
 
 
 def _random_self_ensemble() -> Deployment:
-    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays)
+    def check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        if not is_random(model, image_shape):
+            raise UserError(
+                f"random_self_ensemble asks a {type(model).__name__} with noise inside, but this one has none: "
+                "give its run's model noise, or take gaussian_smoothing"
+            )
+
+    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays, check)
 
 
 def _gaussian_smoothing(std: float) -> Deployment:
@@ -134,7 +141,11 @@ def _gaussian_smoothing(std: float) -> Deployment:
 
 
 def _random_resize_pad(smallest: int = 26, largest: int = 31) -> Deployment:
-    return Deployment(_around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)), _no_arrays)
+    return Deployment(
+        _around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)),
+        _no_arrays,
+        lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
+    )
 
 
 def _mixup_inference(

@@ -74,6 +74,10 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"evaluation__num_examples": -1}, "evaluation: num_examples must be 0 or more"),
         ({"evaluation__attacks__order": ("cw",)}, "evaluation.attacks: 'cw' is in the order but not described"),
         ({"evaluation__pictured": "cw"}, "evaluation.pictured: 'cw' is none of the attacks fgsm, pgd_50, auto_pgd"),
+        (
+            {"evaluation__defenses": {"order": ("rse",), "rse": {"name": "random_self_ensemble", "run": "base"}}},
+            "evaluation.defenses.rse: random_self_ensemble asks a ResNet9 with noise inside, but this one has none",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(changes, message):

@@ -176,6 +176,18 @@ def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLo
     return lambda images, rng: apply(model, variables, images, rngs={"noise": rng})
 
 
+def is_random(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the logits for images of shape [h, w, c] follow from a key of the stream "noise" as well."""
+
+    def logits(collections: PyTree, images: Array, key: Key) -> Array:
+        return model.apply(collections, images, rngs={"noise": key})  # pyright: ignore[reportReturnType]
+
+    images, key = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.random.key(0)
+    collections = jax.eval_shape(lambda: model.lazy_init(key, images))
+    traced = jax.make_jaxpr(logits)(collections, images, key).jaxpr
+    return any(traced.invars[-1] in equation.invars for equation in traced.eqns)
+
+
 def graft(variables: Variables, base: Variables) -> Variables:
     """Variables of a ``Patched`` model whose base part is replaced by those of a trained classifier."""
 

@@ -1,17 +1,21 @@
 """Defences are pure in their key, keep what they promise, and let gradients through."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import attacks, defenses
+from advjax import attacks, defenses, names
 from advjax.defenses.mixup_inference import _partner
+from advjax.experiment import NamedDefense
 from advjax.models import blocks
 from advjax.models import distribution_regression as drn
+from advjax.models.fixer import with_fixers
 from advjax.models.lenet import Net62k
 from advjax.training.partition import num_params
-from advjax.types import Variables
+from advjax.types import UserError, Variables
 
 COUNT, SIDE, CLASSES = 5, 8, 4
 
@@ -246,3 +250,43 @@ def test_a_defended_model_can_be_attacked_through_its_randomness(linear, images)
 def test_mistakes(linear, pool, make, message):
     with pytest.raises(ValueError, match=message):
         make(linear, pool)
+
+
+@pytest.mark.parametrize(
+    "shape, largest, message",
+    [
+        (
+            (8, 8, 3),
+            9,
+            "^images of 8x8 shrink to sides of 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
+        ),
+        ((8, 6, 3), 6, "^only square images are resized at random, got 8x6: crop or resize them first"),
+    ],
+)
+def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, message):
+    resized = defenses.random_resize_pad(linear, 5, largest)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(resized, jnp.zeros((2, *shape)), jax.random.key(0))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(
+            lambda: blocks.init(drn.DistributionRegression(Net62k(), 3, 5, largest), jax.random.key(0), shape)
+        )
+
+
+@pytest.mark.parametrize(
+    "model, spec, message",
+    [
+        (Net62k(noise=0.2), {"name": "random_self_ensemble"}, None),
+        (drn.DistributionRegression(Net62k()), {"name": "random_self_ensemble"}, None),
+        (with_fixers(Net62k(noise=0.2), ("conv1",)), {"name": "random_self_ensemble"}, None),
+        (Net62k(), {"name": "random_self_ensemble"}, "random_self_ensemble asks a Net62k with noise inside, but this"),
+        (Net62k(), {"name": "random_resize_pad"}, None),
+        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "images of 32x32 shrink to sides of"),
+        (Net62k(), {"name": "gaussian_smoothing", "std": 0.1}, None),
+    ],
+)
+def test_a_defence_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
+    deployment = names.build(names.DEFENSES, spec, "defense")
+    defense = NamedDefense("named", "run", deployment, num_draws=1, num_votes=1, num_samples=1, spec=spec)
+    with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():
+        defense.check(model, (32, 32, 3))
