@@ -54,6 +54,9 @@ RUN = {
     "targets": {"order": ()},
     # The attack of the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
     "attack": None,
+    # The attack that the best checkpoint is chosen by, with the keys of "attack"; None for that of training, or, where
+    # training looks for something else than wrong classes ("most_divergent"), PGD with its norm, epsilon and steps.
+    "validation_attack": None,
     "augmentation": {"order": ()},
     "optimizer": {
         "name": "sgd",
