@@ -189,7 +189,7 @@ def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, 
 
 def test_another_evaluation_of_the_same_runs_is_welcome(finished):
     workdir, _ = finished
-    built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), title="other")
+    built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
     assert [bool(workflow.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
 
 

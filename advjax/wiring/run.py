@@ -29,8 +29,8 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
     training = _placed(spec["attack"], f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
     validation = _placed(_validation_attack(spec), f"{where}.validation_attack", ATTACKS)
     twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
-    attack, made_on = training or (None, None)
-    asks = tuple(dict.fromkeys(other for other in (made_on, *twin_labels) if other not in (None, "self")))
+    networks = (training and training.made_on, *twin_labels)
+    asks = tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
     copies = _copies(spec["copies"], f"{where}.copies")
     needed = tuple(dict.fromkeys((start, *asks, copies and copies.made_on, validation and validation.made_on)))
     for other in needed:
@@ -59,9 +59,7 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         train_fraction=fraction,
         copies=copies,
         undersample=bool(spec["undersample"]),
-        method=lambda variables, models: build_method(
-            spec, where, model, plan, steps_per_epoch, attack, made_on, asks, variables, models
-        ),
+        method=build_method(spec, where, model, plan, steps_per_epoch, training, asks),
         asks=asks,
         validation_attack=validation,
         plan=plan,
@@ -130,6 +128,9 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
     num_steps = spec["num_steps"] or spec["epochs"] * steps
     if num_steps < 1:
         raise UserError(f"{where}: epochs or num_steps must be at least 1")
+    for key, least in (("log_every", 1), ("validate_every_epochs", 1), ("patience", 0)):
+        if spec[key] < least:
+            raise UserError(f"{where}: {key} must be at least {least}, got {spec[key]!r}")
     if spec["select"] not in ("best", "last"):
         raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
     every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
