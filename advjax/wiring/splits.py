@@ -55,7 +55,13 @@ def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed
 
 
 def _in_memory(part: Dataset | Source) -> Dataset:
-    return part if isinstance(part, Dataset) else data.read_all(part)
+    if isinstance(part, Dataset):
+        return part
+    if not len(part.labels):
+        # No validation images: a data set may not be empty, what is left of it here may.
+        nothing = np.empty((0, *part.image_shape), np.uint8)
+        return Dataset(part.name, nothing, part.labels, part.index, part.class_names, part.groups)
+    return data.read_all(part)
 
 
 def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Source:
