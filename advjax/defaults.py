@@ -13,6 +13,7 @@ DATA = {
     "name": "",
     # Where prepared tfds data lie; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     "dir": "",
+    # Images taken from the training split to choose checkpoints by; 0 needs select="last" and patience=0 in every run.
     "num_validation": 0,
     # Side to which images are resized when they are read; 0 to leave them as they are.
     "image_size": 0,
@@ -53,6 +54,9 @@ RUN = {
     "targets": {"order": ()},
     # The attack of the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
     "attack": None,
+    # The attack that the best checkpoint is chosen by, with the keys of "attack"; None for that of training, or, where
+    # training looks for something else than wrong classes ("most_divergent"), PGD with its norm, epsilon and steps.
+    "validation_attack": None,
     "augmentation": {"order": ()},
     "optimizer": {
         "name": "sgd",

@@ -133,6 +133,14 @@ class Copies(NamedTuple):
     """"float32", or "uint8" for images rounded as by ``adversarial_sets.quantized``."""
 
 
+class PlacedAttack(NamedTuple):
+    """An attack, and the network that it is made on."""
+
+    attack: AttackFn
+    made_on: str
+    """"self", or an earlier run."""
+
+
 class Run(NamedTuple):
     """One model trained by one method."""
 
@@ -147,11 +155,10 @@ class Run(NamedTuple):
     """Whether examples of the larger classes, copies included, are left out until all classes are equally large."""
     method: Callable[[Variables, Mapping[str, nn.Module]], Method]
     """``(untrained variables, models of earlier runs) -> Method``."""
-    made_on: str | None
-    """Where the training attack is made: "self", an earlier run, or None without an attack."""
     asks: tuple[str, ...]
     """Earlier runs whose networks training asks."""
-    attack: AttackFn | None
+    validation_attack: PlacedAttack | None
+    """The attack that the best checkpoint is to withstand, None for clean images alone."""
     plan: Plan
     checkpoint: str
     """Folder of a finished run to take instead of training, or ""."""
@@ -162,7 +169,8 @@ class Run(NamedTuple):
     def needs(self) -> tuple[str, ...]:
         """Earlier runs that this one cannot do without."""
         start, copies = [self.start] if self.start else [], [self.copies.made_on] if self.copies else []
-        return tuple(dict.fromkeys([*start, *copies, *self.asks]))
+        placed = self.validation_attack.made_on if self.validation_attack else "self"
+        return tuple(dict.fromkeys([*start, *copies, *self.asks, *([] if placed == "self" else [placed])]))
 
 
 class Data(NamedTuple):

@@ -184,6 +184,45 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
         workflow.train(other, str(tmp_path), devices(), print)
 
 
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"run__base__model__mean": (0.5,)}, r"run.model.mean is None there, \[0.5\] here"),
+        ({"run__base__checkpoint": "base", "run__base__model__mean": (0.5,)}, "run.model.mean is None there"),
+        ({"run__fixer__model__delta": 2.0}, "run.model.delta is 1.0 there, 2.0 here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"data__num_validation": 30}, "data.num_validation is 20 there, 30 here"),
+        ({"run__base__checkpoint": "base", "data__fractions": (0.8, 0.1, 0.1)}, "data.fractions is"),
+    ],
+)
+def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, changes, key):
+    workdir, _ = finished
+    if "run__base__checkpoint" in changes:
+        changes = changes | {"run__base__checkpoint": f"{workdir}/base"}
+    if "data__fractions" in changes:
+        changes = changes | {"data__num_validation": 0}
+    built = small(**changes)
+    with pytest.raises(UserError, match=key) as caught:
+        for run in built.runs:
+            workflow.restore(run, workdir, built.image_shape, print)
+    assert "\n" not in str(caught.value) and "holds a run of another configuration" in str(caught.value)
+
+
+def test_another_evaluation_of_the_same_runs_is_welcome(finished):
+    workdir, _ = finished
+    built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
+    assert [bool(workflow.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
+
+
+def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_path):
+    run = small().runs[0]
+    old = json.loads(json.dumps(run.spec))
+    del old["run"]["copies"], old["run"]["validation_attack"], old["data"]["stream"]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "run.json").write_text(json.dumps(old))
+    workflow._claim(run, str(tmp_path))
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
         assessment.evaluate(small(), str(tmp_path), devices(), print)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from advjax.attacks import asking
 from advjax.attacks.asking import Expectation
-from advjax.attacks.base import keys_per_image, varying_like
+from advjax.attacks.base import CLEAN, keys_per_image, model_keys, varying_like
 from advjax.attacks.losses import Aim, next_likely_class
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
@@ -122,9 +122,10 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
     """
 
     def predicted(
-        logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None
+        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
     ) -> AttackResult:
-        predictions = jnp.argmax(logits_fn(images), axis=-1)
+        rngs = model_keys(keys_per_image(rng, len(images)), CLEAN)
+        predictions = jnp.argmax(asking.evaluate(logits_fn, images, rngs), axis=-1)
         return attack(logits_fn, images, predictions, rng, start)
 
     return predicted

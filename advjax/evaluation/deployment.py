@@ -12,7 +12,7 @@ import numpy as np
 from advjax.attacks import Expectation, expectation
 from advjax.attacks.asking import evaluate
 from advjax.data import Dataset
-from advjax.models.blocks import logits_fn
+from advjax.models.blocks import is_stochastic, logits_fn, stochastic_logits_fn
 from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 
@@ -72,6 +72,16 @@ class Deployment(NamedTuple):
 def undefended(model: nn.Module) -> Deployed:
     """The model by itself; its variables are those of ``models.blocks``."""
     return Deployed(lambda variables: logits_fn(model, variables))
+
+
+def one_draw(model: nn.Module, variables: Variables, image_shape: tuple[int, int, int]) -> Deployed:
+    """The model by itself, a random one with its noise on: one draw is a prediction, and answers an attack's question.
+
+    Of ``variables`` only shapes and types count.
+    """
+    if not is_stochastic(model, variables, image_shape):
+        return undefended(model)
+    return Deployed(lambda variables: stochastic_logits_fn(model, variables), num_draws=1, num_samples=1)
 
 
 def model_hash(variables: Variables) -> str:

@@ -176,16 +176,16 @@ def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLo
     return lambda images, rng: apply(model, variables, images, rngs={"noise": rng})
 
 
-def is_random(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the logits for images of shape [h, w, c] follow from a key of the stream "noise" as well."""
+def is_stochastic(model: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> bool:
+    """Whether a key for the stream "noise" can make a difference to the model's logits; nothing is computed.
 
-    def logits(collections: PyTree, images: Array, key: Key) -> Array:
-        return model.apply(collections, images, rngs={"noise": key})  # pyright: ignore[reportReturnType]
-
-    images, key = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.random.key(0)
-    collections = jax.eval_shape(lambda: model.lazy_init(key, images))
-    traced = jax.make_jaxpr(logits)(collections, images, key).jaxpr
-    return any(traced.invars[-1] in equation.invars for equation in traced.eqns)
+    Only shapes and types of ``variables`` count, so traced ones and ``jax.ShapeDtypeStruct`` will do.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    program = jax.make_jaxpr(lambda *args: stochastic_logits_fn(model, args[0])(*args[1:]))
+    traced = program(shapes, images, jax.eval_shape(lambda: jax.random.key(0))).jaxpr
+    return any(traced.invars[-1] is used for equation in traced.eqns for used in equation.invars)
 
 
 def graft(variables: Variables, base: Variables) -> Variables:

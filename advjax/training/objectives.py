@@ -73,8 +73,10 @@ def fixers(
         the root of their number.
 
     Raises:
-      ValueError: another value for ``target`` or ``norm``.
+      ValueError: another value for ``target`` or ``norm``, or a model that nothing was put into.
     """
+    if not isinstance(model, Patched):
+        raise ValueError("fixers needs a patched model, such as 'fixers' with a 'base'")
     if target not in ("natural", "printed"):
         raise ValueError(f"target must be 'natural' or 'printed', got {target!r}")
     if norm not in ("rms", "l2"):
