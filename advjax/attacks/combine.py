@@ -153,7 +153,7 @@ def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
 
 def _nothing_yet(images: Array, logits: Array) -> AttackResult:
     none = jnp.zeros(len(images), jnp.int32)
-    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none)
+    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none, none > 0)
 
 
 def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
@@ -162,4 +162,5 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
     def select(old, new):
         return jnp.where(better.reshape(better.shape + (1,) * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(select, kept, new)._replace(steps=kept.steps + new.steps)
+    chosen = jax.tree.map(select, kept, new)
+    return chosen._replace(steps=kept.steps + new.steps, nonfinite=kept.nonfinite | new.nonfinite)

@@ -40,6 +40,8 @@ class Verdicts(NamedTuple):
     """int32 [n]: steps of all attacks on the image."""
     refused: np.ndarray
     """int32 [n]: successes that an attack claimed and the verification refused; those of a search in low precision."""
+    nonfinite: np.ndarray
+    """bool [n]: gradients were NaN or infinite in some attack on the image (``AttackResult.nonfinite``)."""
 
     def robust_after(self, stage: int) -> np.ndarray:
         """bool [n]: still classified correctly after the given stage; -1 means before the first one."""
@@ -84,6 +86,8 @@ def run_stages(
     forward pass, always in batches of ``batch_size``, and inside the threat model.  Keys are folded from (seed, index,
     stage, round): neither batches nor devices nor an interruption change what happens to an image.
 
+    There is a warning at the end if images stay robust on which gradients were NaN or infinite.
+
     Args:
       stages: e.g. ``auto_attack_stages(threat_model)``.
       threat_model: what is allowed.
@@ -116,7 +120,9 @@ def run_stages(
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
     runner = _Runner(threat_model, logits_fn, variables, batch_size, search_fn)
-    return _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
+    found = _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
+    checks.warn_of_nonfinite(found.nonfinite[found.broken_by == ROBUST], "robust images")
+    return found
 
 
 def _run(runner, stages, images, labels, index, seed, progress, state_file) -> Verdicts:
@@ -167,7 +173,7 @@ class _State(NamedTuple):
 def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
     none = np.zeros(len(images), np.int32)
     broken_by = np.where(wrong, CLEAN, ROBUST).astype(np.int32)
-    found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy())
+    found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy(), none > 0)
     return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
 
 
@@ -214,12 +220,13 @@ class _Runner:
         attack = functools.partial(_attack, stage)
         run = self._parallel(("attack", stage_number), attack, (False, True, True, True), self.search_fn)
         arguments, count = self._padded(images[rows], labels[rows], keys)
-        adversarial, steps, claimed = jax.device_get(run(self.variables, np.int32(number), *arguments))
+        adversarial, steps, claimed, nonfinite = jax.device_get(run(self.variables, np.int32(number), *arguments))
         adversarial = adversarial[:count]
         logits, allowed, distance = self._verify(images[rows], adversarial, keys)
         broken = (np.argmax(logits, axis=-1) != labels[rows]) & allowed
         found.steps[rows] += steps[:count]
         found.refused[rows] += claimed[:count] & ~broken
+        found.nonfinite[rows] |= nonfinite[:count]
         found.broken_by[rows[broken]] = stage_number
         found.images[rows[broken]] = adversarial[broken]
         found.distance[rows[broken]] = distance[broken]
@@ -251,7 +258,7 @@ class _Runner:
 
 def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
     result = stage.attack(number)(logits_fn, images, labels, keys)
-    return result.images, result.steps, result.success
+    return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
 
 
 def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial: Array, keys: Key):
