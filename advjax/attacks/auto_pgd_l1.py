@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.asking import Expectation
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
 from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import Aim, AimedLoss, Loss
@@ -158,7 +159,9 @@ def auto_pgd_l1_large_epsilon(
     )
     last = dataclasses.replace(last, stop_on_success=stop_on_success)
 
-    def attack(logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None) -> AttackResult:
+    def attack(
+        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+    ) -> AttackResult:
         nonfinite = jnp.zeros(len(images), bool)
         for part, next_ball in zip(wider, balls[1:], strict=True):
             found = part(logits_fn, images, labels, rng, start)

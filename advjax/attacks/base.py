@@ -21,8 +21,8 @@ from advjax.attacks.asking import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
-CLEAN, VERDICT = 2**32 - 1, 2**32 - 2
-"""Numbers of the questions that are asked before and after the steps, to a model that answers at random."""
+BEFORE, AFTER, PREDICTION = 2**32 - 1, 2**32 - 2, 2**32 - 3
+"""Numbers of the questions to a model that answers at random: before and after the steps, and for labels to attack."""
 
 
 class Problem(NamedTuple):
@@ -120,7 +120,7 @@ class Attack:
     def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
         checks.check_inputs(images, labels, self.threat_model.bounds)
         rngs = keys_per_image(rng, len(images))
-        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, CLEAN))
+        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
         checks.check_logits(clean_logits, images, labels)
         labels = jnp.asarray(labels, jnp.int32)
         if start is not None:
@@ -213,7 +213,7 @@ class Attack:
         return (jnp.argmax(logits, axis=-1) == labels) == self.targeted
 
     def _result(self, logits_fn, problems, adversarial, steps, nonfinite) -> AttackResult:
-        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, VERDICT))
+        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
         success = self._fooled(logits, problems.label) & allowed

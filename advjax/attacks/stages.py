@@ -16,7 +16,7 @@ import numpy as np
 
 from advjax.attacks import asking, checks
 from advjax.attacks.asking import Expectation
-from advjax.attacks.base import VERDICT, model_keys
+from advjax.attacks.base import AFTER, model_keys
 from advjax.attacks.combine import Stage, fold_in
 from advjax.attacks.state_file import StateFile
 from advjax.attacks.threat_model import ThreatModel
@@ -262,7 +262,7 @@ def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: 
 
 
 def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial: Array, keys: Key):
-    logits = asking.evaluate(logits_fn, adversarial, model_keys(keys, VERDICT))
+    logits = asking.evaluate(logits_fn, adversarial, model_keys(keys, AFTER))
     allowed = jax.vmap(threat_model.contains)(images, adversarial)
     distance = jax.vmap(threat_model.distance)(images, adversarial)
     return logits, allowed, distance.astype(jnp.float32)
