@@ -22,7 +22,7 @@ from advjax.attacks.state_file import StateFile
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, Key, LogitsFn
 
-_IDENTITY = "images, labels, index, predictions, stages, epsilon, seed or batch size"
+_IDENTITY = "images, labels, index, predictions, stages, threat model, seed, batch size or version of JAX"
 ROBUST, CLEAN = -1, -2
 """Values of ``broken_by`` for images that no stage broke, and for those that are misclassified as they are."""
 
@@ -102,10 +102,13 @@ def run_stages(
       seed: of all randomness.
       batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
       progress: called after each batch; what it raises ends the run, with its state saved.
-      state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.
+      state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.  It knows
+        every stage by the program that it compiles to for a model of its own, parameters and all; of ``logits_fn``
+        only the predictions on ``images``.
 
     Raises:
-      UserError: the state file belongs to another run (other images, labels, predictions, stages, seed, batch size).
+      UserError: the state file belongs to another run (other images, labels, predictions, stages, threat model, seed,
+        batch size, or another version of JAX).
       ValueError: shapes, dtypes or values make no sense.
     """
     checks.check_inputs(images, labels, threat_model.bounds)
@@ -130,7 +133,9 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
     predictions, num_classes = runner.predict(images, labels, rngs)
     names = [stage.name for stage in stages]
     is_searched = runner.search_fn is not runner.logits_fn
-    facts = [names, seed, runner.sizes, runner.threat_model.epsilon, is_searched]
+    facts = [names, seed, runner.sizes, is_searched, *_threat(runner.threat_model)]
+    if state_file.path is not None:
+        facts += [_program(stage, images.shape[1:], num_classes) for stage in stages]
     identity = _digest(images, labels, index, predictions, *facts)
     state = _from_arrays(state_file.load(identity)) or _first_state(images, predictions != labels)
     found = state.found
@@ -286,6 +291,27 @@ def _image_keys(rng: Key, index: Array) -> Key:
 def _round_keys(rngs: np.ndarray, stage: int, number: int) -> Key:
     """The keys that ``worst_of(*all_rounds(stages))`` would use."""
     return fold_in(fold_in(jax.random.wrap_key_data(jnp.asarray(rngs)), stage), number)
+
+
+def _threat(threat_model: ThreatModel) -> tuple[Any, ...]:
+    """What is allowed, as plain data."""
+    return threat_model.norm.name, float(threat_model.epsilon), tuple(map(float, threat_model.bounds))
+
+
+def _program(stage: Stage, image_shape: tuple[int, ...], num_classes: int) -> tuple[int, str]:
+    """What a stage does: how often, and the program that it makes of a small model.
+
+    A stage is a closure, which hides its parameters; they all are in the program.  Nothing is compiled for this.
+    """
+
+    def logits_fn(images: Array) -> Array:
+        return jnp.tensordot(images.reshape(len(images), -1).mean(axis=1), jnp.arange(float(num_classes)), axes=0)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    label, number = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    attack = jax.jit(lambda number, *arguments: _attack(stage, logits_fn, number, *arguments))
+    return stage.num_rounds(num_classes), attack.lower(number, image, label, keys).as_text()
 
 
 def _digest(*parts: Any) -> str:
