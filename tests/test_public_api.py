@@ -66,7 +66,7 @@ def config_keys() -> list[str]:
 
 
 def defined_in_types() -> list[str]:
-    imported = {"Callable", "Any", "NamedTuple", "TypeAlias", "jax"}
+    imported = {"Callable", "Any", "NamedTuple", "TypeAlias", "jax", "np"}
     return [name for name in vars(types) if not name.startswith("_") and name not in imported]
 
 
