@@ -49,7 +49,6 @@ def mnist_run(**changes: Any) -> dict[str, Any]:
     recipe = {
         "model": {"name": "lenet5", "width": 2.0},
         "epochs": 20,
-        "batch_size": 100,
         "optimizer": {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.002}},
     }
     return defaults.run(**(recipe | changes))
@@ -116,5 +115,5 @@ def _experiment(
         data={"name": data, "num_validation": num_validation},
         runs=tuple(runs),
         run=dict(runs),
-        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 500},
+        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 512},
     )
