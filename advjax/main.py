@@ -7,7 +7,7 @@ import os
 import pathlib
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 if os.environ.get("JAX_NUM_CPU_DEVICES", "1") != "1":
     # Several virtual devices on few cores: the thread pool needs a thread for each of them, or collectives never meet.
@@ -30,7 +30,12 @@ MODES = ("train_and_evaluate", "train", "evaluate", "compare")
 PREEMPTED = 42
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with get_config(); override its keys with --config.KEY=VALUE."
+    "config",
+    None,
+    "Python file with get_config(); override its keys with --config.KEY=VALUE.",
+    # What a config leaves to a default (an argument of an attack, say) may be given too; wiring knows what there is.
+    lock_config=False,
+    accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_list(
     "workdir",
@@ -165,29 +170,47 @@ def _label(folder: str, folders: Sequence[str]) -> str:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags from the command line; whatever is wrong with them or with the config file is one line and exit code 2."""
-    given = dict(argument[2:].split("=", 1) for argument in argv if argument.startswith("--config") and "=" in argument)
+    given = _config_arguments(argv)
     name, _, argument = given.pop("config", "").partition(":")
     try:
         if name and not pathlib.Path(name).is_file():
             beside = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
             raise UserError(f"no config file at {name}" + (f"; there are {beside}" if beside else ""))
         return FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        config = runpy.run_path(name)["get_config"](*([argument] if argument else []))
-        paths = (key.removeprefix("config.").split(".") for key in given)
-        sys.exit(_refuse(next(filter(None, (_unknown_key(config, path) for path in paths)), error)))
     except Exception as error:
-        sys.exit(_refuse(error))
+        sys.exit(_refuse(_explained(error, name, argument, given)))
 
 
-def _unknown_key(config: ConfigDict, path: Sequence[str]) -> UserError | None:
-    """What to say of an override of a key that the config does not have."""
+def _explained(error: Exception, name: str, argument: str, given: Mapping[str, str]) -> Exception:
+    """What was wrong with an override, where the flags say it in the words of their implementation."""
+    try:
+        config = runpy.run_path(name)["get_config"](*([argument] if argument else []))
+    except Exception:
+        return error
+    paths = (key.removeprefix("config.").split(".") for key in given)
+    return next(filter(None, (_mistaken_key(config, path) for path in paths)), error)
+
+
+def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
+    """``config`` and ``config.KEY`` with their values, whether these come after "=" or as the next argument."""
+    given = {}
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and (key == "config" or key.startswith("config.")):
+            given[key] = value if equals else following
+    return given
+
+
+def _mistaken_key(config: ConfigDict, path: Sequence[str]) -> UserError | None:
+    """What to say of an override of a key that cannot be given; only the last part of a path may be new."""
     node, known = config, ""
-    for key in path:
-        if not isinstance(node, ConfigDict) or key not in node:
-            keys = ", ".join(node) if isinstance(node, ConfigDict) else "none"
-            return UserError(f"unknown config key {known}{key}; known there are {keys}")
-        node, known = node[key], f"{known}{key}."
+    for number, key in enumerate(path, 1):
+        if isinstance(node, ConfigDict) and key not in node and number < len(path):
+            return UserError(f"unknown config key {known}{key}; known there are {', '.join(node)}")
+        if isinstance(node, ConfigDict):
+            node, known = node.get(key, ()), f"{known}{key}."
+        if node is None:
+            return UserError(f"config key {known[:-1]} is None and has no type yet: give it in the config file")
     return None
 
 

@@ -41,9 +41,12 @@ def train(
     """Trains the runs in order; a finished one is left as it is, an interrupted one goes on where it was.
 
     Raises:
-      UserError: the folder holds another experiment's runs, or a checkpoint cannot be used.
+      UserError: the folder holds another experiment's runs, a checkpoint cannot be used, or a batch does not divide by
+        the devices; nothing has been trained then.
       PreemptedError: asked to stop; the state has been saved.
     """
+    for run in experiment.runs:
+        _check_batch(run, devices)
     for run in experiment.runs:
         _claim(run, workdir)
     if jax.process_index() == 0:
@@ -216,6 +219,14 @@ def _validation(
         return {**scores, "score": float(np.mean(list(scores.values())))}
 
     return validate
+
+
+def _check_batch(run: Run, devices: Devices) -> None:
+    try:
+        devices.local_rows(run.plan.batch_size)
+    except UserError as error:
+        if not run.checkpoint:
+            raise UserError(f"run.{run.name}.batch_size: {error}") from None
 
 
 def _claim(run: Run, workdir: str) -> None:

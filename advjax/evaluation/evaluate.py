@@ -1,4 +1,7 @@
-"""Runs models and attacks over a data set on all devices; per-image results come back as numpy arrays."""
+"""Runs models and attacks over a data set on all devices; per-image results come back as numpy arrays.
+
+Batches are rounded up to the number of devices.
+"""
 
 import contextlib
 import time
@@ -31,6 +34,7 @@ def predictor(
     Every call evaluates batches of the same size, so that a verdict does not depend on how many images there are.  The
     keys of a stochastic model are folded from the seed and the index of the image, and are none that attacks have seen.
     """
+    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
     replica = devices.parallelize(
         lambda variables, images, keys, *, axis_name: model.predict(variables, images, keys),
         in_sharded=(False, True, True),
@@ -58,6 +62,7 @@ def attacker(
     batch size nor order nor number of devices changes what happens to it.  The runner raises PreemptedError, with what
     has been done saved, when it is asked to stop.  With a title it shows how far it is.
     """
+    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
     replica = devices.parallelize(
         lambda *args, axis_name: _attack(model, attack, *args),
         in_sharded=(False, True, True, True),
@@ -105,7 +110,7 @@ def staged_attacker(
     that type; verdicts are in the model's own.
     """
     search_fn = in_precision(jnp.dtype(search_dtype), model.attacked) if search_dtype else None
-    local_size = devices.local_rows(batch_size)
+    local_size = devices.local_rows(sharding.pad_to_multiple(batch_size, devices.mesh))
     local_size = local_size.stop - local_size.start
 
     def run(variables: PyTree, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
@@ -148,6 +153,8 @@ def curve_runner(
 
     ``attack_at`` makes the attack for a traced epsilon, so that all of them are compiled once.
     """
+
+    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
 
     def attacked(variables: PyTree, epsilon: Array, images: Array, labels: Array, keys: Key) -> Array:
         result = attack_at(epsilon)(model.attacked(variables), images, labels, keys)

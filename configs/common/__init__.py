@@ -124,5 +124,5 @@ def _experiment(
         data={"name": data, "num_validation": num_validation, "per_class": per_class},
         runs=tuple(runs),
         run=dict(runs),
-        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 500},
+        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 512},
     )
