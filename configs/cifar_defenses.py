@@ -40,7 +40,7 @@ def get_config():
         "fixer": run(
             model={"name": "fixers", "base": "base", "after": places, "reduction": 1, "zero_last": True},
             epochs=2,
-            objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3},
+            objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3, "tensor": "output"},
             attack=on_base,
             trainable="^patches_",
         ),

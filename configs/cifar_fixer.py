@@ -52,7 +52,14 @@ def get_config():
         },
         train_fraction=0.1,
         epochs=60,
-        objective={"name": "fixers", "loss": loss, "distillation": 1.0, "target": "natural", "norm": "rms"},
+        objective={
+            "name": "fixers",
+            "loss": loss,
+            "distillation": 1.0,
+            "target": "natural",
+            "tensor": "sum",
+            "norm": "rms",
+        },
         attack={
             "name": "auto_pgd",
             "norm": "linf",
