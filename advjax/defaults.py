@@ -120,6 +120,8 @@ EXPERIMENT = {
     "evaluation": EVALUATION,
     # Published numbers that rows of the report stand beside: see advjax/papers/join.py.
     "published": (),
+    # The experiment that these numbers are about, as `papers.join.publish` writes it down.
+    "published_for": {},
 }
 
 

@@ -10,6 +10,7 @@ noise that it calls 0.05 is read as a variance.  The rows made on ``base`` follo
 from typing import Any
 
 from advjax import defaults
+from advjax.papers.join import publish
 from configs import common
 
 
@@ -33,17 +34,16 @@ def get_config():
         "carlini_wagner_l2": {"name": "carlini_wagner_l2", "norm": "l2", "epsilon": "inf"},
         "deepfool": {"name": "deepfool", "norm": "l2", "epsilon": "inf"},
     }
-    config.published = _published(config)
+    publish(config, _published())
     return config
 
 
-def _published(config: common.Config) -> tuple[dict[str, Any], ...]:
+def _published() -> tuple[dict[str, Any], ...]:
     """Clean, and the attacks that were made on the base and whose size the paper gives.
 
     What they leave of the base itself is left out: it depends on their labels, which the paper does not tell.
     """
-    when = {f"run.{run}.{key}": config.run[run][key] for run in config.runs for key in ("epochs", "num_steps")}
-    found = {"table": "000_table3", "when": {**when, "run.base.model.width": 1.0}}
+    found = {"table": "000_table3"}
     mixed = {**found, "training": "intelligent_mixup:GN05", "run": "mixed"}
     return (
         {**found, "training": "standard", "run": "base", "attack": "none", "our_attack": "clean"},

@@ -88,23 +88,21 @@ def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
 
 
 def small_cifar_published(
-    config: Config, run: str, table: str, training: str, attacks: Sequence[str], more: Mapping[str, Any] | None = None
+    run: str, table: str, training: str, attacks: Sequence[str], when: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], ...]:
     """What the Dauphine report (004) has on a network, clean and under attacks made on it.
 
     Args:
-      config: the experiment.
       run: which stands for the network.
       table: a name in ``advjax.papers.published.TABLES``.
       training: what the table calls that of the network.
       attacks: "clean", and names of attacks of ``small_cifar_experiment``.
-      more: keys of the config, without ``run.RUN.``, and the values that the numbers are for.
+      when: keys of the run and the values that the numbers are for, where these are not those of the config.
     """
     theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
-    values = {"epochs": config.run[run].epochs, "num_steps": 0, "model.width": 1.0, **(more or {})}
-    when = {f"run.{run}.{key}": value for key, value in values.items()}
-    found = {"table": table, "training": training, "run": run, "when": when}
+    found = {"table": table, "training": training, "run": run}
+    found["when"] = {f"run.{run}.{key}": value for key, value in (when or {}).items()}
     return tuple({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
 
 
