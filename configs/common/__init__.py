@@ -68,6 +68,7 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
     recipe = {
         "model": {"name": "net62k", "width": 1.0},
         "epochs": 10,
+        "select": "last",
         "batch_size": 32,
         "optimizer": {"schedule": {"name": "constant", "learning_rate": 0.001}, "momentum": 0.9},
         "log_every": 500,
@@ -76,7 +77,10 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
 
 
 def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Runs on CIFAR-10 and the attacks of the Dauphine report (004), made from the images themselves."""
+    """Runs on the images of CIFAR-10 that the Dauphine report (004) learns from and tests on, under its attacks.
+
+    These are made from the images themselves.
+    """
     pgd = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "step_size": "0.01", "random_start": False}
     attacks = {
         "order": ("fgsm", "pgd_10", "pgd_40"),
@@ -84,7 +88,10 @@ def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
         "pgd_10": {**pgd, "num_steps": 10},
         "pgd_40": {**pgd, "num_steps": 40},
     }
-    return _experiment(title, "cifar10", 1024, runs, attacks)
+    config = _experiment(title, "cifar10", 0, runs, attacks)
+    config.data.update(train_split="train[1024:]", test_split="train[:1024]")
+    config.evaluation.update(num_examples=0, batch_size=512)
+    return config
 
 
 def small_cifar_published(
