@@ -13,6 +13,7 @@ DATA = {
     "name": "",
     # Where prepared tfds data lie; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     "dir": "",
+    # Images taken from the training split to choose checkpoints by; 0 needs select="last" and patience=0 in every run.
     "num_validation": 0,
     # Side to which images are resized when they are read; 0 to leave them as they are.
     "image_size": 0,

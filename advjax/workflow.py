@@ -153,9 +153,11 @@ def _validation(
 ) -> Callable[[Variables], dict[str, float]]:
     """Accuracy on the validation images: clean and, if the run trains against an attack, under that attack.
 
-    Their mean is the "score" that the best checkpoint is chosen by.
+    Their mean is the "score" that the best checkpoint is chosen by.  Without validation images there are no numbers.
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
+    if not len(dataset.labels):
+        return lambda variables: {}
     predict = predictor(undefended(run.model), devices, batch_size)
     attack, made_on = None, run.made_on or "self"
     if run.attack is not None:

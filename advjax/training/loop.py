@@ -70,7 +70,8 @@ def fit(
       variables: of the untrained model.
       dataset: training examples: held on the devices, or streamed if they are a ``Source``.
       sources: variables of the models that the transforms use.
-      validate: variables to evaluate -> metrics, ``plan.select_metric`` among them.
+      validate: variables to evaluate -> metrics, ``plan.select_metric`` among them if the plan needs
+        it; {} where there is nothing to validate on.
       folder: of this run.
       devices: what to run on.
       config: stored in every checkpoint.
@@ -133,8 +134,8 @@ def fit(
                         with feed(0, method.average.refresh_steps) as refreshing:
                             for batch in refreshing:
                                 state = jax.block_until_ready(refresh_fn(state, sources, *batch))
-                    scores = validate(deployed(state))
-                    writer.write(step, "validation", scores)
+                    if scores := validate(deployed(state)):
+                        writer.write(step, "validation", scores)
                     patience = _after(patience, scores, plan)
                     is_last = is_last or _is_over(patience, plan)
                     checkpoints.save(step, state, metrics=scores | patience, config=config, force=is_last)

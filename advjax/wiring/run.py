@@ -45,6 +45,8 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
     )
     plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    if not spec["checkpoint"] and not len(loaded.validation.labels):
+        _check_without_validation(plan, where)
     steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
     needed = dict.fromkeys([start, *asks, copies and copies.made_on])
     summary = {
@@ -96,6 +98,16 @@ def _copies(spec: Mapping[str, Any], where: str) -> Copies | None:
             raise UserError(f"{where}.{name}: {spec[name]['name']} is for evaluation only")
         attacks.append(attack)
     return Copies(spec["made_on"], tuple(attacks), known_label_use(spec["labels"], where), spec["format"])
+
+
+def _check_without_validation(plan: Plan, where: str) -> None:
+    """Refuses what would need validation images where there are none."""
+    choice = "select is 'best'" if plan.select == "best" else f"patience is {plan.patience}" if plan.patience else ""
+    if choice:
+        raise UserError(
+            f"{where}: {choice}, but there are no validation images to judge by: set data.num_validation (or the "
+            f"second of data.fractions) above 0, or select='last' and patience=0"
+        )
 
 
 def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_workers: int) -> Plan:
