@@ -17,7 +17,7 @@ DATA = {
     "num_validation": 0,
     # Side to which images are resized when they are read; 0 to leave them as they are.
     "image_size": 0,
-    # Splits of the data set; several may be joined, as in "train+test".
+    # Splits of the data set; several may be joined, as in "train+test", and cut, as in "train[1024:]".
     "train_split": "train",
     "test_split": "test",
     # Shares of training, validation and test images, all of them taken from train_split; () for the splits as they are.
@@ -126,6 +126,8 @@ EXPERIMENT = {
     "evaluation": EVALUATION,
     # Published numbers that rows of the report stand beside: see advjax/papers/join.py.
     "published": (),
+    # The experiment that these numbers are about, as `papers.join.publish` writes it down.
+    "published_for": {},
 }
 
 

@@ -12,6 +12,7 @@ The rows made on ``base`` follow the paper; those made on a network itself say w
 from typing import Any
 
 from advjax import defaults
+from advjax.papers.join import publish
 from configs import common
 
 
@@ -44,17 +45,16 @@ def get_config():
         "carlini_wagner_l2": {"name": "carlini_wagner_l2_line_search", "norm": "l2", "epsilon": "inf"},
         "deepfool": {"name": "deepfool", "norm": "l2", "epsilon": "inf"},
     }
-    config.published = _published(config)
+    publish(config, _published())
     return config
 
 
-def _published(config: common.Config) -> tuple[dict[str, Any], ...]:
+def _published() -> tuple[dict[str, Any], ...]:
     """Clean, and the attacks that were made on the base and whose size the paper gives.
 
     What they leave of the base itself is left out: it depends on their labels, which the paper does not tell.
     """
-    kept = [f"run.{run}.{key}" for run in ("base", "mixed", "mixed_08") for key in ("epochs", "num_steps")]
-    found = {"table": "000_table3", "when": {key: _value(config, key) for key in (*kept, "run.base.model.width")}}
+    found = {"table": "000_table3"}
     attacks = {"none": "clean", "FGSM:eps0.03": "fgsm", "IFGSM40:eps0.03": "bim_40", "PGD100:eps0.03": "pgd_100"}
     trainings = {"mixed": "intelligent_mixup:GN05", "mixed_08": "intelligent_mixup:GN08"}
     return (
@@ -65,9 +65,3 @@ def _published(config: common.Config) -> tuple[dict[str, Any], ...]:
             for theirs, ours in attacks.items()
         ),
     )
-
-
-def _value(config: common.Config, path: str) -> Any:
-    for key in path.split("."):
-        config = config[key]
-    return config

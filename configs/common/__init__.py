@@ -76,6 +76,7 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
     recipe = {
         "model": {"name": "net62k", "width": 1.0},
         "epochs": 10,
+        "select": "last",
         "batch_size": 32,
         "optimizer": {"schedule": {"name": "constant", "learning_rate": 0.001}, "momentum": 0.9},
         "log_every": 500,
@@ -84,7 +85,10 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
 
 
 def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Runs on CIFAR-10 and the attacks of the Dauphine report (004), made from the images themselves."""
+    """Runs on the images of CIFAR-10 that the Dauphine report (004) learns from and tests on, under its attacks.
+
+    These are made from the images themselves.
+    """
     pgd = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "step_size": "0.01", "random_start": False}
     attacks = {
         "order": ("fgsm", "pgd_10", "pgd_40"),
@@ -92,27 +96,28 @@ def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
         "pgd_10": {**pgd, "num_steps": 10},
         "pgd_40": {**pgd, "num_steps": 40},
     }
-    return _experiment(title, "cifar10", 1024, runs, attacks)
+    config = _experiment(title, "cifar10", 0, runs, attacks)
+    config.data.update(train_split="train[1024:]", test_split="train[:1024]")
+    config.evaluation.update(num_examples=0, batch_size=512)
+    return config
 
 
 def small_cifar_published(
-    config: Config, run: str, table: str, training: str, attacks: Sequence[str], more: Mapping[str, Any] | None = None
+    run: str, table: str, training: str, attacks: Sequence[str], when: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], ...]:
     """What the Dauphine report (004) has on a network, clean and under attacks made on it.
 
     Args:
-      config: the experiment.
       run: which stands for the network.
       table: a name in ``advjax.papers.published.TABLES``.
       training: what the table calls that of the network.
       attacks: "clean", and names of attacks of ``small_cifar_experiment``.
-      more: keys of the config, without ``run.RUN.``, and the values that the numbers are for.
+      when: keys of the run and the values that the numbers are for, where these are not those of the config.
     """
     theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
-    values = {"epochs": config.run[run].epochs, "num_steps": 0, "model.width": 1.0, **(more or {})}
-    when = {f"run.{run}.{key}": value for key, value in values.items()}
-    found = {"table": table, "training": training, "run": run, "when": when}
+    found = {"table": table, "training": training, "run": run}
+    found["when"] = {f"run.{run}.{key}": value for key, value in (when or {}).items()}
     return tuple({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
 
 
