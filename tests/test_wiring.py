@@ -51,7 +51,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"data__name": "nothing"}, "unknown data set 'nothing'; known: digits, cifar10, mnist, fashion_mnist"),
         ({"data__num_validation": 5000}, "num_validation is 5000, but digits has 1438 training examples"),
         ({"run__base__model__name": "lenet"}, "run.base.model: unknown name 'lenet'; known are lenet5, net62k,"),
-        ({"run__base__model__head": "x"}, "run.base.model: head must be 'max4' or 'average', got 'x'"),
+        ({"run__base__model__head": "x"}, "run.base.model: head must be one of max4, max4_average, average, got 'x'"),
         ({"run__base__model": {"name": "resnet9", "depth": 3}}, "run.base.model: unknown key 'depth'; known are"),
         ({"run__base__typo": 1}, "unknown key run.base.typo; known are model, start, checkpoint"),
         ({"run__fixer__attack__name": "apgd"}, "run.fixer.attack: unknown name 'apgd'; known are fgsm, "),

@@ -1,16 +1,18 @@
 """A user's own network as a ``Classifier``, without rewriting it.
 
-A linen module needs no adapter: subclass ``Classifier`` and name its blocks in ``make_blocks``.  A network of anything
-else that JAX can differentiate (Equinox, NNX, plain functions) is given as pure functions with their parameters.
+A linen module keeps its class and its variables: ``from_module`` takes it with the names of the submodules that are its
+blocks.  So does a sequence of linen layers, by a subclass of ``Classifier`` that names them in ``make_blocks``, whose
+trained variables ``in_blocks`` puts in place.  A network of anything else that JAX can differentiate (Equinox, NNX,
+plain functions) is given as pure functions with their parameters.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 
-from advjax.models.blocks import Classifier
+from advjax.models.blocks import Between, Classifier, call_block
 from advjax.types import Array, PyTree, UserError, Variables
 
 BlockFunction: TypeAlias = Callable[[PyTree, Array], Array]
@@ -74,3 +76,102 @@ def from_functions(
 
     given = {f"block_{name}": {"params": params[name]} for name in functions if jax.tree.leaves(params.get(name))}
     return FunctionClassifier(parts=tuple(part(name) for name in functions)), Variables(given, {})
+
+
+class ModuleClassifier(Classifier, kw_only=True):
+    """A linen module, some of whose submodules are the blocks; made by :func:`from_module`.
+
+    Attributes:
+      module: returns the network, whose variables these are; as an attribute it would get a level of its own.
+      blocks: names of submodules, in the order of their calls.
+    """
+
+    module: Callable[[], nn.Module]
+    blocks: tuple[str, ...]
+
+    def setup(self):
+        pass
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return self.blocks
+
+    def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
+        outputs: dict[str, Array] = {}
+        called: list[str] = []
+
+        def intercept(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            module = context.module
+            if isinstance(module, nn.BatchNorm) and module.axis_name is None:
+                # Of this call's copy of the module: the user's own has no place to say so.
+                object.__setattr__(module, "axis_name", self.axis_name)
+            result = method(*args, **kwargs)
+            *parent, name = module.path or ("",)
+            if context.method_name != "__call__" or tuple(parent) != self.path or not module.path:
+                return result
+            called.append(name)
+            if name in self.blocks:
+                outputs[name] = result = result if between is None else between(name, result)
+            return result
+
+        with nn.intercept_methods(intercept):
+            logits = call_block(self.module().clone(parent=self.scope), images, train)
+        self._check(tuple(name for name in called if name in self.blocks), called, outputs, logits)
+        return logits
+
+    def _check(self, order: tuple[str, ...], called: list[str], outputs: Mapping[str, Array], logits: Array) -> None:
+        kind = type(self.module()).__name__
+        if order != self.blocks:
+            raise UserError(
+                f"{kind} calls its submodules in the order {', '.join(called)}: "
+                f"name blocks among them, in this order, that are called once; got {', '.join(self.blocks)}"
+            )
+        if outputs[self.blocks[-1]].shape != logits.shape:
+            raise UserError(f"the last block must return the logits, but {self.blocks[-1]!r} of {kind} does not")
+
+
+def from_module(
+    module: nn.Module, blocks: Sequence[str], variables: Mapping[str, PyTree]
+) -> tuple[ModuleClassifier, Variables]:
+    """A linen module as a classifier, and its variables: as they are.
+
+    What is inserted after a block, or mixed there, comes at the end of the submodule's call; a ReLU that the module
+    applies to the result comes afterwards.  In train mode its BatchNorm layers work as those of any classifier,
+    synchronised over the devices.  Example::
+
+        network, trained = adapter.from_module(Net(), ("conv1", "conv2", "head"), variables)
+        patched = with_fixers(network, after=("conv1",))
+
+    Args:
+      module: called with images [n, h, w, c] in [0, 1], and as ``blocks.call_block`` says; returns logits.
+      blocks: names of submodules (attributes that ``setup`` assigns, or the ``name`` of those in a compact method), in
+        the order of their calls; the last one returns the logits.
+      variables: what the module's ``init`` returned, trained: {"params": ..., and perhaps "batch_stats": ...}.
+
+    Raises:
+      UserError: no blocks, or no parameters; when the classifier is called, blocks that are not submodules called once,
+        in this order.
+    """
+    if not blocks:
+        raise UserError("blocks must name one submodule at least, got none")
+    return ModuleClassifier(module=lambda: module, blocks=tuple(blocks)), _split(variables)
+
+
+def in_blocks(variables: Mapping[str, PyTree]) -> Variables:
+    """The variables of a linen module for a ``Classifier`` whose blocks have the names of its submodules.
+
+    Args:
+      variables: {"params": {submodule: ...}, and perhaps "batch_stats": {submodule: ...}}.
+
+    Raises:
+      UserError: there are no parameters.
+    """
+    renamed = {kind: {f"block_{name}": tree for name, tree in trees.items()} for kind, trees in variables.items()}
+    return _split(renamed)
+
+
+def _split(variables: Mapping[str, PyTree]) -> Variables:
+    if "params" not in variables:
+        raise UserError(f"variables must be {{'params': ...}}, as init returns them, got {', '.join(variables)}")
+    state = dict(variables)
+    return Variables(state.pop("params"), state)

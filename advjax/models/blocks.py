@@ -4,6 +4,7 @@ This is the one mechanism behind fixers and other modules patched into a trained
 behind looking at hidden features: ``between(name, features) -> features`` is called after every block.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -16,6 +17,17 @@ from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Varia
 Between: TypeAlias = Callable[[str, Array], Array]
 """``(name of the block that has just run, its output) -> what the next block gets``."""
 
+Block: TypeAlias = nn.Module | Callable[..., Array]
+"""From features to features: a linen module, or a function without parameters."""
+
+_TRAIN_FLAGS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
 
 @runtime_checkable
 class _WithSum(Protocol):
@@ -27,7 +39,7 @@ class _WithSum(Protocol):
 class Classifier(nn.Module):
     """Base class: images [n, h, w, c] in [0, 1] -> logits [n, classes].
 
-    A subclass returns its blocks, in order, from ``make_blocks``; each is a module called as ``block(x, train=train)``.
+    A subclass returns its blocks, in order, from ``make_blocks``: modules or functions, called as ``call_block`` says.
     With ``train`` BatchNorm uses the statistics of the batch, synchronised over ``axis_name`` if there is one, and
     updates its running averages; without, it uses the running averages.  Noise layers add noise, in either mode, when
     the call brings a key for the stream "noise".
@@ -35,14 +47,14 @@ class Classifier(nn.Module):
 
     axis_name: str | None = None
 
-    def make_blocks(self) -> dict[str, nn.Module]:
+    def make_blocks(self) -> Mapping[str, Block]:
         """The named blocks, in order."""
         raise NotImplementedError
 
     def setup(self):
         blocks = self.make_blocks()
         self.names = tuple(blocks)
-        self.block = blocks
+        self.block = dict(blocks)
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -60,7 +72,7 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
         features = images
         for name in self.names:
-            features = self.block[name](features, train=train)
+            features = call_block(self.block[name], features, train)
             if between is not None:
                 features = between(name, features)
         return features
@@ -74,7 +86,7 @@ class Patched(nn.Module):
 
     Attributes:
       base: the classifier to patch; one that is patched already may be patched again.
-      patches: block name -> module called as ``patch(features, train=train) -> features``, inserted after that block.
+      patches: block name -> module from features to features, inserted after that block.
       train_base: the base follows ``train`` like the patches, for fine-tuning of the whole.
       axis_name: where BatchNorm in patches and base is synchronised; handed on to all that have this attribute.
     """
@@ -152,8 +164,23 @@ class Patched(nn.Module):
 def _outputs(patch: nn.Module, features: Array, train: bool) -> dict[str, Array]:
     if isinstance(patch, _WithSum):
         return dict(zip(("sum", "output"), patch.with_sum(features), strict=True))
-    output = patch(features, train=train)
+    output = call_block(patch, features, train)
     return {"sum": output, "output": output}
+
+
+def call_block(block: Block, features: Array, train: bool) -> Array:
+    """``block(features)``, told about ``train`` if it wants to know.
+
+    That is if it takes an argument "train", "training" or "is_training", or the opposite as linen's own layers do,
+    "deterministic" or "use_running_average", which is not given as an attribute already.
+    """
+    wanted = inspect.signature(type(block).__call__ if isinstance(block, nn.Module) else block).parameters
+    flags = {
+        name: train == meaning
+        for name, meaning in _TRAIN_FLAGS.items()
+        if name in wanted and getattr(block, name, None) is None
+    }
+    return block(features, **flags)
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:

@@ -49,9 +49,10 @@ class Fixer(nn.Module):
 
 
 def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
-    """The classifier with one fixer after each of the named blocks.
+    """The classifier with one fixer after each of the named blocks, whose results should be rectified.
 
-    At width 1 the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6 % of the base.
+    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction.  At width 1
+    the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6 % of the base.
 
     Raises:
       ValueError: unknown activation, or reduction below 1.

@@ -9,7 +9,7 @@ import pytest
 
 from advjax.models import blocks
 from advjax.models.fixer import Fixer, with_fixers
-from advjax.models.resnet9 import ResNet9
+from advjax.models.resnet9 import Head, ResNet9
 from advjax.training.partition import num_params
 
 
@@ -22,11 +22,25 @@ def shapes(model, image_shape=(32, 32, 3)):
     [
         (ResNet9(), (32, 32, 3), 6_588_490),
         (ResNet9(pool3=True), (32, 32, 3), 6_573_130),
+        (ResNet9(num_classes=4, head="max4_average"), (128, 128, 3), 6_570_052),
         (ResNet9(num_classes=4, head="average"), (128, 128, 3), 6_570_052),
     ],
 )
 def test_parameter_counts_of_the_paper(model, image_shape, expected):
     assert num_params(shapes(model, image_shape).params) == expected
+
+
+def test_heads_pool_as_they_say():
+    features = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    largest = features.reshape(2, 2, 4, 2, 4, 3).max((2, 4))
+    pooled = {"max4": largest.reshape(2, -1), "max4_average": largest.mean((1, 2)), "average": features.mean((1, 2))}
+    for name, expected in pooled.items():
+        head = Head(2, name)
+        variables = head.init(jax.random.key(1), features)
+        layer = variables["params"]["dense"]
+        np.testing.assert_allclose(
+            head.apply(variables, features), expected @ layer["kernel"] + layer["bias"], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_fixers_have_the_published_number_of_parameters():
@@ -153,7 +167,7 @@ def test_a_users_own_network_gets_fixers_by_naming_its_blocks():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: ResNet9(head="mean"), "head must be 'max4' or 'average', got 'mean'"),
+        (lambda: ResNet9(head="mean"), "head must be one of max4, max4_average, average, got 'mean'"),
         (lambda: ResNet9(width=0), "width must be positive, got 0"),
         (lambda: with_fixers(ResNet9(), activation="relu"), "activation must be one of identity, tanh, got 'relu'"),
         (lambda: with_fixers(ResNet9(), reduction=0), "reduction must be at least 1, got 0"),

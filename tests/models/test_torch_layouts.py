@@ -159,6 +159,7 @@ class CleverHans(torch.nn.Module):
 
 
 POOLED = [torch.nn.MaxPool2d(4), torch.nn.Flatten()]
+BOTH = [torch.nn.MaxPool2d(4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
 AVERAGED = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
 GREY, COLOR = (28, 28, 1), (32, 32, 3)
 FAMILIES = {
@@ -169,6 +170,7 @@ FAMILIES = {
         COLOR,
     ),
     "resnet9_average": (lambda: resnet9(AVERAGED, inputs=32), ResNet9(width=1 / 16, head="average"), COLOR),
+    "resnet9_hist": (lambda: resnet9(BOTH, inputs=32), ResNet9(width=1 / 16, head="max4_average"), COLOR),
     "resnet20v1": (KerasResNet20, ResNet20v1(width=1 / 4), COLOR),
     "custom1": (lambda: Custom(1, 2, 128, relu=True), Custom1(width=1 / 2, pool_stride=2), GREY),
     "custom_cifar": (lambda: Custom(3, 3, 32, relu=False), CustomCifar(width=1 / 2), COLOR),
