@@ -17,7 +17,7 @@ DATA = {
     "num_validation": 0,
     # Side to which images are resized when they are read; 0 to leave them as they are.
     "image_size": 0,
-    # Splits of the data set; several may be joined, as in "train+test".
+    # Splits of the data set; several may be joined, as in "train+test", and cut, as in "train[1024:]".
     "train_split": "train",
     "test_split": "test",
     # Shares of training, validation and test images, all of them taken from train_split; () for the splits as they are.
@@ -73,12 +73,14 @@ RUN = {
     "weight_perturbation": 0.0,
     # Two updates a batch, on clean and then on attacked images: "attack", or "reused_gradient"; "" for one.
     "two_updates": "",
-    # Validations without a new best score after which training ends; 0 for never.
+    # Validations without a new best ``select_metric`` after which training ends; 0 for never.
     "patience": 0,
     "log_every": 50,
     "validate_every_epochs": 1,
     # The checkpoint to evaluate: "best" on the validation images, or "last".
     "select": "best",
+    # What is best: "accuracy" on them, "attacked_accuracy" by the attack of the training images, or "score", the mean.
+    "select_metric": "score",
 }
 
 EVALUATION = {
@@ -124,6 +126,8 @@ EXPERIMENT = {
     "evaluation": EVALUATION,
     # Published numbers that rows of the report stand beside: see advjax/papers/join.py.
     "published": (),
+    # The experiment that these numbers are about, as `papers.join.publish` writes it down.
+    "published_for": {},
 }
 
 

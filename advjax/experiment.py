@@ -14,7 +14,7 @@ from advjax.data import Dataset, Source
 from advjax.evaluation.deployment import Deployed, Deployment
 from advjax.names import NOISES
 from advjax.training.loop import Method, Plan
-from advjax.types import Array, AttackFn, PyTree, Variables
+from advjax.types import Array, AttackFn, PyTree, UserError, Variables
 
 
 class NamedAttack(NamedTuple):
@@ -92,6 +92,17 @@ class NamedDefense(NamedTuple):
     def deploy(self, model: nn.Module) -> Deployed:
         """The model with its defence; variables are ``(those of the model, arrays)``."""
         return Deployed(self.deployment.bind(model), self.num_draws, self.num_votes, self.num_samples)
+
+    def check(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """That the defence is one for this model and such images.
+
+        Raises:
+          UserError: it would do nothing, or something else than it says.
+        """
+        try:
+            self.deployment.check(model, image_shape)
+        except UserError as error:
+            raise UserError(f"evaluation.defenses.{self.name}: {error}") from error
 
     def arrays(self, train: Dataset | Source) -> PyTree:
         """What the defence has of its own, such as images to mix with."""

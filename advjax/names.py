@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from advjax import attacks, defenses
 from advjax.data import Dataset
@@ -26,7 +27,7 @@ from advjax.models import (
     vgg,
     wide_resnet,
 )
-from advjax.models.blocks import logits_fn, stochastic_logits_fn
+from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
 from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
@@ -129,7 +130,15 @@ def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Ca
 
 
 def _random_self_ensemble() -> Deployment:
-    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays)
+    def check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        shapes = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
+        if not is_stochastic(model, shapes, image_shape):
+            raise UserError(
+                f"random_self_ensemble asks a {type(model).__name__} with noise inside, but this one has none: "
+                "give its run's model noise, or take gaussian_smoothing"
+            )
+
+    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays, check)
 
 
 def _gaussian_smoothing(std: float) -> Deployment:
@@ -137,7 +146,11 @@ def _gaussian_smoothing(std: float) -> Deployment:
 
 
 def _random_resize_pad(smallest: int = 26, largest: int = 31) -> Deployment:
-    return Deployment(_around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)), _no_arrays)
+    return Deployment(
+        _around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)),
+        _no_arrays,
+        lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
+    )
 
 
 def _mixup_inference(

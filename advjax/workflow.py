@@ -192,8 +192,9 @@ def _validation(
 ) -> Callable[[Variables], dict[str, float]]:
     """Accuracy on the validation images: clean and, if the run is validated with an attack, under that attack.
 
-    A random model has its noise on, one draw for each image and question.  The mean of both accuracies is the "score"
-    that the best checkpoint is chosen by.  Without validation images there are no numbers.
+    A random model has its noise on, one draw for each image and question.  The mean of both accuracies is the "score",
+    which the best checkpoint is chosen by unless the plan says otherwise.  Without validation images there are no
+    numbers.
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
     if not len(dataset.labels):

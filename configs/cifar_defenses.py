@@ -23,7 +23,7 @@ def get_config():
         optimizer = {"schedule": {"name": "one_cycle", "peak_learning_rate": 0.05}, "weight_decay": 5e-4}
         augmentation = {"order": ("horizontal_flip",), "horizontal_flip": {"probability": 0.5}}
         recipe = {"epochs": 10, "batch_size": 128, "optimizer": optimizer, "augmentation": augmentation}
-        return common.small_cifar_run(**(recipe | {"log_every": 100} | changes))
+        return common.small_cifar_run(**(recipe | {"select": "best", "log_every": 100} | changes))
 
     runs = {
         "base": run(),
@@ -40,7 +40,7 @@ def get_config():
         "fixer": run(
             model={"name": "fixers", "base": "base", "after": places, "reduction": 1, "zero_last": True},
             epochs=2,
-            objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3},
+            objective={"name": "fixers", "loss": {"name": "cross_entropy"}, "distillation": 0.3, "tensor": "output"},
             attack=on_base,
             trainable="^patches_",
         ),

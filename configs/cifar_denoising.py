@@ -6,6 +6,7 @@ The whole network learns, from images attacked on the frozen base as everything 
 ``--config.run.denoise.attack.made_on=self`` is adversarial training in earnest.  Expected numbers: not run yet.
 """
 
+from advjax.papers.join import publish
 from configs import cifar_fixer, common
 
 
@@ -19,5 +20,5 @@ def get_config():
     config.title, config.runs = "Denoising blocks in a CIFAR-10 classifier", ("base", "denoise")
     del config.run.fixer
     config.run.denoise = denoise
-    config.published = cifar_fixer.table_1(config, "denoise", "ResNet9+denoise")
+    publish(config, cifar_fixer.table_1("denoise", "ResNet9+denoise"))
     return config

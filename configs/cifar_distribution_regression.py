@@ -6,6 +6,7 @@ The base stays as it is; 280 parameters learn from clean images.  Expected numbe
 """
 
 from advjax import defaults
+from advjax.papers.join import publish
 from configs import cifar_fixer, common
 
 
@@ -26,5 +27,5 @@ def get_config():
     config.run.drn = drn
     copies = {"name": "random_self_ensemble", "run": "drn", "num_draws": 1, "num_votes": 3, "num_samples": 10}
     config.evaluation.defenses = {"order": ("copies",), "copies": copies}
-    config.published = cifar_fixer.table_1(config, "drn", "ResNet9+drn", defense="copies")
+    publish(config, cifar_fixer.table_1("drn", "ResNet9+drn", defense="copies"))
     return config

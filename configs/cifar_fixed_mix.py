@@ -9,6 +9,7 @@ numbers: not run yet.
 from collections.abc import Iterator
 from typing import Any
 
+from advjax.papers.join import publish
 from configs import common
 
 
@@ -16,18 +17,19 @@ def get_config():
     """The experiment."""
     mixed = common.small_cifar_run(targets={"order": ("fixed_mix",), "fixed_mix": {"weight": 0.6}})
     config = common.small_cifar_experiment("Training on fixed mixes", plain=common.small_cifar_run(), mixed=mixed)
-    config.published = (
-        *common.small_cifar_published(
-            config, "plain", "004_section3", "standard", ("clean", "fgsm", "pgd_10", "pgd_40")
+    publish(
+        config,
+        (
+            *common.small_cifar_published("plain", "004_section3", "standard", ("clean", "fgsm", "pgd_10", "pgd_40")),
+            *_published("004_section5", (0.6,)),
+            *_published("004_figure3", (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)),
         ),
-        *_published(config, "004_section5", (0.6,)),
-        *_published(config, "004_figure3", (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)),
     )
     return config
 
 
-def _published(config: common.Config, table: str, weights: tuple[float, ...]) -> Iterator[dict[str, Any]]:
-    attacks = ("clean", "fgsm", "pgd_40")
+def _published(table: str, weights: tuple[float, ...]) -> Iterator[dict[str, Any]]:
     for weight in weights:
-        more = {"targets.fixed_mix.weight": weight}
-        yield from common.small_cifar_published(config, "mixed", table, f"fixed_mix:lam{weight}", attacks, more)
+        when = {"targets.fixed_mix.weight": weight}
+        attacks = ("clean", "fgsm", "pgd_40")
+        yield from common.small_cifar_published("mixed", table, f"fixed_mix:lam{weight}", attacks, when)

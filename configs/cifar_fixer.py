@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from advjax import defaults
+from advjax.papers.join import publish
 
 EPSILON, LARGE_EPSILON, STEP = "8/255", "16/255", "0.005"
 
@@ -52,7 +53,14 @@ def get_config():
         },
         train_fraction=0.1,
         epochs=60,
-        objective={"name": "fixers", "loss": loss, "distillation": 1.0, "target": "natural", "norm": "rms"},
+        objective={
+            "name": "fixers",
+            "loss": loss,
+            "distillation": 1.0,
+            "target": "natural",
+            "tensor": "sum",
+            "norm": "rms",
+        },
         attack={
             "name": "auto_pgd",
             "norm": "linf",
@@ -95,29 +103,25 @@ def get_config():
             "pictured": "auto_pgd",
         },
     )
-    config.published = table_1(config, "fixer", "ResNet9+fx-a")
+    publish(config, table_1("fixer", "ResNet9+fx-a"))
     return config
 
 
-def table_1(config: Any, run: str, model: str, defense: str = "none") -> tuple[dict[str, Any], ...]:
+def table_1(run: str, model: str, defense: str = "none") -> tuple[dict[str, Any], ...]:
     """What Table 1 of the paper has on the base and on another model of an experiment.
 
     Args:
-      config: the experiment.
       run: which stands for the model.
       model: its name in the table.
       defense: at test time.
     """
     # The base alone has seen its own attacks, which were given its own predictions.
-    base = _of_table_1(config, "base", "ResNet9:base", "none", adaptive=True, labels="predicted")
-    return (*base, *_of_table_1(config, run, model, defense, made_on="base"))
+    base = _of_table_1("base", "ResNet9:base", "none", adaptive=True, labels="predicted")
+    return (*base, *_of_table_1(run, model, defense, made_on="base"))
 
 
-def _of_table_1(config: Any, run: str, model: str, defense: str, **attacked: Any) -> Iterator[dict[str, Any]]:
-    keys = ("epochs", "num_steps", "train_fraction")
-    when = {f"run.{name}.{key}": config.run[name][key] for name in dict.fromkeys(("base", run)) for key in keys}
-    when["run.base.model.width"] = config.run.base.model.width
-    found = {"table": "003_table1", "model": model, "run": run, "defense": defense, "when": when}
+def _of_table_1(run: str, model: str, defense: str, **attacked: Any) -> Iterator[dict[str, Any]]:
+    found = {"table": "003_table1", "model": model, "run": run, "defense": defense}
     for dataset, subset in (("cifar10/test", "all"), ("cifar10/test[base_correct]", "base_correct")):
         images = {"dataset": dataset, "subset": subset}
         yield {**found, **images, "attack": "none", "our_attack": "clean"}

@@ -6,6 +6,7 @@ A prediction is the mean of 50 draws.  The adaptive attack averages its gradient
 Expected numbers: not run yet.
 """
 
+from advjax.papers.join import publish
 from configs import common
 
 
@@ -16,6 +17,6 @@ def get_config():
     ensemble = {"name": "random_self_ensemble", "run": "noisy", "num_draws": 50, "num_votes": 1, "num_samples": 10}
     config.evaluation.defenses = {"order": ("ensemble",), "ensemble": ensemble}
     # The report's attacks follow one draw: they are weaker than these, and their numbers no counterpart.
-    (clean,) = common.small_cifar_published(config, "noisy", "004_table2", "rse", ("clean",))
-    config.published = ({**clean, "defense": "ensemble"},)
+    (clean,) = common.small_cifar_published("noisy", "004_table2", "rse", ("clean",))
+    publish(config, ({**clean, "defense": "ensemble"},))
     return config

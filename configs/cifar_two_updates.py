@@ -6,6 +6,7 @@ FGSM reuses the gradient of the first update; PGD-40 attacks the network that th
 not run yet.
 """
 
+from advjax.papers.join import publish
 from configs import common
 
 
@@ -18,8 +19,6 @@ def get_config():
         fgsm=common.small_cifar_run(attack={"name": "fgsm", **linf}, two_updates="reused_gradient"),
         pgd=common.small_cifar_run(attack=pgd, two_updates="attack"),
     )
-    config.published = (
-        *common.small_cifar_published(config, "fgsm", "004_table1", "adv_FGSM", ("fgsm",)),
-        *common.small_cifar_published(config, "pgd", "004_table1", "adv_PGD", ("pgd_40",)),
-    )
+    on_fgsm = common.small_cifar_published("fgsm", "004_table1", "adv_FGSM", ("fgsm",))
+    publish(config, (*on_fgsm, *common.small_cifar_published("pgd", "004_table1", "adv_PGD", ("pgd_40",))))
     return config

@@ -39,7 +39,14 @@ def get_config():
         },
         epochs=25,
         batch_size=64,
-        objective={"name": "fixers", "loss": loss, "distillation": 0.3, "target": "natural", "norm": "rms"},
+        objective={
+            "name": "fixers",
+            "loss": loss,
+            "distillation": 0.3,
+            "target": "natural",
+            "tensor": "output",
+            "norm": "rms",
+        },
         attack={
             "name": "auto_pgd",
             "norm": "linf",

@@ -8,6 +8,7 @@ epochs.  One run took 57 to 107 s on two CPU cores that other jobs were using as
 """
 
 from advjax import defaults
+from advjax.papers.join import publish
 
 EPOCHS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 200)
 """Of those in the logs of the report, the ones that a run may end after to be compared."""
@@ -34,7 +35,7 @@ def get_config():
 
     loss = {"name": "bce_on_softmax"}
     pgd = {"name": "pgd", "epsilon": "0.3", "num_steps": 40, "step_size": "0.01"}
-    return defaults.experiment(
+    config = defaults.experiment(
         title="Mixup and manifold mixup on MNIST",
         # 5,000 images of each class to learn from, 400 to look at.
         data={"name": "mnist", "per_class": 5400, "num_validation": 4000},
@@ -49,17 +50,21 @@ def get_config():
             "made_on": "vanilla",
             "num_examples": 1000,
         },
-        # Its attack starts elsewhere and has another ball: clean images alone compare.
-        published=tuple(
+    )
+    # Its attack starts elsewhere and has another ball: clean images alone compare.
+    publish(
+        config,
+        (
             {
                 "table": "001_epochs",
                 "model": "LeNet5",
                 "training": f"{method}:{epochs}ep",
                 "run": name,
                 "our_attack": "clean",
-                "when": {f"run.{name}.epochs": epochs, f"run.{name}.num_steps": 0},
+                "when": {f"run.{name}.epochs": epochs},
             }
             for name, method in (("vanilla", "vanilla"), ("mixup", "mixup"), ("manifold", "manifold_mixup"))
             for epochs in EPOCHS
         ),
     )
+    return config

@@ -62,6 +62,14 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__fixer__attack__labels": "random"}, "run.fixer.attack: labels must be 'true' or 'predicted'"),
         ({"run__fixer__attack__made_on": "x"}, "run.fixer: no earlier run is named 'x'; earlier are base"),
         ({"run__fixer__select": "first"}, "run.fixer: select must be 'best' or 'last', got 'first'"),
+        (
+            {"run__fixer__select_metric": "loss"},
+            "run.fixer: select_metric must be one of 'score', 'accuracy', 'attacked_accuracy', got 'loss'",
+        ),
+        (
+            {"run__base__select_metric": "attacked_accuracy"},
+            "run.base: no attack is made on the validation images; select_metric must be another",
+        ),
         ({"run__fixer__train_fraction": 0.0}, "fraction is 0.0; it must be greater than 0 and at most 1"),
         ({"run__fixer__epochs": 0}, "run.fixer: epochs or num_steps must be at least 1"),
         ({"run__fixer__log_every": 0}, "run.fixer: log_every must be at least 1, got 0"),
@@ -82,6 +90,10 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"evaluation__num_examples": -1}, "evaluation: num_examples must be 0 or more"),
         ({"evaluation__attacks__order": ("cw",)}, "evaluation.attacks: 'cw' is in the order but not described"),
         ({"evaluation__pictured": "cw"}, "evaluation.pictured: 'cw' is none of the attacks fgsm, pgd_50, auto_pgd"),
+        (
+            {"evaluation__defenses": {"order": ("rse",), "rse": {"name": "random_self_ensemble", "run": "base"}}},
+            "evaluation.defenses.rse: random_self_ensemble asks a ResNet9 with noise inside, but this one has none",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(changes, message):

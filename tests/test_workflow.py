@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import re
 
 import chex
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from test_wiring import changed
 
-from advjax import assessment, attacks, names, sharding, wiring, workflow
+from advjax import assessment, attacks, data, names, sharding, trained, wiring, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.deployment import model_hash
@@ -85,6 +87,25 @@ def test_the_report_has_the_rows_of_the_contract(finished):
     assert transfer and not any(row["adaptive"] or report.is_robust_accuracy(row) for row in transfer)
     assert {row["knowledge"] for row in transfer} == {"source model"}
     assert {row["n"] for row in content["rows"] if row["subset"] == "all"} == {36}
+
+
+def test_a_trained_network_can_be_had_for_own_code(finished):
+    workdir, found = finished
+    network = trained.load(workdir, "fixer")
+    few = network.test.take(np.arange(36))
+    logits = network.logits_fn(data.pixels(few.images))
+    (clean,) = (row for row in found.rows if (row["run"], row["attack"], row["subset"]) == ("fixer", "clean", "all"))
+    assert np.mean(np.argmax(logits, axis=-1) == few.labels) == pytest.approx(clean["accuracy"])
+    assert model_hash(network.variables) == clean["model_hash"]
+    guide = (REPOSITORY / "docs" / "guide.md").read_text()
+    (snippet,) = re.findall(r"```python\n(from advjax.*?)```", guide, re.DOTALL)
+    found_there = {}
+    exec(snippet.replace("workdirs/digits_fixer", workdir), found_there)
+    np.testing.assert_allclose(found_there["logits"], logits[:8], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="is named 'x'; there are base, fixer"):
+        trained.load(workdir, "x")
+    with pytest.raises(UserError, match="holds no experiment"):
+        trained.load(f"{workdir}/fixer", "fixer")
 
 
 def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):

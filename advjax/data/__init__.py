@@ -5,6 +5,7 @@ from advjax.data.index_file import read_index, write_index
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
 from advjax.data.sampling import concatenate, undersample
 from advjax.data.source import Source, from_dataset, read_all
+from advjax.data.split_name import have_common_examples
 from advjax.data.splits import (
     by_group,
     class_balanced,
@@ -30,6 +31,7 @@ __all__ = [
     "fingerprint",
     "fractions",
     "from_dataset",
+    "have_common_examples",
     "index_hash",
     "k_fold",
     "load",

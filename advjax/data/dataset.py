@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from advjax.data import split_name
 from advjax.types import UserError
 
 if TYPE_CHECKING:
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
 KNOWN_NAMES = ("digits", "cifar10", "mnist", "fashion_mnist", "folder")
 """Data sets that ``load`` can produce by itself; other tfds data sets must have been prepared before."""
+
+
+_Examples = TypeVar("_Examples", "Dataset", "Source")
 
 
 class Dataset(NamedTuple):
@@ -69,8 +74,9 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
     Args:
       name: one of ``KNOWN_NAMES``, or any image classification data set of tfds that is prepared as array_record, such
         as ``"cats_vs_dogs"`` or, with a configuration, ``"imagenette/320px-v2"``.
-      split: one of the splits that the data set has, such as "train" or "test", or several as in "train+test": the
-        first, then the second, with an index that runs on.
+      split: one of the splits that the data set has, such as "train" or "test"; several as in "train+test", the first,
+        then the second; or pieces of them, as in "train[1024:]" and "train[:1024]+test".  The index is the position in
+        the whole splits, and runs on from one to the next.
       directory: directory of prepared data; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.  ``digits``
         needs none.
       image_size: shorter sides are resized to it and the center is cut out (see ``images.square``); 0 leaves images as
@@ -94,8 +100,10 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
             return image_folder.load_folder(_needed(directory), part, image_size=image_size)
         return tfds_source.load_tfds(name, part, directory=directory, image_size=image_size)
 
-    datasets = [one(part) for part in _parts(split, image_size)]
-    return check(datasets[0] if len(datasets) == 1 else sampling.concatenate(datasets))
+    pieces = _pieces(split, image_size)
+    datasets = [one(part) for part in split_name.whole(pieces)]
+    dataset = datasets[0] if len(datasets) == 1 else sampling.concatenate(datasets)
+    return check(_taken(dataset, pieces, [len(part.labels) for part in datasets]))
 
 
 def open_source(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> "Source":
@@ -109,7 +117,9 @@ def open_source(name: str, split: str, *, directory: str | os.PathLike | None = 
             return image_folder.open_folder(_needed(directory), part, image_size=image_size)
         return tfds_source.open_tfds(name, part, directory=directory, image_size=image_size)
 
-    return source.joined([one(part) for part in _parts(split, image_size)])
+    pieces = _pieces(split, image_size)
+    sources = [one(part) for part in split_name.whole(pieces)]
+    return _taken(source.joined(sources), pieces, [len(part.labels) for part in sources])
 
 
 def check(dataset: Dataset) -> Dataset:
@@ -181,10 +191,13 @@ def _needed(directory: str | os.PathLike | None) -> str | os.PathLike:
     return directory
 
 
-def _parts(split: str, image_size: int) -> list[str]:
+def _pieces(split: str, image_size: int) -> tuple[split_name.Piece, ...]:
     if image_size < 0:
         raise UserError(f"image_size is {image_size}; give the side in pixels, or 0 for images as they are stored")
-    parts = split.split("+")
-    if len(set(parts)) < len(parts):
-        raise UserError(f"split {split!r} names a split twice; name each once")
-    return parts
+    return split_name.parse(split)
+
+
+def _taken(splits: _Examples, pieces: Sequence[split_name.Piece], sizes: Sequence[int]) -> _Examples:
+    """The pieces of the splits that follow each other in ``splits``."""
+    positions = split_name.positions(pieces, sizes)
+    return splits if np.array_equal(positions, np.arange(sum(sizes))) else splits.take(positions)

@@ -71,8 +71,9 @@ def accuracy_per_attack(report: Report) -> Svg:
     if not arranged:
         raise ValueError("the report holds no attack; there is nothing to plot")
     with matplotlib.rc_context(_STYLE):
-        heights = [len(block.lines) + 1.4 for block in arranged]
-        figure = Figure(figsize=(_INCHES, 0.27 * sum(heights) + 0.75), layout="constrained")
+        heights = [0.27 * (len(block.lines) + 0.2) for block in arranged]
+        headings = [_heading_height(block) / 72 for block in arranged]
+        figure = Figure(figsize=(_INCHES, sum(heights) + sum(headings) + 0.75), layout="constrained")
         panels = figure.subplots(len(arranged), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, block in zip(panels, arranged, strict=True):
             _draw_block(axes, block)
@@ -165,11 +166,11 @@ def _draw_block(axes: Axes, block: Block) -> None:
 
 def _draw_heading(axes: Axes, block: Block) -> None:
     """The model, and below it, at its left edge as well, what the hollow markers are: either may be long."""
-    column = "\n".join(textwrap.fill(source.column, 78) for source in block.sources)
-    height = _LINE * len(column.splitlines())
-    axes.set_title(textwrap.fill(block.name, 54), loc="left", fontsize=10, fontweight="bold", pad=5 + height)
+    name, column = _heading(block)
+    height = _LINE * len(column)
+    axes.set_title("\n".join(name), loc="left", fontsize=10, fontweight="bold", pad=5 + height)
     axes.annotate(
-        column,
+        "\n".join(column),
         (0, 1),
         xytext=(0, 4),
         xycoords="axes fraction",
@@ -180,6 +181,19 @@ def _draw_heading(axes: Axes, block: Block) -> None:
         ha="left",
         annotation_clip=False,
     )
+
+
+def _heading(block: Block) -> tuple[list[str], list[str]]:
+    """Lines of the name of a model, and of what its hollow markers are."""
+    return textwrap.wrap(block.name, 54), [
+        line for source in block.sources for line in textwrap.wrap(source.column, 78)
+    ]
+
+
+def _heading_height(block: Block) -> float:
+    """In points, with the space around it."""
+    name, column = _heading(block)
+    return _LINE * (len(name) + len(column)) + 16
 
 
 def _draw_point(axes: Axes, y: float, row: Row | None, color: str, marker: str, face: str) -> None:

@@ -5,7 +5,7 @@ behind looking at hidden features: ``between(name, features) -> features`` is ca
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,13 @@ from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Varia
 
 Between: TypeAlias = Callable[[str, Array], Array]
 """``(name of the block that has just run, its output) -> what the next block gets``."""
+
+
+@runtime_checkable
+class _WithSum(Protocol):
+    """An inserted module whose output is a ReLU of something that an objective may ask for."""
+
+    def with_sum(self, h: Array, /) -> tuple[Array, Array]: ...
 
 
 class Classifier(nn.Module):
@@ -101,17 +108,36 @@ class Patched(nn.Module):
         return self.with_features(images, train=train, between=between)[0]
 
     def with_features(
-        self, images: Array, patched: bool = True, *, train: bool = False, between: Between | None = None
+        self,
+        images: Array,
+        patched: bool = True,
+        *,
+        tensor: str = "output",
+        train: bool = False,
+        between: Between | None = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Logits, and the features at every insertion point: after the inserted module, or as they come from the base.
+        """Logits, and the features at every insertion point.
 
-        Without ``patched`` nothing is inserted at all, and these are logits and features of the base.
+        Args:
+          images: [n, h, w, c] in [0, 1].
+          patched: without, nothing is inserted at all, and these are logits and features of the base.
+          tensor: which features: "output" of the inserted module; "sum", what its last ReLU is given, if it has a
+            ``with_sum`` that returns this beside its output, and else the output; "before", what the module is given.
+          train: as for the call.
+          between: as for the call; it sees the output, whatever ``tensor`` is.
+
+        Raises:
+          ValueError: a block to insert after does not exist.
         """
         features = {}
 
         def insert(name: str, value: Array) -> Array:
             if name in self.patches:
-                features[name] = value = self.patches[name](value, train=train) if patched else value
+                features[name] = value
+                if patched:
+                    parts = _outputs(self.patches[name], value, train)
+                    features[name] = {"before": value, **parts}[tensor]
+                    value = parts["output"]
             return value if between is None else between(name, value)
 
         logits = self.base(images, train=train and self.train_base, between=insert)
@@ -121,6 +147,13 @@ class Patched(nn.Module):
                 f"no block named {', '.join(sorted(missing))}: the blocks are {', '.join(self.block_names)}"
             )
         return logits, features
+
+
+def _outputs(patch: nn.Module, features: Array, train: bool) -> dict[str, Array]:
+    if isinstance(patch, _WithSum):
+        return dict(zip(("sum", "output"), patch.with_sum(features), strict=True))
+    output = patch(features, train=train)
+    return {"sum": output, "output": output}
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:

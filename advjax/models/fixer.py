@@ -34,13 +34,18 @@ class Fixer(nn.Module):
     zero_last: bool = False
 
     @nn.compact
-    def __call__(self, h: Array, *, train: bool = False) -> Array:
+    def with_sum(self, h: Array) -> tuple[Array, Array]:
+        """The corrected features ``h + delta * zeta(...)`` before the outer ReLU, and the output."""
         channels = h.shape[-1]
         glorot = nn.initializers.glorot_uniform()
         last = nn.initializers.zeros if self.zero_last else glorot
         squeezed = Conv(max(1, channels // self.reduction), (1, 1), kernel_init=glorot, name="squeeze")(h)
         correction = Conv(channels, (3, 3), kernel_init=last, name="expand")(nn.relu(squeezed))
-        return nn.relu(h + self.delta * ACTIVATIONS[self.activation](correction))
+        corrected = h + self.delta * ACTIVATIONS[self.activation](correction)
+        return corrected, nn.relu(corrected)
+
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
+        return self.with_sum(h)[1]
 
 
 def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:

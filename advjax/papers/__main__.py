@@ -9,10 +9,11 @@ Exit codes: 0 done, 2 a mistake that the one printed line explains.
 
 import argparse
 import collections
+import json
 import pathlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -84,10 +85,11 @@ def _print_beside(options: argparse.Namespace, console: Console) -> None:
 def _pairs(folder: str, config: str | None) -> tuple[list[Pair], list[str]]:
     """What is published beside what was measured in a folder, and why something was left out."""
     report = read_report(pathlib.Path(folder, "report.json"))
-    specs = report.config.get("published", ()) if config is None else _published(config)
+    source = report.config if config is None else _published(config)
+    specs = source.get("published", ())
     if not specs:
         raise UserError(f"the config of {config or folder} has nothing in `published`; name another by --config=FILE")
-    held, left_out = applicable(specs, report.config)
+    held, left_out = applicable(specs, report.config, source.get("published_for", {}))
     pairs = join(report.rows, held)
     if not any(pair.ours for pair in pairs):
         reason = left_out[0] if not pairs else f"no row for {pairs[0].model} under {pairs[0].attack}, nor for others"
@@ -95,10 +97,11 @@ def _pairs(folder: str, config: str | None) -> tuple[list[Pair], list[str]]:
     return pairs, left_out
 
 
-def _published(path: str) -> Any:
+def _published(path: str) -> Mapping[str, Any]:
+    """A config file's experiment, in plain data."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no config file at {path}")
-    return runpy.run_path(path)["get_config"]().published
+    return json.loads(runpy.run_path(path)["get_config"]().to_json())
 
 
 if __name__ == "__main__":

@@ -7,21 +7,29 @@ Which ones those are is said in ``published`` of the config, a sequence of mappi
   ``run``, ``our_attack``: of the row; the attack by its name in the config, or "clean".
   ``defense``, ``subset``, ``adaptive``: of the row; without them "none", "all" and False.
   ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row, where several are left without.
-  ``when``: keys of the config and the values that they must have, as in ``{"run.fixer.train_fraction": 0.1}``, so that
-    no override puts a number beside one that it is no longer about.
+  ``when``: keys of the config and the values that they must have, as in ``{"run.mixed.epochs": 10}``, where the number
+    is for other values than those of the config.
+
+No override puts a number beside one that it is no longer about: `publish` writes down what the experiment was when the
+entries were made, in ``published_for``, and an entry holds only while all that its row depends on is the same, or as
+``when`` says: the data, the run, the runs that it starts from, attacks or asks, the attack and the defence.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
+
+from ml_collections import ConfigDict
 
 from advjax.evaluation.card import model_name
 from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
 from advjax.evaluation.report import ALL, Row, is_robust_accuracy
 from advjax.evaluation.statistics import wilson_interval
+from advjax.papers.described import differences
 from advjax.papers.published import Published, read
 from advjax.types import UserError
 
-__all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "select"]
+__all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "publish", "select"]
 
 Spec: TypeAlias = Mapping[str, Any]
 """An entry of ``published`` in a config."""
@@ -117,23 +125,40 @@ def select(spec: Spec) -> Published:
     return left[0]
 
 
-def applicable(specs: Sequence[Spec], config: Mapping[str, Any]) -> tuple[list[Spec], list[str]]:
-    """The entries whose ``when`` holds, and for each of the others why not, as in "run.base.num_steps is 200".
+def publish(config: ConfigDict, entries: Iterable[Spec]) -> None:
+    """Gives a config its ``published`` entries, which are about the experiment that it describes at this moment."""
+    plain = json.loads(config.to_json())
+    evaluation = {key: plain["evaluation"][key] for key in ("attacks", "made_on", "transfer_labels", "defenses")}
+    config.published = tuple(entries)
+    config.published_for = {"data": plain["data"], "run": plain["run"], "evaluation": evaluation}
+
+
+def applicable(
+    specs: Sequence[Spec], config: Mapping[str, Any], described: Mapping[str, Any] | None = None
+) -> tuple[list[Spec], list[str]]:
+    """The entries that are about the experiment, and for each of the others why not, as in "run.base.num_steps is 200".
 
     Args:
       specs: ``published`` of a config.
       config: the experiment as it was run, in plain data.
+      described: ``published_for`` of the config that ``specs`` are from; default: that of ``config``.  Where it is
+        empty, ``when`` alone decides.
 
     Raises:
       UserError: a mistake in an entry, or ``when`` names a key that the config does not have.
     """
+    described = config.get("published_for") if described is None else described
     held, reasons = [], []
     for spec in specs:
-        where = _checked(spec)
-        found = {path: _value(config, path, where) for path in spec.get("when", {})}
-        unmet = [f"{path} is {value}" for path, value in found.items() if value != spec["when"][path]]
+        where, when = _checked(spec), spec.get("when", {})
+        found = {path: _value(config, path, where) for path in when}
+        unmet = {path: value for path, value in found.items() if value != when[path]}
+        if described:
+            others = differences(described, config, spec)
+            unmet |= {path: value for path, value in others.items() if path not in when}
         if unmet:
-            reasons.append(", ".join(unmet))
+            first, *more = (f"{path} is {value}" for path, value in unmet.items())
+            reasons.append(", ".join([first, *more[:2], *([f"and {len(more) - 2} more"] if more[2:] else [])]))
         else:
             held.append(spec)
     return held, reasons

@@ -55,13 +55,20 @@ def supervised(model: nn.Module, loss: Loss, *, on: str = "images", noise: bool 
 
 
 def fixers(
-    model: Patched, loss: Loss, *, distillation: float = 1.0, target: str = "natural", norm: str = "rms"
+    model: Patched,
+    loss: Loss,
+    *,
+    distillation: float = 1.0,
+    target: str = "natural",
+    tensor: str = "sum",
+    norm: str = "rms",
 ) -> Objective:
     """Classification of clean and attacked images, and features that stay near those of the base (003, eq. 2-4).
 
-    ``loss(x) + loss(x') + distillation * sum_i [d(h_i(x), h_i^0(x)) + d(h_i(x'), h_i^0(target))]`` for clean images x
-    and attacked images x', where h_i are the features after fixer i, h_i^0 those of the base at the same place, and d
-    is the length of the difference.  The base runs in inference mode; let only the fixers' parameters be updated.
+    ``loss(x) + loss(x') + distillation * sum_i [d(u_i(x), h_i^0(x)) + d(u_i(x'), h_i^0(target))]`` for clean images x
+    and attacked images x', where u_i are features at fixer i, h_i^0 those of the base at the same place, and d is the
+    length of the difference.  The paper leaves open three things about this term, the last three arguments.  The base
+    runs in inference mode; let only the fixers' parameters be updated.
 
     Args:
       model: the patched classifier.
@@ -69,16 +76,22 @@ def fixers(
       distillation: the paper's lambda, 0 or 1.
       target: "natural": attacked features are pulled to those of the clean image, as the paper's text says; "printed":
         to those of the attacked image, as its eq. 4 prints.
+      tensor: what u_i is, with h_i the features that enter fixer i and phi_i its correction.  "sum": h_i + delta
+        phi_i(h_i), which is the base's where the fixer corrects nothing, the stated aim; "output": its ReLU, as in the
+        paper's Table 7, which forgives corrections of inactive features; "before": h_i as the paper's eq. 1 defines it,
+        of which the first does not depend on the fixers, and none on the last fixer.
       norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean length, larger by
         the root of their number.
 
     Raises:
-      ValueError: another value for ``target`` or ``norm``, or a model that nothing was put into.
+      ValueError: another value for ``target``, ``tensor`` or ``norm``, or a model that nothing was put into.
     """
     if not isinstance(model, Patched):
         raise ValueError("fixers needs a patched model, such as 'fixers' with a 'base'")
     if target not in ("natural", "printed"):
         raise ValueError(f"target must be 'natural' or 'printed', got {target!r}")
+    if tensor not in ("sum", "output", "before"):
+        raise ValueError(f"tensor must be 'sum', 'output' or 'before', got {tensor!r}")
     if norm not in ("rms", "l2"):
         raise ValueError(f"norm must be 'rms' or 'l2', got {norm!r}")
     measure = {"rms": jnp.mean, "l2": jnp.sum}[norm]
@@ -92,7 +105,7 @@ def fixers(
         variables, clean = Variables(params, model_state), clean_images(batch)
 
         def features_of(images: Array, patched: bool) -> Any:
-            return blocks.apply(model, variables, images, method="with_features", patched=patched)
+            return blocks.apply(model, variables, images, method="with_features", patched=patched, tensor=tensor)
 
         clean_logits, clean_features = features_of(clean, True)
         logits, features = features_of(batch.images, True)

@@ -33,6 +33,8 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
     for name in described:
         runs[name] = build_run(name, spec, loaded, runs)
     evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
+    for defense in evaluation.defenses:
+        defense.check(runs[defense.run].model, loaded.train.image_shape)
     return Experiment(spec["title"], spec["seed"], tuple(runs.values()), loaded, evaluation, spec["mapping"], spec)
 
 

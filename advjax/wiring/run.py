@@ -15,6 +15,8 @@ from advjax.wiring.attack import build_attack, known_label_use
 from advjax.wiring.method import build_method
 from advjax.wiring.splits import num_training_examples, training_subset
 
+SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
+"""Of those that `advjax.workflow` validates, what a checkpoint may be chosen by."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
@@ -42,6 +44,8 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
     )
     plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    if plan.select_metric == "attacked_accuracy" and validation is None:
+        raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     if not spec["checkpoint"] and not len(loaded.validation.labels):
         _check_without_validation(plan, where)
     steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
@@ -133,6 +137,9 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
             raise UserError(f"{where}: {key} must be at least {least}, got {spec[key]!r}")
     if spec["select"] not in ("best", "last"):
         raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
+    if spec["select_metric"] not in SELECT_METRICS:
+        known = ", ".join(map(repr, SELECT_METRICS))
+        raise UserError(f"{where}: select_metric must be one of {known}, got {spec['select_metric']!r}")
     every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
     return Plan(
         num_steps,
@@ -141,7 +148,7 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
         every,
         seed,
         spec["select"],
-        "score",
+        spec["select_metric"],
         spec["patience"],
         num_workers,
     )

@@ -20,6 +20,11 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
     _check_splits(config)
     if shares := [number(share) for share in config["fractions"]]:
         return _divided(train, shares, bool(config["by_patient"]), seed)
+    if data.have_common_examples(config["train_split"], config["test_split"]):
+        raise UserError(
+            f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
+            "choose parts without common images, as in train[1024:] and train[:1024]"
+        )
     if config["per_class"]:
         train = train.take(data.class_balanced(train.labels, per_class=config["per_class"], seed=seed, name=train.name))
     test = data.load(config["name"], config["test_split"], **arguments)

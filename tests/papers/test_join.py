@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from test_wiring import config_of
 
+from advjax import wiring
 from advjax.evaluation import report
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.statistics import wilson_interval
@@ -140,7 +141,7 @@ def test_entries_for_another_experiment_are_left_out():
 
 def test_configs_name_published_numbers():
     papers = {entry["table"][:3] for name in WITH_PUBLISHED for entry in config_of(name).published}
-    assert papers == {"000", "001", "003", "004"}
+    assert papers == {"000", "001", "002", "003", "004"}
 
 
 @pytest.mark.parametrize("name", WITH_PUBLISHED)
@@ -159,7 +160,7 @@ def test_entries_of_shipped_configs_name_what_there_is(name):
         assert (entry["our_attack"] == CLEAN) == (selected.attack == "none")
         if entry["our_attack"] != CLEAN:
             assert evaluation["attacks"][entry["our_attack"]]["epsilon"] in selected.attack
-        assert entry["when"]
+    assert config["published_for"]["run"] == config["run"]
     held, reasons = join.applicable(config["published"], config)
     chosen = [(entry["table"], join.select(entry), entry["run"], entry["our_attack"]) for entry in held]
     assert held and len(set(chosen)) == len(chosen)
@@ -177,6 +178,104 @@ def test_an_override_moves_the_comparison_to_another_point():
     config.run.mixed.targets.fixed_mix.weight = 0.4
     held, _ = join.applicable(config.published, plain(config))
     assert [join.select(entry).value for entry in held if entry["run"] == "mixed"] == [37.8, 9.7, 9.0]
+
+
+def left_of(config, **changes):
+    """``run: (entries that hold, reasons)`` after overrides, as `plain` data of keys with "__" for "."."""
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = config
+        for key in parents:
+            node = node[key]
+        with node.ignore_type():
+            node[last] = value
+    held, reasons = join.applicable(config.published, plain(config))
+    return [(entry["run"], entry["our_attack"], entry.get("subset", "all")) for entry in held], set(reasons)
+
+
+OF_THE_BASE = [
+    ("base", attack, subset) for subset in ("all", "base_correct") for attack in ("clean", "auto_pgd", "fgsm")
+]
+
+
+@pytest.mark.parametrize(
+    "changes, reasons",
+    [
+        ({"run__fixer__objective__distillation": 0.0}, {"run.fixer.objective.distillation is 0.0"}),
+        ({"run__fixer__objective__tensor": "before"}, {"run.fixer.objective.tensor is before"}),
+        ({"run__fixer__model__activation": "tanh"}, {"run.fixer.model.activation is tanh"}),
+        (
+            {"run__fixer__model__delta": 0.1, "run__fixer__attack__made_on": "self"},
+            {"run.fixer.model.delta is 0.1, run.fixer.attack.made_on is self"},
+        ),
+        ({"run__fixer__train_fraction": 0.01}, {"run.fixer.train_fraction is 0.01"}),
+        (
+            {"run__fixer__attack": None},
+            {", ".join(f"run.fixer.attack.{key} is None" for key in ("name", "norm", "epsilon")) + ", and 6 more"},
+        ),
+    ],
+)
+def test_a_changed_method_is_not_the_published_one(changes, reasons):
+    assert left_of(config_of("cifar_fixer"), **changes) == (OF_THE_BASE, reasons)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run__base__optimizer__weight_decay": 0.0},
+        {"run__base__model__pool3": True},
+        {"data__num_validation": 1000},
+        {"data__image_size": 16},
+    ],
+)
+def test_what_all_rows_rest_on_unpairs_all(changes):
+    held, reasons = left_of(config_of("cifar_fixer"), **changes)
+    assert held == [] and len(reasons) == 1
+
+
+def test_a_changed_attack_unpairs_its_own_rows():
+    held, reasons = left_of(config_of("cifar_fixer"), evaluation__attacks__auto_pgd__num_steps=100)
+    assert {attack for _, attack, _ in held} == {"clean", "fgsm"} and len(held) == 8
+    assert reasons == {"evaluation.attacks.auto_pgd.num_steps is 100"}
+    held, _ = left_of(config_of("cifar_fixer"), evaluation__transfer_labels="true")
+    assert [entry for entry in held if entry[0] == "fixer"] == [("fixer", "clean", s) for s in ("all", "base_correct")]
+    assert len(held) == 8
+    held, reasons = left_of(config_of("cifar_distribution_regression"), evaluation__defenses__copies__num_draws=7)
+    assert held == OF_THE_BASE and reasons == {"evaluation.defenses.copies.num_draws is 7"}
+
+
+def test_what_changes_no_number_leaves_all():
+    config = config_of("cifar_fixer")
+    changes = {
+        "run__fixer__log_every": 7,
+        "run__base__checkpoint": "there",
+        "data__dir": "x",
+        "evaluation__pictured": "",
+    }
+    held, reasons = left_of(config, **changes)
+    assert len(held) == len(config.published) == 12 and not reasons
+
+
+def test_another_run_of_the_experiment_does_not_matter():
+    held, reasons = left_of(config_of("cifar_two_updates"), run__fgsm__epochs=3)
+    assert held == [("pgd", "pgd_40", "all")] and reasons == {"run.fgsm.epochs is 3"}
+
+
+@pytest.mark.parametrize("name", WITH_PUBLISHED)
+def test_no_entry_survives_another_method(name):
+    config = config_of(name)
+    for run in {entry["run"] for entry in config.published}:
+        config.run[run].optimizer.weight_decay = 0.123
+    assert left_of(config)[0] == []
+
+
+def test_entries_hold_for_the_experiment_that_is_built():
+    config = config_of("digits_fixer")
+    join.publish(config, [spec(**UNDER_AUTO_PGD)])
+    built = wiring.from_config(config).config
+    assert join.applicable(built["published"], built) == ([built["published"][0]], [])
+    built["run"]["base"]["batch_size"] = 1
+    assert join.applicable(built["published"], built) == ([], ["run.base.batch_size is 1"])
 
 
 def write_report(folder, rows, **config):
@@ -217,6 +316,15 @@ def test_published_can_come_from_a_config_file(tmp_path, capsys):
     folder = write_report(tmp_path / "a", ROWS, **plain(config_of("cifar_fixer")) | {"published": []})
     assert command.main([f"--workdir={folder}", f"--config={REPOSITORY / 'configs' / 'cifar_fixer.py'}"]) == 0
     assert "87.50" in capsys.readouterr().out
+
+
+def test_a_config_file_says_what_its_numbers_are_about(tmp_path, capsys):
+    config = config_of("cifar_fixer")
+    config.run.fixer.model.delta = 0.1
+    folder = write_report(tmp_path / "a", ROWS, **plain(config) | {"published": [], "published_for": {}})
+    assert command.main([f"--workdir={folder}", f"--config={REPOSITORY / 'configs' / 'cifar_fixer.py'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "87.50" not in printed and "left out: 6 published for something else, as run.fixer.model.delta" in printed
 
 
 def test_the_command_lists_and_prints_what_is_published(capsys):

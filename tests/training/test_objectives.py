@@ -1,6 +1,7 @@
 """Objectives against plain statements of them; transforms."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import tiny_models as tiny
 
 from advjax import attacks
 from advjax.models import blocks
+from advjax.models.blocks import Classifier
 from advjax.models.denoise import with_denoising
 from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
@@ -77,29 +79,123 @@ def test_supervised_on_both_sees_clean_and_adversarial_images_in_one_batch(base)
     assert {"clean_accuracy", "accuracy", "loss"} == set(metrics)
 
 
+class TwoPlaces(Classifier):
+    """``relu(x A)``, ``relu(h B)``, ``h C`` on images of one pixel: matrix products and nothing else."""
+
+    def make_blocks(self):
+        return {name: OnePixel(width, name != "c") for name, width in (("a", 4), ("b", 3), ("c", 3))}
+
+
+class OnePixel(nn.Module):
+    width: int
+    rectified: bool
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Dense(self.width, use_bias=False, name="dense")(x)
+        return nn.relu(x) if self.rectified else x[:, 0, 0]
+
+
+def random_two_places():
+    """The model, variables, NumPy matrices of the base, and ``{place: (squeeze, its bias, expand, its bias)}``."""
+    model = with_fixers(TwoPlaces(), after=("a", "b"), delta=0.7, reduction=2)
+    variables = blocks.init(model, jax.random.key(0), (1, 1, 2))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables.params)
+    base = {name: params["base"][f"block_{name}"]["dense"]["kernel"] for name in "abc"}
+    fixers = {}
+    for name in "ab":
+        layers = params[f"patches_{name}"]
+        squeeze, expand = layers["squeeze"], layers["expand"]
+        # At a single pixel, the others being padding, a 3x3 convolution is its middle.
+        fixers[name] = squeeze["kernel"][0, 0], squeeze["bias"], expand["kernel"][1, 1], expand["bias"]
+    return model, Variables(jax.tree.map(jnp.float32, params), variables.model_state), base, fixers
+
+
+def printed_fixer(images, base, fixers):
+    """Logits and ``{tensor: [of a, of b]}`` by eq. 1 and Table 7; without ``fixers`` those of the base."""
+    found, h = {"before": [], "sum": [], "output": []}, images
+    for name in "ab":
+        h = np.maximum(h @ base[name], 0)
+        found["before"].append(h)
+        if fixers:
+            squeeze, squeeze_bias, expand, expand_bias = fixers[name]
+            h = h + 0.7 * (np.maximum(h @ squeeze + squeeze_bias, 0) @ expand + expand_bias)
+        found["sum"].append(h)
+        h = np.maximum(h, 0)
+        found["output"].append(h)
+    return h @ base["c"], found
+
+
+def pixel_batch():
+    clean, attacked = np.random.default_rng(1).uniform(size=(2, 5, 2))
+    labels = np.array([0, 1, 2, 2, 0])
+    mask = np.array([True, True, False, True, True])
+    images = [jnp.float32(array)[:, None, None] for array in (attacked, clean)]
+    targets = jax.nn.one_hot(labels, 3)
+    batch = Batch(images[0], jnp.int32(labels), targets, jnp.arange(5), jnp.asarray(mask), images[1])
+    return batch, clean, attacked, labels, mask
+
+
 @pytest.mark.parametrize("norm", ["rms", "l2"])
+@pytest.mark.parametrize("tensor", ["sum", "output", "before"])
 @pytest.mark.parametrize("target", ["natural", "printed"])
-def test_fixer_loss_is_that_of_the_paper(patched, target, norm):
-    model, variables = patched
-    batch = make_batch(clean=True)
-    objective = objectives.fixers(model, losses.focal(2.0), distillation=0.7, target=target, norm=norm)
+def test_fixer_loss_is_that_of_the_paper(target, tensor, norm):
+    """Eq. 2-4 in NumPy, in each of the three things that they leave open."""
+    model, variables, base, fixers = random_two_places()
+    batch, clean, attacked, labels, mask = pixel_batch()
+    expected = np.zeros(5)
+    distances = np.zeros(5)
+    natural = printed_fixer(clean, base, None)[1]["before"]
+    for images, wanted in (
+        (clean, natural),
+        (attacked, natural if target == "natural" else printed_fixer(attacked, base, None)[1]["before"]),
+    ):
+        logits, found = printed_fixer(images, base, fixers)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        of_label = probabilities[np.arange(5), labels]
+        expected += -((1 - of_label) ** 2) * np.log(of_label)
+        for features, aim in zip(found[tensor], wanted, strict=True):
+            lengths = np.linalg.norm(features - aim, axis=1)
+            distances += lengths / np.sqrt(features.shape[1]) if norm == "rms" else lengths
+    objective = objectives.fixers(model, losses.focal(2.0), distillation=0.7, target=target, tensor=tensor, norm=norm)
     total, (state, metrics) = value(objective, variables, batch)
-
-    def features(images, with_fixers):
-        return blocks.apply(model, variables, images, method="with_features", patched=with_fixers)
-
-    (clean_logits, h_clean), (logits, h) = features(batch.clean, True), features(batch.images, True)
-    h0_clean, h0_attacked = features(batch.clean, False)[1], features(batch.images, False)[1]
-    expected = focal_of(clean_logits, batch) + focal_of(logits, batch)
-    for name in ("res1", "res2"):
-        wanted = (h0_clean if target == "natural" else h0_attacked)[name]
-        for got, aim in ((h_clean[name], h0_clean[name]), (h[name], wanted)):
-            squares = np.asarray((got - aim) ** 2, np.float64)[np.asarray(batch.mask)].sum((1, 2, 3))
-            size = np.sqrt(squares / (got[0].size if norm == "rms" else 1))
-            expected += 0.7 * size.mean()
-    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["distillation_distance"]) == pytest.approx(distances[mask].mean(), rel=1e-5)
+    assert float(total) == pytest.approx((expected + 0.7 * distances)[mask].mean(), rel=1e-5)
     assert float(metrics["loss"]) == float(total)
     chex.assert_trees_all_equal(state, variables.model_state)
+
+
+def test_the_three_tensors_of_the_distillation_differ_and_the_sum_is_the_default():
+    model, variables, *_ = random_two_places()
+    batch = pixel_batch()[0]
+
+    def distance(**choice):
+        metrics = value(objectives.fixers(model, losses.focal(2.0), **choice), variables, batch)[1][1]
+        return float(metrics["distillation_distance"])
+
+    before, output, summed = (distance(tensor=tensor) for tensor in ("before", "output", "sum"))
+    assert distance() == summed
+    assert summed > output * 1.01 > 0 and abs(before - summed) > 0.01
+
+
+def test_features_before_the_last_fixer_do_not_depend_on_it():
+    """What is left of the distillation where eq. 1 is taken literally."""
+    model, variables, *_ = random_two_places()
+    batch = pixel_batch()[0]
+
+    def gradients(tensor):
+        objective = objectives.fixers(model, losses.focal(2.0), tensor=tensor)
+
+        def distance(params):
+            return value(objective, Variables(params, variables.model_state), batch)[1][1]["distillation_distance"]
+
+        found = jax.grad(distance)(variables.params)
+        return [max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[f"patches_{n}"])) for n in "ab"]
+
+    first, last = gradients("before")
+    assert first > 0 and last == 0
+    assert min(gradients("sum")) > 0
 
 
 def test_fixer_loss_has_finite_gradients_where_the_fixers_change_nothing(base):
@@ -119,6 +215,7 @@ def test_fixer_loss_has_finite_gradients_where_the_fixers_change_nothing(base):
     [
         (lambda model: objectives.supervised(model, losses.cross_entropy, on="clean"), "on must be"),
         (lambda model: objectives.fixers(model, losses.cross_entropy, target="x"), "target must be"),
+        (lambda model: objectives.fixers(model, losses.cross_entropy, tensor="x"), "tensor must be"),
         (lambda model: objectives.fixers(model, losses.cross_entropy, norm="linf"), "norm must be"),
     ],
 )
