@@ -46,7 +46,8 @@ def train(
       PreemptedError: asked to stop; the state has been saved.
     """
     for run in experiment.runs:
-        _check_batch(run, devices)
+        if not run.checkpoint:
+            _check_batch(run, devices)
     for run in experiment.runs:
         _claim(run, workdir)
     if jax.process_index() == 0:
@@ -88,6 +89,9 @@ def _check_origin(run: Run, there: Mapping[str, Any], folder: str) -> None:
     Those of the run itself come from the very run that is described.  Another run's, taken as a checkpoint, are those
     of the same network; and where the test images are a share of the training split, of the same shares.
     """
+    if not there.keys() >= run.spec.keys():
+        # Not from ``train``, which alone knows what the run is: the shapes have to do.
+        return
     there, here = _completed(there, run.spec), _plain(run.spec)
     if run.checkpoint:
         divided = any(spec["data"]["fractions"] for spec in (there, here))
@@ -225,8 +229,7 @@ def _check_batch(run: Run, devices: Devices) -> None:
     try:
         devices.local_rows(run.plan.batch_size)
     except UserError as error:
-        if not run.checkpoint:
-            raise UserError(f"run.{run.name}.batch_size: {error}") from None
+        raise UserError(f"run.{run.name}.batch_size: {error}") from None
 
 
 def _claim(run: Run, workdir: str) -> None:

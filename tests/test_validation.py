@@ -8,6 +8,7 @@ from test_workflow import devices
 from advjax import attacks, defaults, wiring, workflow
 from advjax.metrics import read_metrics
 from advjax.models import blocks
+from advjax.training import loop
 from advjax.types import UserError
 
 TRADES = {"name": "trades", "loss": {"name": "cross_entropy"}}
@@ -41,6 +42,15 @@ def test_a_run_without_validation_images_keeps_its_last_checkpoint(tmp_path):
     workflow.train(experiment, str(tmp_path), devices(), print)
     assert {line["kind"] for line in read_metrics(tmp_path / "base")} == {"train"}
     assert workflow.restore(experiment.runs[0], str(tmp_path), experiment.image_shape, print).params
+
+
+def test_a_checkpoint_that_something_else_has_left_is_known_by_its_shapes(tmp_path):
+    experiment = built(select="last")
+    (run,) = experiment.runs
+    variables, dataset = fresh(experiment), experiment.data.train
+    fit = {"folder": str(tmp_path / "base"), "devices": devices(), "config": {"made": "by hand"}, "notify": print}
+    loop.fit("base", run.method(variables, {}), run.plan, variables, dataset, {}, lambda variables: {}, **fit)
+    assert workflow.restore(run, str(tmp_path), experiment.image_shape, print).params
 
 
 def scores(experiment, variables):

@@ -15,7 +15,7 @@ OF_EACH = 6
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Eight patients with six images each, all of one split, but for six images in a split of their own."""
+    """Eight patients with six images each, the last two in splits of their own."""
     monkeypatch.setenv("ADVJAX_CACHE", str(tmp_path / "cache"))
     made = tmp_path / "patches"
     made.mkdir()
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     for number in range(PATIENTS * OF_EACH):
         PIL.Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(made / f"{number}.png")
         patient = number // OF_EACH
-        split = "test" if patient == PATIENTS - 1 else "train"
+        split = {PATIENTS - 2: "extra", PATIENTS - 1: "test"}.get(patient, "train")
         lines.append({"file": f"{number}.png", "split": split, "label": number % 2, "patient": f"P{patient}"})
     with (made / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
@@ -56,7 +56,7 @@ def test_fractions_are_shares_of_the_training_split():
 
 
 def test_no_patient_is_in_two_shares(folder):
-    parts = of_folder(folder, train_split="train+test", fractions=(0.5, 0.25, 0.25), by_patient=True)
+    parts = of_folder(folder, train_split="train+extra+test", fractions=(0.5, 0.25, 0.25), by_patient=True)
     patients = [set(part.groups) for part in parts]
     assert [len(some) for some in patients] == [4, 2, 2]
     assert len(set.union(*patients)) == PATIENTS
@@ -64,7 +64,7 @@ def test_no_patient_is_in_two_shares(folder):
 
 
 def test_without_by_patient_a_patient_is_in_several_shares(folder):
-    parts = of_folder(folder, train_split="train+test", fractions=(0.5, 0.25, 0.25))
+    parts = of_folder(folder, train_split="train+extra+test", fractions=(0.5, 0.25, 0.25))
     assert set(parts.train.groups) & set(parts.test.groups)
 
 
@@ -99,8 +99,9 @@ def test_streamed_images_are_those_in_memory(folder, changes):
 def test_joined_splits_are_learned_from_together(folder):
     with pytest.raises(UserError):
         of_folder(folder, train_split="train+nothing")
-    joined = of_folder(folder, train_split="train+test")
-    assert len(joined.train.labels) == PATIENTS * OF_EACH and len(joined.test.labels) == OF_EACH
+    joined = of_folder(folder, train_split="train+extra")
+    assert set(joined.train.groups) == {f"P{patient}" for patient in range(PATIENTS - 1)}
+    assert set(joined.test.groups) == {f"P{PATIENTS - 1}"}
 
 
 def test_patients_that_nobody_wrote_down_are_missed():

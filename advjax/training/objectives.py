@@ -16,7 +16,7 @@ from advjax import sharding
 from advjax.models import blocks
 from advjax.models.blocks import Patched
 from advjax.training.losses import Loss
-from advjax.types import Array, Batch, Key, PyTree, Variables
+from advjax.types import Array, Batch, Key, PyTree, UserError, Variables
 
 Metrics: TypeAlias = dict[str, Array]
 Objective: TypeAlias = Callable[[PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]]
@@ -127,10 +127,10 @@ def clean_images(batch: Batch) -> Array:
     """The images before they were attacked.
 
     Raises:
-      ValueError: nobody attacked them.
+      UserError: nobody attacked them.
     """
     if batch.clean is None:
-        raise ValueError("this objective needs clean and adversarial images: add a transform that attacks the batch")
+        raise UserError("this objective needs clean and adversarial images: add a transform that attacks the batch")
     return batch.clean
 
 

@@ -226,7 +226,7 @@ def test_unknown_choices_are_refused(patched, build, message):
 
 def test_an_objective_on_pairs_needs_an_attack(patched):
     model, variables = patched
-    with pytest.raises(ValueError, match="add a transform that attacks the batch"):
+    with pytest.raises(UserError, match="add a transform that attacks the batch"):
         value(objectives.fixers(model, losses.cross_entropy), variables, make_batch())
 
 
