@@ -77,7 +77,7 @@ def test_published_numbers_are_for_the_method_of_the_report_alone(name):
     module, run = FAITHFUL[name]
     config = module.get_config()
     numbers = [join.select(entry) for entry in config.published]
-    assert len(numbers) == {"mnist": 8, "cifar": 5}[name] * 9 * 2
+    assert len(numbers) == 8 + {"mnist": 8, "cifar": 5}[name] * 9 * 2
 
     def held(**changes):
         spec = wiring.plain(config)
@@ -104,11 +104,13 @@ def test_published_numbers_are_for_the_method_of_the_report_alone(name):
         {f"{objective}__num_steps": 3},
         {f"run__{run}__optimizer": {}},
         {f"run__{run}__start": ""},
-        {"run__clean__epochs": 20},
+        {"run__clean__epochs": 30},
         {"run__clean__num_steps": 20},
         {"data__per_class": 17},
     ):
         assert held(**change) == []
+    assert held(run__clean__epochs=20) == [("vanilla:20ep", "clean")]
+    assert held(run__clean__epochs=20, run__clean__batch_size=50) == []
 
 
 @pytest.mark.parametrize(

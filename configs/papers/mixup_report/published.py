@@ -6,7 +6,7 @@ from typing import Any
 from advjax import wiring
 
 EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200)
-"""Of those in the logs of adversarial training, the ones that a run may end after to be compared."""
+"""Of those in the logs, the ones that a run may end after to be compared."""
 TRAININGS = {
     "vanilla": "adv_vanilla:from_pretrained",
     "mixup": "adv_mixup:from_pretrained",
@@ -43,18 +43,23 @@ def published(
       last_epoch: the one before the last.
     """
     spec = wiring.plain(config)
-    return tuple(entry for run in attacks for entry in _of_run(spec, run, model, *attacks[run], last_table, last_epoch))
+    found = [entry for run in attacks for entry in _of_run(spec, run, model, *attacks[run], last_table, last_epoch)]
+    return (*_of_clean(spec, model), *found)
+
+
+def _of_clean(spec: Mapping[str, Any], model: str) -> Iterator[dict[str, Any]]:
+    for epochs in EPOCHS:
+        entry = {"table": "001_epochs", "model": model, "training": f"vanilla:{epochs}ep", "run": "clean"}
+        yield {**entry, "our_attack": "clean", "when": {**_trained(spec, "clean"), "run.clean.epochs": epochs}}
 
 
 def _of_run(
     spec: Mapping[str, Any], run: str, model: str, attack: str, theirs: str, last_table: str, last_epoch: int
 ) -> Iterator[dict[str, Any]]:
     start, described_attack = spec["run"][run]["start"], spec["evaluation"]["attacks"][attack]
-    trained = {f"data.{key}": value for key, value in spec["data"].items() if key not in _FREE_DATA}
-    for name in filter(None, (start, run)):
-        trained |= {f"run.{name}.{key}": value for key, value in spec["run"][name].items() if key not in _FREE}
+    trained = _trained(spec, run)
     if start:
-        trained[f"run.{start}.epochs"] = spec["run"][start]["epochs"]
+        trained |= _trained(spec, start) | {f"run.{start}.epochs": spec["run"][start]["epochs"]}
     attacked = {"attack": theirs, "our_attack": attack, "adaptive": True, "protocol": "faithful"}
     found = [("001_adversarial_epochs", f"{TRAININGS[run]}:{epochs}ep", epochs) for epochs in EPOCHS]
     for table, training, epochs in (*found, (*LAST.get(run, (last_table, TRAININGS[run])), last_epoch)):
@@ -62,3 +67,9 @@ def _of_run(
         entry = {"table": table, "model": model, "training": training, "run": run}
         yield {**entry, "attack": "none", "our_attack": "clean", "when": when}
         yield {**entry, **attacked, "when": {**when, f"evaluation.attacks.{attack}": described_attack}}
+
+
+def _trained(spec: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """All that a run is trained with and on, but for its epochs and what it starts from."""
+    data = {f"data.{key}": value for key, value in spec["data"].items() if key not in _FREE_DATA}
+    return data | {f"run.{run}.{key}": value for key, value in spec["run"][run].items() if key not in _FREE}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from advjax.attacks import cross_entropy
 from advjax.models import blocks
+from advjax.models.blocks import Classifier, Patched
 from advjax.training import mixing, objectives
 from advjax.training.losses import Loss
 from advjax.training.objectives import Objective
@@ -16,7 +17,7 @@ from advjax.types import Array, Batch, Key, PyTree, Variables
 from configs.papers.mixup_report.attack import Ball, ball
 
 BATCH_NORMS = ("train_update", "train_keep", "eval")
-METHODS: dict[str, tuple[Callable[[nn.Module, Loss], Objective], tuple[Transform, ...]]] = {
+METHODS: dict[str, tuple[Callable[[Classifier | Patched, Loss], Objective], tuple[Transform, ...]]] = {
     "vanilla": (objectives.supervised, ()),
     "mixup": (objectives.supervised, (mixing.mixup(alpha=1.0),)),
     "manifold": (lambda model, loss: mixing.manifold_mixup(model, loss, alpha=2.0), ()),
@@ -29,7 +30,7 @@ _ATTACK, _MIXING = 0x61747461, 0x6D697869
 
 
 def adversarial(
-    model: nn.Module,
+    model: Classifier | Patched,
     loss: Loss,
     *,
     method: str,
