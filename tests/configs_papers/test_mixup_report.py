@@ -49,6 +49,15 @@ def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_imag
 FAITHFUL = {"mnist": (mnist, "vanilla"), "cifar": (cifar, "partial")}
 
 
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
+    config = FAITHFUL[name][0].get_config()
+    config.data.dir = str(shared / "data" / "tensorflow_datasets")
+    built = wiring.from_config(config)
+    assert [run.name for run in built.runs] == list(config.runs) and set(config.runs) == set(config.run)
+    assert len(built.data.train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
+
+
 @pytest.mark.parametrize("name, runs", [("mnist", "clean,vanilla"), ("cifar", "partial")])
 def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs, tmp_path, shared, devices):  # noqa: F811
     module, run = FAITHFUL[name]

@@ -20,7 +20,7 @@ MEAN = tuple(value / 255 for value in (125.3, 123.0, 113.9))
 STD = tuple(value / 255 for value in (63.0, 62.1, 66.7))
 RULES = {"radius": "8/255", "num_steps": 7, "step_size": "2/255", "mean": MEAN, "std": STD}
 VERSIONS = {"vanilla": "v1", "mixup": "v1", "manifold": "v1", "soft_labels": "v2", "partial": "v2"}
-SOUND = {"name": "pgd", "norm": "linf", "epsilon": "2/255", "num_steps": 20, "step_size": "0.5/255"}
+SOUND = {"name": "pgd", "norm": "linf", "epsilon": "2/255", "num_steps": 20, "step_size": "1/510"}
 
 
 def get_config(runs: str = ""):
