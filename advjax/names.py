@@ -1,8 +1,10 @@
 """The names that a config may use, and how a name with its arguments becomes an object.
 
 Strings become functions here and nowhere else: a name that is missing from a table is an error that lists the table.
+What belongs to one paper alone stays out of the tables: "configs.MODULE:FUNCTION" is a function beside the configs.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -209,10 +211,29 @@ def required(spec: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
-    """``table[name]``; an unknown name is a UserError that lists the known ones."""
+    """``table[name]``, or what "configs.MODULE:FUNCTION" names; an unknown name is a UserError that lists the known."""
+    if isinstance(name, str) and ":" in name:
+        return _beside_configs(name, where)
     if name not in table:
         raise UserError(f"{where}: unknown name {name!r}; known are {', '.join(table)}")
     return table[name]
+
+
+def _beside_configs(name: str, where: str) -> Callable[..., Any]:
+    """A function that one paper needs and the library does not have.
+
+    From the package ``configs`` alone: a config may come with a folder of results, and is not to call anything else.
+    """
+    module, _, function = name.partition(":")
+    if not module.startswith("configs."):
+        raise UserError(f"{where}: {name!r} is not in the package configs, the only one that functions are taken from")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: {name!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise UserError(f"{where}: {name!r} is no function")
+    return found
 
 
 def _is_number(value: Any) -> bool:

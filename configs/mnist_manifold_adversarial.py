@@ -1,4 +1,4 @@
-"""Manifold mixup of adversarial images on MNIST (mixup report 001, section 3.6, in its sound form).
+"""Manifold mixup of adversarial images on MNIST (mixup report 001, in its sound form).
 
     python -m advjax.main --config=configs/mnist_manifold_adversarial.py
 

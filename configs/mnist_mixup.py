@@ -1,4 +1,4 @@
-"""Mixup and manifold mixup on MNIST: the first epochs of the clean runs of the mixup report (001, sections 3.1 - 3.3).
+"""Mixup and manifold mixup on MNIST: the first epochs of the clean runs of the mixup report (001).
 
     python -m advjax.main --config=configs/mnist_mixup.py
 

@@ -1,4 +1,4 @@
-"""Mixup of adversarial images on MNIST (mixup report 001, section 3.6, in its sound form).
+"""Mixup of adversarial images on MNIST (mixup report 001, in its sound form).
 
     python -m advjax.main --config=configs/mnist_mixup_adversarial.py
 

@@ -1,4 +1,4 @@
-"""Partial PGD on MNIST: adversarial images mixed with clean ones (mixup report 001, section 3.7, in its sound form).
+"""Partial PGD on MNIST: adversarial images mixed with clean ones (mixup report 001, in its sound form).
 
     python -m advjax.main --config=configs/mnist_partial_pgd.py
 

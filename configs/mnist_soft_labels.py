@@ -1,4 +1,4 @@
-"""Soft labels and mixup in adversarial training on MNIST (mixup report 001, section 3.4, in its sound form).
+"""Soft labels and mixup in adversarial training on MNIST (mixup report 001, in its sound form).
 
     python -m advjax.main --config=configs/mnist_soft_labels.py
 

@@ -2,10 +2,14 @@
 
 import jax
 import pytest
+from test_configs import devices, frugal, shrink  # noqa: F401
 from test_wiring import config_of
 
-from advjax import wiring
+from advjax import assessment, wiring, workflow
 from advjax.models import blocks
+from advjax.papers import join
+from advjax.types import UserError
+from configs.papers.mixup_report import cifar, mnist
 
 SOUND = {
     "mnist_mixup_adversarial": {"mixup": {"targets"}},
@@ -40,3 +44,107 @@ def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_imag
         assert (run.plan.select, run.plan.select_metric) == ("best", "attacked_accuracy")
         variables = jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), built.image_shape))
         assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 61_706
+
+
+FAITHFUL = {"mnist": (mnist, "vanilla"), "cifar": (cifar, "partial")}
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
+    config = FAITHFUL[name][0].get_config()
+    config.data.dir = str(shared / "data" / "tensorflow_datasets")
+    built = wiring.from_config(config)
+    assert [run.name for run in built.runs] == list(config.runs) and set(config.runs) == set(config.run)
+    assert len(built.data.train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
+
+
+@pytest.mark.parametrize("name, runs", [("mnist", "clean,vanilla"), ("cifar", "partial")])
+def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs, tmp_path, shared, devices):  # noqa: F811
+    module, run = FAITHFUL[name]
+    config = module.get_config(runs)
+    config.data.dir = str(shared / "data" / "tensorflow_datasets")
+    published = [entry for entry in config.published if entry["run"] == run][:2]
+    own = published[1]["our_attack"]
+    with config.unlocked(), config.ignore_type():
+        shrink(config)
+        config.run[run].objective.num_steps = config.evaluation.attacks[own].num_steps = 1
+        config.evaluation.attacks.order = (own,)
+        if runs == run:
+            config.run[run].start = ""
+    built = wiring.from_config(config)
+    workflow.train(built, str(tmp_path), devices, print)
+    found = assessment.evaluate(built, str(tmp_path), devices, print)
+    pairs = join.join(found.rows, published)
+    assert [(pair.kind, pair.attack, pair.ours is None) for pair in pairs] == [
+        ("clean", "clean", False),
+        ("adaptive", own, False),
+    ]
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_published_numbers_are_for_the_method_of_the_report_alone(name):
+    module, run = FAITHFUL[name]
+    config = module.get_config()
+    numbers = [join.select(entry) for entry in config.published]
+    assert len(numbers) == 8 + {"mnist": 8, "cifar": 5}[name] * 9 * 2
+
+    def held(**changes):
+        spec = wiring.plain(config)
+        spec["run"][run]["epochs"] = 20
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            node = spec
+            for key in parents:
+                node = node[key]
+            assert node[last] != value
+            node[last] = value
+        return [
+            (join.select(entry).training, entry["our_attack"]) for entry in join.applicable(config.published, spec)[0]
+        ]
+
+    own = config.published[-1]["our_attack"] if name == "cifar" else "own_pgd"
+    training = {"mnist": "adv_vanilla", "cifar": "adv_partial_pgd"}[name]
+    both = [(f"{training}:from_pretrained:20ep", attack) for attack in ("clean", own)]
+    assert held() == both == held(**{f"run__{run}__log_every": 7})
+    assert held(**{f"evaluation__attacks__{own}__num_steps": 3}) == both[:1]
+    objective = f"run__{run}__objective"
+    for change in (
+        {f"{objective}__batch_norm": "eval"},
+        {f"{objective}__num_steps": 3},
+        {f"run__{run}__optimizer": {}},
+        {f"run__{run}__start": ""},
+        {"run__clean__epochs": 30},
+        {"run__clean__num_steps": 20},
+        {"data__per_class": 17},
+    ):
+        assert held(**change) == []
+    assert held(run__clean__epochs=20) == [("vanilla:20ep", "clean")]
+    assert held(run__clean__epochs=20, run__clean__batch_size=50) == []
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("os:getcwd", "run.a.attack: 'os:getcwd' is not in the package configs"),
+        (
+            "configs.papers.mixup_report.nothing:attack",
+            "'configs.papers.mixup_report.nothing:attack' cannot be imported",
+        ),
+        (
+            "configs.papers.mixup_report.attack:nothing",
+            "'configs.papers.mixup_report.attack:nothing' cannot be imported",
+        ),
+        ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is no function"),
+    ],
+)
+def test_functions_beside_configs_are_the_only_ones_that_a_config_names(name, message):
+    with pytest.raises(UserError, match=message):
+        wiring.build_attack("a", {"name": name, "norm": "linf", "epsilon": "0.6"}, "run.a.attack")
+
+
+def test_a_mistake_in_a_function_beside_configs_is_one_clear_line():
+    spec = {"name": mnist.ATTACK, "norm": "linf", "epsilon": "0.6", **mnist.RULES}
+    with pytest.raises(UserError, match="evaluation: unknown key 'steps'; known are radius, num_steps"):
+        wiring.build_attack("own", {**spec, "steps": 3}, "evaluation")
+    with pytest.raises(UserError, match="evaluation: noisy_center_pgd needs linf and an epsilon of"):
+        wiring.build_attack("own", {**spec, "epsilon": "0.3"}, "evaluation")

@@ -1,0 +1,59 @@
+"""What the two experiments of the mixup report (001) have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from advjax import defaults
+
+ATTACK = "configs.papers.mixup_report.attack:noisy_center_pgd"
+OBJECTIVE = "configs.papers.mixup_report.training:adversarial"
+LOSS = {"name": "bce_on_softmax"}
+METHODS = {"vanilla": "vanilla", "mixup": "mixup", "manifold": "manifold", "soft_labels": "mixup", "partial": "partial"}
+"""Adversarial runs, and what each learns from attacked images."""
+_OFF_VALUE = 0.01
+
+
+def adversarial_run(run: str, attack: Mapping[str, Any], start: str, **recipe: Any) -> dict[str, Any]:
+    """One of ``METHODS``, attacked in train mode, from the parameters of ``start`` or, if that is "", from fresh ones.
+
+    Soft labels are set before the attack, which looks at the labels alone.
+    """
+    changes = dict(recipe)
+    if run == "soft_labels":
+        changes["targets"] = {"order": ("soft_labels",), "soft_labels": {"off_value": _OFF_VALUE}}
+    objective = {"name": OBJECTIVE, "loss": LOSS, "method": METHODS[run], "batch_norm": "train_update", **attack}
+    return defaults.run(objective=objective, start=start, select="last", **changes)
+
+
+def experiment(
+    title: str,
+    data: Mapping[str, Any],
+    described: Mapping[str, Any],
+    chosen: str,
+    attacks: Mapping[str, Any],
+) -> Any:
+    """The experiment.
+
+    Args:
+      title: of the report.
+      data: of the config.
+      described: all runs, "clean" first.
+      chosen: names of those to train, with commas between them; "" for all.
+      attacks: of the evaluation, in order; the first is the one that report cards are about.
+    """
+    runs = tuple(chosen.split(",")) if chosen else tuple(described)
+    attacked = tuple(run for run in runs if run != "clean") or runs
+    return defaults.experiment(
+        title=title,
+        data=data,
+        runs=runs,
+        run=dict(described),
+        evaluation={
+            "attacks": {"order": tuple(attacks), **attacks},
+            # Each network is then shown the whole attack on itself, the last points and not the first successes.
+            "made_on": attacked,
+            "protocol": "faithful",
+            "checked": attacked[:1],
+            "batch_size": 500,
+        },
+    )
