@@ -20,7 +20,7 @@ from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 
 VERDICT = "verdict"
-"""In place of a use of labels: the true ones, for an attack that ends with the first success."""
+"""In place of a use of labels: the true ones, for an attack that ends with the first success if it may."""
 
 
 class Attempt(NamedTuple):
