@@ -16,7 +16,7 @@ import numpy as np
 
 from advjax import saved_attacks, sharding
 from advjax.attacks import ThreatModel
-from advjax.attempts import VERDICT, Attempt, Maker, clean_outcome, outcome_under
+from advjax.attempts import ITSELF, Attempt, Maker, clean_outcome, outcome_under
 from advjax.data import pixels
 from advjax.evaluation import findings, page, plots, report, sanity
 from advjax.evaluation.environment import describe_environment
@@ -125,7 +125,7 @@ def _gathered(judges: Sequence[Judge], maker: Maker) -> _Evidence:
                 attempt = maker.make(plain[source], attack, plan.transfer_labels, plan.protocol)
                 _show(attempt, seeing, maker.experiment, found)
         for judge in judges:
-            attempt = maker.make(judge, attack, VERDICT, "sound")
+            attempt = maker.make(judge, attack, ITSELF, "sound")
             (outcome,) = _show(attempt, [judge], maker.experiment, found)
             found.own.append((attempt, outcome))
     for judge in judges:
@@ -181,7 +181,7 @@ def _with_more_samples(judge: Judge, maker: Maker, outcomes: Sequence[Outcome]) 
     strongest = min(white_box, key=lambda entry: np.mean(np.asarray(entry.predictions) == entry.labels))
     attack = next(attack for attack in maker.experiment.evaluation.attacks if attack.name == strongest.attack)
     doubled = judge._replace(deployed=judge.deployed._replace(num_samples=2 * judge.deployed.num_samples))
-    return [outcome_under(doubled, maker.make(doubled, attack, VERDICT, "sound"), maker.experiment.seed)]
+    return [outcome_under(doubled, maker.make(doubled, attack, ITSELF, "sound"), maker.experiment.seed)]
 
 
 def _gets_card(judge: Judge, plan: EvaluationPlan) -> bool:

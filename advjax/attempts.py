@@ -19,8 +19,8 @@ from advjax.judges import Judge
 from advjax.preemption import PreemptedError
 from advjax.sharding import Devices
 
-VERDICT = "verdict"
-"""In place of a use of labels: the true ones, for an attack that ends with the first success."""
+ITSELF = "itself"
+"""In place of a use of labels: the true ones, for an attack on the very model that is scored."""
 
 
 class Attempt(NamedTuple):
@@ -48,8 +48,8 @@ class Maker(NamedTuple):
         batch_size = self.experiment.evaluation.batch_size
         if attack.stages is not None and label_use == "true":
             # Stages leave an image alone after its first success in any case: what is there need not be made again.
-            label_use = VERDICT
-        test, is_verdict = judge.test, label_use == VERDICT
+            label_use = ITSELF
+        test, on_itself = judge.test, label_use == ITSELF
         title = f"{attack.name} on {judge.name}" + (f", {judge.deployed.num_samples} draws" if judge.is_random else "")
         if attack.stages is not None:
             run = staged_attacker(
@@ -65,13 +65,13 @@ class Maker(NamedTuple):
             if label_use == "predicted":
                 test = test._replace(labels=judge.predictions)
         else:
-            attack_fn = attack.for_verdict() if is_verdict else attack.for_transfer(label_use)
+            attack_fn = attack.for_verdict() if on_itself else attack.for_transfer(label_use)
             run = attacker(judge.deployed, attack_fn, attack.name, self.devices, batch_size, title=title)
         if self.stop_requested():
             raise PreemptedError(f"{title}: stopped before it, state saved")
         result = run(judge.variables, test, self.experiment.seed, self._interruption(judge, attack, label_use))
         inside = allowed(attack.threat_model, pixels(test.images), result.images, batch_size)
-        return Attempt(attack, judge, "true" if is_verdict else label_use, protocol, result, inside)
+        return Attempt(attack, judge, "true" if on_itself else label_use, protocol, result, inside)
 
     def _interruption(self, judge: Judge, attack: NamedAttack, label_use: str) -> Interruption:
         plan, test = self.experiment.evaluation, judge.test

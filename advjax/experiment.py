@@ -61,9 +61,12 @@ class NamedAttack(NamedTuple):
         return self.threat_model.norm.dense and self.threat_model.is_bounded
 
     def for_verdict(self) -> AttackFn:
-        """A single attack with true labels, on to the next image at the first success."""
+        """A single attack with true labels, on to the next image at the first success.
+
+        A minimum-norm attack goes on: its verdict is a distance, and the first success is not the closest.
+        """
         assert isinstance(self.attack, attacks.Attack)
-        return self._restarted(dataclasses.replace(self.attack, stop_on_success=True))
+        return self._restarted(dataclasses.replace(self.attack, stop_on_success=self.threat_model.is_bounded))
 
     def for_transfer(self, label_use: str) -> AttackFn:
         """The whole of a single attack on every image, with "true" or "predicted" labels."""

@@ -108,9 +108,9 @@ def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[
     if _MODE.value != "evaluate":
         workflow.train(built, workdir, devices, notify, stop_requested)
     for path in _ADVERSARIAL.value or ():
-        kept, verdicts = saved_attacks.score(built, workdir, path, devices, notify)
+        kept, scores = saved_attacks.score(built, workdir, path, devices, notify)
         if jax.process_index() == 0:
-            saved_attacks.print_verdicts(path, kept, verdicts, Console(highlight=False))
+            saved_attacks.print_scores(path, kept, scores, Console(highlight=False))
     if _MODE.value != "train" and not _ADVERSARIAL.value:
         folder = _report_folder(workdir)
         found = assessment.evaluate(built, workdir, devices, notify, stop_requested, folder)

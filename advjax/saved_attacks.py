@@ -31,7 +31,7 @@ FORMAT = 1
 FOLDER = "adversarial"
 
 
-class Verdict(NamedTuple):
+class Score(NamedTuple):
     """What one model makes of adversarial images that were made before."""
 
     model: str
@@ -95,7 +95,7 @@ def keep(judge: Judge, attack: NamedAttack, outcome: Outcome, images: np.ndarray
 
 def score(
     experiment: Experiment, workdir: str, path: str, devices: Devices, notify: Notify
-) -> tuple[AdversarialSet, list[Verdict]]:
+) -> tuple[AdversarialSet, list[Score]]:
     """What every run, alone and with its defences, makes of saved adversarial images.
 
     Raises:
@@ -109,11 +109,11 @@ def score(
     clean = adversarial_sets.clean_images(kept, experiment.data.test)
     epsilon = float("inf") if facts["epsilon"] is None else facts["epsilon"]
     adversarial_sets.check_allowed(kept, clean, NORMS[facts["norm"]](epsilon, tuple(facts["bounds"])))
-    return kept, [_verdict(judge, kept) for judge in judges_of(experiment, workdir, clean, devices, notify)]
+    return kept, [_score(judge, kept) for judge in judges_of(experiment, workdir, clean, devices, notify)]
 
 
-def print_verdicts(path: str, kept: AdversarialSet, verdicts: Sequence[Verdict], console: Console) -> None:
-    """The verdicts as a table, under what the images are."""
+def print_scores(path: str, kept: AdversarialSet, scores: Sequence[Score], console: Console) -> None:
+    """The scores as a table, under what the images are."""
     facts = kept.provenance
     threat = threat_name(facts["norm"], facts["epsilon"])
     source = facts["made_on"] + (f" with {facts['defense']['name']}" if facts["defense"] else "")
@@ -122,19 +122,17 @@ def print_verdicts(path: str, kept: AdversarialSet, verdicts: Sequence[Verdict],
     if kept.images.dtype == np.uint8:
         lines.append(Text(f"{facts['num_lost']} of {facts['num_wrong']} lost their effect when rounded to 8 bits"))
     table = plain_table("model, %", "attacker knew", "clean", "attacked", "stored verdicts")
-    for verdict in verdicts:
-        again = (
-            "" if verdict.differing is None else "the same" if not verdict.differing else f"{verdict.differing} differ"
-        )
-        cells = verdict.model, verdict.knowledge, cell_text(verdict.clean), cell_text(verdict.attacked), again
+    for score in scores:
+        again = "" if score.differing is None else "the same" if not score.differing else f"{score.differing} differ"
+        cells = score.model, score.knowledge, cell_text(score.clean), cell_text(score.attacked), again
         table.add_row(*map(Text, cells))
     console.print(Group(*lines, table))
 
 
-def _verdict(judge: Judge, kept: AdversarialSet) -> Verdict:
+def _score(judge: Judge, kept: AdversarialSet) -> Score:
     predictions = judge.predict(judge.variables, kept.images, kept.index, kept.provenance["seed"])
     knowledge = _knowledge(judge, kept.provenance)
-    return Verdict(
+    return Score(
         model=model_name(judge.run.name, judge.defense_name),
         knowledge=knowledge,
         clean=findings.cell(judge.predictions == kept.labels),

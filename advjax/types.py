@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import numpy as np
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
@@ -38,7 +37,7 @@ class AttackResult(NamedTuple):
     """float32 [n]: size of the perturbation in the norm of the threat model."""
     steps: Array
     """int32 [n]: steps taken until the image was done."""
-    nonfinite: Array | np.bool_ = np.False_
+    nonfinite: Array | bool = False
     """bool [n]: some gradient on the way was NaN or infinite, so a failure of the attack says little of the model."""
 
 

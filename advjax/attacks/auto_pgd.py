@@ -8,7 +8,7 @@ import numpy as np
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
 from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import Aim, AimedLoss, Loss
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
 MOMENTUM = 0.75
@@ -57,7 +57,7 @@ def auto_pgd(
     *,
     num_steps: int = 100,
     loss: str | Loss | AimedLoss = "ce",
-    rho: float = 0.75,
+    rho: float | Array = 0.75,
     step_size: float | Array | None = None,
     targeted: bool = False,
     aim: Aim | None = None,
@@ -90,7 +90,7 @@ def auto_pgd(
         raise ValueError(
             f"auto_pgd needs linf or l2 with a finite epsilon, got {threat_model.norm.name} {threat_model.epsilon}"
         )
-    if not 0 < rho <= 1:
+    if is_concrete(rho) and not 0 < float(rho) <= 1:
         raise ValueError(f"rho must be in (0, 1], got {rho}")
     keep, keep_best = keep_rule(returns), keep_rule("highest_loss")
     climbed, windows = goal(loss, targeted, aim), _windows(num_steps)

@@ -151,7 +151,7 @@ def auto_pgd_l1_large_epsilon(
     steps = [math.ceil(share * num_steps) for _, share in LARGE_EPSILONS[:-1]]
     steps.append(num_steps - sum(steps))
     if steps[-1] < 1:
-        raise ValueError(f"num_steps must be at least 3 to attack with three epsilons, got {num_steps}")
+        raise ValueError(f"num_steps must be 3, or 5 or more, to be shared by three epsilons, got {num_steps}")
     balls = [dataclasses.replace(threat_model, epsilon=scale * threat_model.epsilon) for scale, _ in LARGE_EPSILONS]
     *wider, last = (
         auto_pgd_l1(ball, num_steps=count, loss=loss, aim=aim, returns=returns)

@@ -55,8 +55,9 @@ class Attack:
     is not finite all the same is given up for the original.  ``AttackResult.nonfinite`` says on which images gradients
     were so, and outside jit there is a warning: a failure there is no sign of robustness.
 
-    Everything but ``num_steps`` and the functions themselves may be traced, so an attack can be built inside jit and
-    vmapped over epsilon.
+    Magnitudes (epsilon, step sizes, rates, constants) may be traced, so an attack can be built inside jit and vmapped
+    over epsilon.  What sizes follow from may not: ``num_steps`` and all other counts, the pixel bounds, the
+    ``decrease`` of ``carlini_wagner_linf`` and the ``initial_share`` of ``square``.
     """
 
     threat_model: ThreatModel

@@ -164,5 +164,6 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
     def select(old, new):
         return jnp.where(better.reshape(better.shape + (1,) * (old.ndim - 1)), new, old)
 
-    chosen = jax.tree.map(select, kept, new)
-    return chosen._replace(steps=kept.steps + new.steps, nonfinite=kept.nonfinite | new.nonfinite)
+    # Whatever is kept, these are of all attacks.
+    common = {"steps": kept.steps + new.steps, "nonfinite": jnp.asarray(kept.nonfinite | new.nonfinite)}
+    return jax.tree.map(select, kept._replace(**common), new._replace(**common))

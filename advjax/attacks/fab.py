@@ -1,6 +1,7 @@
 """FAB, the fast adaptive boundary attack: small perturbations by staying near the boundary and near the image."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.losses import Aim
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
 
@@ -28,9 +29,9 @@ def fab(
     num_steps: int = 100,
     aim: Aim | None = None,
     targeted: bool = False,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
+    alpha_max: float | Array = 0.1,
+    eta: float | Array = 1.05,
+    beta: float | Array = 0.9,
     random_start: bool = False,
 ) -> Attack:
     """FAB for linf, l2 and l1 (Croce & Hein 2020b, algorithm 1; semantics of the authors' implementation).
@@ -59,12 +60,8 @@ def fab(
         raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
     if random_start and not threat_model.is_bounded:
         raise ValueError("the random start of fab needs a finite epsilon")
-    for name, value, allowed in (
-        ("alpha_max", alpha_max, 0 <= alpha_max <= 1),
-        ("eta", eta, eta >= 1),
-        ("beta", beta, 0 <= beta <= 1),
-    ):
-        if not allowed:
+    for name, value, low, high in (("alpha_max", alpha_max, 0, 1), ("eta", eta, 1, math.inf), ("beta", beta, 0, 1)):
+        if is_concrete(value) and not low <= float(value) <= high:
             raise ValueError(f"{name} must be {'1 or more' if name == 'eta' else 'in [0, 1]'}, got {value}")
     norm, bounds = threat_model.norm, threat_model.bounds
     nearby = dataclasses.replace(threat_model, epsilon=threat_model.epsilon / 2)

@@ -23,7 +23,7 @@ from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, Key, LogitsFn
 
 _IDENTITY = "images, labels, index, predictions, stages, threat model, seed, batch size or version of JAX"
-ROBUST, CLEAN = -1, -2
+ROBUST, MISCLASSIFIED = -1, -2
 """Values of ``broken_by`` for images that no stage broke, and for those that are misclassified as they are."""
 
 
@@ -31,7 +31,7 @@ class Verdicts(NamedTuple):
     """What the stages found, one entry per image, as numpy arrays."""
 
     broken_by: np.ndarray
-    """int32 [n]: the number of the stage that broke the image, ``ROBUST`` or ``CLEAN``."""
+    """int32 [n]: the number of the stage that broke the image, ``ROBUST`` or ``MISCLASSIFIED``."""
     images: np.ndarray
     """float32 [n, h, w, c]: the adversarial images; the images themselves where there is none."""
     distance: np.ndarray
@@ -177,7 +177,7 @@ class _State(NamedTuple):
 
 def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
     none = np.zeros(len(images), np.int32)
-    broken_by = np.where(wrong, CLEAN, ROBUST).astype(np.int32)
+    broken_by = np.where(wrong, MISCLASSIFIED, ROBUST).astype(np.int32)
     found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy(), none > 0)
     return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
 

@@ -69,6 +69,7 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
     return environment.get_template("report.html.j2").render(
         report=report,
         blocks=blocks,
+        minimum_explanation=table.MINIMUM,
         terms=table.explained_terms(blocks),
         kinds={source.kind for source in table.sources(blocks)},
         has_base_correct=any(BASE_CORRECT in source.sizes for source in table.sources(blocks)),

@@ -65,7 +65,7 @@ def accuracy_per_attack(report: Report) -> Svg:
 
     One panel per block of the table.  Hollow markers are results of attacks made elsewhere (all images), a filled
     diamond is a robust accuracy; the thin line between them is what the other models did not see.  The dashed line is
-    clean accuracy.
+    clean accuracy.  What a minimum-norm attack finds is a distance, and stands beside its name.
     """
     arranged = [block for block in blocks(report) if block.lines]
     if not arranged:
@@ -155,7 +155,9 @@ def _draw_block(axes: Axes, block: Block) -> None:
     if clean is not None:
         axes.axvline(100 * clean, color=_COLORS.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     _draw_heading(axes, block)
-    axes.set_yticks(range(len(block.lines)), [f"{line.attack}, {line.threat}" for line in block.lines])
+    found = [f", median {line.median}" if line.minimum else "" for line in block.lines]
+    names = [f"{line.attack}, {line.threat}{median}" for line, median in zip(block.lines, found, strict=True)]
+    axes.set_yticks(range(len(block.lines)), names)
     axes.set_ylim(len(block.lines) - 0.5, -0.5)
     axes.set_xlim(-2, 102)
     axes.set_xticks(range(0, 101, 20))

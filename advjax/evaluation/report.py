@@ -2,7 +2,7 @@
 
 ``report.json`` is a contract: an object with ``schema_version`` on top and ``rows``, each one accuracy with all that is
 needed to say what it means (`Row`).  The one rule on words lives in `is_robust_accuracy`: an accuracy under an attack
-made on any other model, or on predicted labels, is not robust accuracy.
+made on any other model, or on predicted labels, or without any bound on the perturbation, is not robust accuracy.
 """
 
 import json
@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class Row(TypedDict):
     """Standard deviation over five contiguous parts of the images (not over training seeds); null below 5 images."""
     seconds: float
     model_hash: str
+    median_distance: NotRequired[float | None]
+    """Of a minimum-norm attack: size of the perturbation, in ``norm``, that is enough for half of the images.  0 for an
+    image that is wrong as it is, infinite for one that stays right; null where the median is, and for other attacks.
+    Reports of advjax before 2026-11-21 are without."""
 
 
 class SummaryCell(TypedDict):
@@ -122,10 +126,18 @@ class Report(NamedTuple):
 
 
 def is_robust_accuracy(row: Row) -> bool:
-    """Whether the row may be called robust accuracy: the attack was made on the very model that is scored.
+    """Whether the row may be called robust accuracy: the attack ``is_on_itself``, and its perturbations are bounded.
 
-    And with the true labels: an attack on the model's own predictions pushes what it gets wrong away from the wrong
-    class, and can only flatter it there.
+    A minimum-norm attack leaves what it failed on, at whatever distance; it is its ``median_distance`` that counts.
+    """
+    return is_on_itself(row) and row["epsilon"] is not None
+
+
+def is_on_itself(row: Row) -> bool:
+    """Whether the row is about an attack on the very model that is scored, with the true labels.
+
+    An attack on the model's own predictions pushes what it gets wrong away from the wrong class, and can only flatter
+    it there.
     """
     return row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"] and row["labels"] == "true"
 
@@ -213,4 +225,15 @@ def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:
         sd_fifths=spread_over_fifths(correct),
         seconds=round(float(outcome.seconds), 3),
         model_hash=outcome.model_hash,
+        median_distance=_median_distance(outcome, members),
     )
+
+
+def _median_distance(outcome: Outcome, members: np.ndarray) -> float | None:
+    is_minimum_norm = outcome.norm is not None and (outcome.epsilon is None or math.isinf(outcome.epsilon))
+    inside = np.isin(outcome.index, members)
+    if not (is_minimum_norm and inside.any()):
+        return None
+    right = np.asarray(outcome.predictions) == np.asarray(outcome.labels)
+    median = float(np.median(np.where(right, np.inf, outcome.distances)[inside]))
+    return median if math.isfinite(median) else None

@@ -1,6 +1,7 @@
 """The report as a table for the terminal, and the arrangement (runs, lines, columns) that table, plot and page share.
 
-A transfer result and a robust accuracy never share a column: `blocks` sorts every row by `is_robust_accuracy`.
+A transfer result and a robust accuracy never share a column, nor does either with what a minimum-norm attack found:
+`blocks` sorts every row by `is_on_itself` and `is_robust_accuracy`.
 """
 
 import math
@@ -13,7 +14,7 @@ from rich.text import Text
 from advjax.evaluation import card, noise
 from advjax.evaluation.findings import WORST_CASE
 from advjax.evaluation.outcomes import CLEAN, NOTHING
-from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_robust_accuracy
+from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_on_itself, is_robust_accuracy
 from advjax.evaluation.terminal import plain_table
 
 WIDTH = 100
@@ -36,6 +37,12 @@ TERMS = {
 }
 
 
+MINIMUM = (
+    "Median distance: of an attack that looks for the smallest perturbation, made on the model itself; the size that "
+    "is enough for half of the images, where those that are wrong without any count as 0."
+)
+
+
 class Line(NamedTuple):
     """One attack on one model."""
 
@@ -47,6 +54,13 @@ class Line(NamedTuple):
     """For each of the block's sources: subset -> accuracy on images made there; empty if there is none."""
     robust: Row | None
     """Accuracy on all images attacked on the scored model itself; None if that was not measured."""
+    minimum: Row | None = None
+    """What a minimum-norm attack on the scored model itself found, on all images."""
+
+    @property
+    def median(self) -> str:
+        """The median distance, for people."""
+        return distance(self.minimum)
 
 
 class Source(NamedTuple):
@@ -96,7 +110,12 @@ class Block(NamedTuple):
     @property
     def is_unmeasured(self) -> bool:
         """Attacks were transferred to this run, but none was made on it."""
-        return bool(self.lines) and all(line.robust is None for line in self.lines)
+        return bool(self.lines) and all(line.robust is None and line.minimum is None for line in self.lines)
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a minimum-norm attack was made on the model itself."""
+        return any(line.minimum for line in self.lines)
 
 
 def blocks(report: Report) -> list[Block]:
@@ -142,6 +161,14 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def distance(row: Row | None) -> str:
+    """The median distance with three digits; "" without such an attack, "–" if most images stay right."""
+    if row is None:
+        return ""
+    median = row.get("median_distance")
+    return "–" if median is None else f"{median:.3g}"
+
+
 def render(report: Report) -> RenderableType:
     """The report as something rich can print: a table per block and source, how to read it, and the notes."""
     arranged = blocks(report)
@@ -159,6 +186,8 @@ def render(report: Report) -> RenderableType:
     legend: list[str] = list(LEGEND)
     if any(BASE_CORRECT in source.sizes for source in sources(arranged)):
         legend.append("Base-correct: the images that the base run classifies correctly before any attack.")
+    if any(block.has_minimum for block in arranged):
+        legend.append(MINIMUM)
     legend += explained_terms(arranged)
     parts += [Text(line, style="dim") for line in legend]
     parts += [Text(f"Note: {note}") for note in report.notes]
@@ -180,11 +209,11 @@ def _block(run: str, split: str, defense: str, every_row: Sequence[Row]) -> Bloc
     rows = [row for row in every_row if (row["run"], row["split"], row["defense"]) == (run, split, defense)]
     clean = {row["subset"]: row for row in rows if row["attack"] == CLEAN}
     attacked = [row for row in rows if row["attack"] != CLEAN]
-    robust = [row for row in attacked if is_robust_accuracy(row)]
-    transfer = [row for row in attacked if not is_robust_accuracy(row)]
+    own = [row for row in attacked if is_on_itself(row)]
+    transfer = [row for row in attacked if not is_on_itself(row)]
     origins = list(dict.fromkeys(map(_origin, transfer)))
-    draws = min((row["eot_samples"] for row in robust), default=1)
-    lines = _lines(robust, transfer, origins, draws)
+    draws = min((row["eot_samples"] for row in own), default=1)
+    lines = _lines(own, transfer, origins, draws)
     found = tuple(
         Source(made_on, _kind(made_on, run, defense), terms, _sizes([line.transfer[number] for line in lines]))
         for number, (made_on, terms) in enumerate(origins)
@@ -217,24 +246,23 @@ def _terms(row: Row) -> str:
     return ", ".join(word for word, applies in unusual.items() if applies)
 
 
-def _lines(
-    robust: Sequence[Row], transfer: Sequence[Row], origins: Sequence[tuple[str, str]], draws: int
-) -> list[Line]:
-    several_seeds = len({row["seed"] for row in (*robust, *transfer)}) > 1
+def _lines(own: Sequence[Row], transfer: Sequence[Row], origins: Sequence[tuple[str, str]], draws: int) -> list[Line]:
+    several_seeds = len({row["seed"] for row in (*own, *transfer)}) > 1
     lines: dict[tuple[str, str], Line] = {}
-    for row in (*transfer, *robust):
+    for row in (*transfer, *own):
         key = _attack_name(row, several_seeds, draws), threat_name(row["norm"], row["epsilon"])
         line = lines.setdefault(key, Line(*key, tuple({} for _ in origins), None))
-        if not is_robust_accuracy(row):
+        if not is_on_itself(row):
             line.transfer[origins.index(_origin(row))][row["subset"]] = row
         elif row["subset"] == ALL:
-            lines[key] = line._replace(robust=row)
+            lines[key] = line._replace(robust=row) if is_robust_accuracy(row) else line._replace(minimum=row)
     return _with_sizes(list(lines.values()))
 
 
 def _with_sizes(lines: list[Line]) -> list[Line]:
     """Say in the name how many images an attack was given, if that is not the same for all."""
-    counts = [[row["n"] for row in (*(cell.get(ALL) for cell in line.transfer), line.robust) if row] for line in lines]
+    cells = [(*(cell.get(ALL) for cell in line.transfer), line.robust, line.minimum) for line in lines]
+    counts = [[row["n"] for row in found if row] for found in cells]
     if len({n for line in counts for n in line}) < 2:
         return lines
     sizes = [" and ".join(str(n) for n in dict.fromkeys(line)) for line in counts]
@@ -246,8 +274,8 @@ def _attack_name(row: Row, with_seed: bool, draws: int) -> str:
     unusual = {
         row["attack"]: True,
         # Those of a transfer result stand over its column.
-        _terms(row): is_robust_accuracy(row) and bool(_terms(row)),
-        f"{samples} draws": is_robust_accuracy(row) and samples != draws and row["attack"] != WORST_CASE,
+        _terms(row): is_on_itself(row) and bool(_terms(row)),
+        f"{samples} draws": is_on_itself(row) and samples != draws and row["attack"] != WORST_CASE,
         f"seed {row['seed']}": with_seed,
     }
     return ", ".join(word for word, applies in unusual.items() if applies)
@@ -272,9 +300,12 @@ def _table(block: Block, number: int) -> RenderableType:
         title = f"{kind}, %\n{size} {subset_name(subset)}"
         table.add_column(Text(title), justify="right", overflow="fold")
     table.add_column(f"robust accuracy, %\n{block.adaptive}", justify="right", style="bold", overflow="fold")
+    if block.has_minimum:
+        table.add_column("median\ndistance", justify="right")
     for line in block.lines:
         shown = [_cell(line.transfer[number].get(subset), spread=True) for subset in sizes]
-        cells = [line.attack, line.threat, *shown, _cell(line.robust, spread=False)]
+        robust = "" if line.minimum else _cell(line.robust, spread=False)
+        cells = [line.attack, line.threat, *shown, robust, *([line.median] if block.has_minimum else [])]
         # As Text: a name in brackets is a name, not markup.
         table.add_row(*map(Text, cells))
     return Group(Text(source.column), table) if source else table

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from advjax.evaluation.card import model_name
 from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
-from advjax.evaluation.report import ALL, Row, is_robust_accuracy
+from advjax.evaluation.report import ALL, Row
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.described import differences
 from advjax.papers.published import Published, read
@@ -199,7 +199,7 @@ def _row(rows: Sequence[Row], spec: Spec) -> Row | None:
 
 def _kind(row: Row) -> str:
     kind = _KINDS[row["knowledge"]]
-    return f"{kind}, predicted labels" if kind == "adaptive" and not is_robust_accuracy(row) else kind
+    return f"{kind}, predicted labels" if kind == "adaptive" and row["labels"] == "predicted" else kind
 
 
 def _kind_asked(asked: Mapping[str, Any]) -> str:

@@ -177,3 +177,20 @@ def test_can_be_cut_short_but_not_made_longer_than_its_schedule():
     assert dataclasses.replace(attack, num_steps=5, stop_on_success=True).num_steps == 5
     with pytest.raises(ValueError, match="planned for 20 steps, got num_steps 21: build it anew"):
         dataclasses.replace(attack, num_steps=21)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_best_is_never_below_the_start(loss):
+    """Where nothing succeeds, "best" is the highest loss that was seen, and the start is the first that is."""
+    images, net = am.awkward_images(12, seed=4), am.smooth_net(num_classes=4)
+    labels = np.argmax(np.asarray(net(images)), axis=-1)
+    threat_model, keys = attacks.linf(0.01), am.keys_of(range(12))
+    attack = attacks.auto_pgd(threat_model, num_steps=3, loss=loss, returns="best")
+    result = attack(net, images, labels, keys)
+    start = jax.vmap(threat_model.surface)(images, keys)
+    measure = jax.vmap({"ce": attacks.cross_entropy, "dlr": attacks.dlr}[loss])
+    before, after = measure(net(start), labels), measure(result.logits, labels)
+    failed = ~np.asarray(result.success)
+    assert failed.sum() > 5
+    assert np.all(after[failed] >= before[failed])
+    assert np.any(after[failed] > before[failed])

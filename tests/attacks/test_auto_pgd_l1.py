@@ -197,10 +197,17 @@ def test_the_aimed_loss_is_the_targeted_one():
         (lambda: auto_pgd_l1(l1(math.inf)), "needs l1 with a finite epsilon, got l1 inf"),
         (lambda: auto_pgd_l1(l1(1.0), loss="mse"), "ce, dlr"),
         (lambda: auto_pgd_l1(l1(1.0), num_steps=0), "at least 1"),
-        (lambda: auto_pgd_l1_large_epsilon(l1(1.0), num_steps=2), "at least 3"),
+        (lambda: auto_pgd_l1_large_epsilon(l1(1.0), num_steps=2), "must be 3, or 5 or more"),
         (lambda: auto_pgd_l1_large_epsilon(attacks.linf(0.1)), "needs l1 with a finite epsilon, got linf"),
     ],
 )
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("num_steps", [2, 4])
+def test_steps_that_three_epsilons_cannot_share(num_steps):
+    with pytest.raises(ValueError, match=f"must be 3, or 5 or more.*got {num_steps}"):
+        attacks.auto_pgd_l1_large_epsilon(attacks.l1(1.0), num_steps=num_steps)
+    assert callable(attacks.auto_pgd_l1_large_epsilon(attacks.l1(1.0), num_steps=num_steps + 1))

@@ -81,6 +81,29 @@ def test_building(build, message):
         build()
 
 
+MAGNITUDES = {
+    "epsilon": lambda x: attacks.fgsm(attacks.linf(x)),
+    "step_size": lambda x: attacks.pgd(attacks.linf(0.1), num_steps=1, step_size=x),
+    "step_size of auto_pgd": lambda x: attacks.auto_pgd(attacks.linf(0.1), num_steps=1, step_size=x),
+    "rho": lambda x: attacks.auto_pgd(attacks.linf(0.1), num_steps=1, rho=x),
+    "overshoot": lambda x: attacks.deepfool(attacks.linf(0.1), num_steps=1, overshoot=x),
+    "alpha_max": lambda x: attacks.fab(attacks.linf(0.1), num_steps=1, alpha_max=x),
+    "eta": lambda x: attacks.fab(attacks.linf(0.1), num_steps=1, eta=1 + x),
+    "beta": lambda x: attacks.fab(attacks.linf(0.1), num_steps=1, beta=x),
+    "learning_rate": lambda x: attacks.carlini_wagner_l2(attacks.l2(0.1), num_steps=1, learning_rate=x),
+    "initial_const": lambda x: attacks.carlini_wagner_l2(attacks.l2(0.1), num_steps=1, initial_const=x),
+    "confidence": lambda x: attacks.carlini_wagner_linf(attacks.linf(0.1), num_steps=1, confidence=x),
+    "rate of a line search": lambda x: attacks.carlini_wagner_l2_line_search(attacks.l2(0.1), learning_rate=x),
+    "level": attacks.gaussian_noise,
+}
+
+
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_magnitudes_may_be_traced(name):
+    """An attack is built and called inside jit, from a number that is not known there."""
+    jax.eval_shape(lambda x: MAGNITUDES[name](x)(two_classes, IMAGES, LABELS, KEY).images, jnp.float32(0.5))
+
+
 def test_shapes_are_checked_inside_jit():
     with pytest.raises(ValueError, match="one per image"):
         jax.jit(lambda images, labels: run(images=images, labels=labels))(IMAGES, LABELS[:2])

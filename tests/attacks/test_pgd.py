@@ -177,6 +177,22 @@ def test_predicted_labels(net, images, labels):
     np.testing.assert_array_equal(predicted.success, given.success)
 
 
+def test_an_attack_on_predicted_labels_can_make_a_wrong_answer_right():
+    """Two classes: away from the wrong one is into the right one, which an attack with true labels never does."""
+    images = am.gray_images()
+    model = am.random_linear(images, num_classes=2)
+    predicted = np.argmax(model(images), axis=-1)
+    is_wrong = np.arange(len(images)) < 3
+    labels = np.where(is_wrong, 1 - predicted, predicted)
+    bounds = am.lower_bounds(model, images, predicted, "linf")
+    attack = attacks.fgsm(attacks.linf(1.05 * float(bounds.max())))
+    flattering = attacks.with_predicted_labels(attack)(model, images, labels, KEY)
+    np.testing.assert_array_equal(np.argmax(flattering.logits, axis=-1) == labels, is_wrong)
+    assert np.all(flattering.success), "it is the predictions that have been left"
+    honest = attack(model, images, labels, KEY)
+    assert np.all(honest.success) and np.all(np.argmax(honest.logits, axis=-1) != labels)
+
+
 def targets_of(target, net, images, labels):
     clean = np.asarray(net(images))
     if target == "next":

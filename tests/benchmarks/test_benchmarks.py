@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from advjax.attacks import auto_attack_stages, in_precision, linf
-from advjax.attacks.stages import CLEAN, ROBUST
+from advjax.attacks.stages import MISCLASSIFIED, ROBUST
 from advjax.benchmarks import __main__ as command
 from advjax.benchmarks import contenders, measure, networks, results
 from advjax.types import UserError
@@ -83,7 +83,7 @@ def test_bfloat16_changes_the_logits_a_little_and_not_their_type():
 def test_passes_of_an_ensemble():
     stages = auto_attack_stages(linf(0.1))
     full = np.array([100, 900, 900, 5000])
-    broken_by = np.array([CLEAN, ROBUST, 0, 2])
+    broken_by = np.array([MISCLASSIFIED, ROBUST, 0, 2])
     steps = np.array([0, full.sum(), 7, 100 + 900 + 30])
     expected = (200 + 1800 + 2700 + 5000) + 14 + (200 + 1800 + 90)
     assert contenders.stage_passes(stages, broken_by, steps) == expected

@@ -265,3 +265,13 @@ def test_nothing_to_plot_is_refused():
         plots.accuracy_per_attack(make_report(make_row("base")))
     with pytest.raises(ValueError, match="no run"):
         plots.training_curves({})
+
+
+def test_a_minimum_norm_attack_has_a_distance_and_no_robust_accuracy():
+    found = {"norm": "l2", "epsilon": None, "median_distance": 0.58312}
+    text = checked(make_report(make_row("base", "cw", 0.0, "base", **found)))[0]
+    (line,) = re.findall(r'<tr><th scope="row">cw.*?</tr>', text, re.DOTALL)
+    words = [" ".join(re.sub(r"<[^>]*>", "", cell).split()) for cell in re.findall(r"<td.*?</td>", line, re.DOTALL)]
+    assert words == ["", "0.583"]
+    assert "cw, l2 minimum, median 0.583" in text
+    assert "edian distance" not in checked()[0]

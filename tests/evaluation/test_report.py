@@ -54,6 +54,7 @@ def test_rows_hold_exactly_the_contract():
         "sd_fifths": pytest.approx(np.std([0.5, 1, 1, 1, 0.5], ddof=1)),
         "seconds": 1.235,
         "model_hash": "hash of fixer",
+        "median_distance": None,
     }
 
 
@@ -91,6 +92,20 @@ def test_empty_subset_has_no_accuracy():
 def test_minimum_norm_attacks_have_no_epsilon():
     for epsilon in (None, math.inf):
         assert report_lib.rows([make_outcome("base", "cw", made_on="base", epsilon=epsilon)])[0]["epsilon"] is None
+
+
+def test_minimum_norm_attacks_have_a_median_distance_and_no_robust_accuracy():
+    distances = np.arange(10) / 10
+    outcome = make_outcome("base", "cw", made_on="base", epsilon=None, wrong=range(8))._replace(distances=distances)
+    whole, few = report_lib.rows([outcome], {"few": np.array([0, 1, 2, 9])})
+    # Eight at 0 to 0.7, two infinitely far away.
+    assert whole["median_distance"] == pytest.approx(0.45)
+    assert few["median_distance"] == pytest.approx(0.15)
+    assert report_lib.is_on_itself(whole) and not report_lib.is_robust_accuracy(whole)
+    mostly_right = outcome._replace(predictions=make_outcome("base", wrong=[0, 1]).predictions)
+    assert report_lib.rows([mostly_right])[0]["median_distance"] is None
+    bounded = make_outcome("base", "pgd", made_on="base", wrong=range(10))
+    assert report_lib.rows([bounded])[0]["median_distance"] is None
 
 
 def test_only_an_attack_on_the_scored_run_is_robust_accuracy():

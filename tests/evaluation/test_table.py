@@ -155,6 +155,19 @@ def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
     assert fixer.sources[0].column == "Transfer, attack made on base (faithful, predicted labels)"
 
 
+def test_what_a_minimum_norm_attack_leaves_is_not_called_robust():
+    found = {"norm": "l2", "epsilon": None, "median_distance": 0.58312}
+    report = make_report(make_row("base", "pgd", 1, "base"), make_row("base", "cw", 0, "base", **found))
+    (block,) = table.blocks(report)
+    assert [line.robust and line.robust["accuracy"] for line in block.lines] == [0.01, None]
+    assert not block.is_unmeasured
+    text = printed(report)
+    assert cells_of(text, "cw") == ["cw", "l2 minimum", "0.583"]
+    assert cells_of(text, "pgd") == ["pgd", "linf 8/255", "1.0 [ 0.2,", "5.4]"]
+    assert "Median distance: of an attack" in text
+    assert "edian" not in printed(full_report())
+
+
 def test_attacks_on_fewer_images_say_so():
     report = make_report(
         make_row("fixer", "pgd", 90, "base"),
