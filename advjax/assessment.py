@@ -220,8 +220,13 @@ def _awaited(
 def _card(judge: Judge, evidence: _Evidence, examined: Sequence[sanity.Check]) -> list[report.CheckRow]:
     """The report card of one model."""
     own = [entry for entry in evidence.outcomes if judge.owns(entry) and entry.attack != findings.WORST_CASE]
-    made = [(attempt.attack.name, attempt.inside) for attempt in evidence.attempts if attempt.judge.name == judge.name]
-    checks = [findings.bounds_check(made), *findings.outcome_checks(own), *examined]
+    made = [attempt for attempt in evidence.attempts if attempt.judge.name == judge.name]
+    checks = [
+        findings.bounds_check([(attempt.attack.name, attempt.inside) for attempt in made]),
+        findings.finite_check([(attempt.attack.name, attempt.result.nonfinite) for attempt in made]),
+        *findings.outcome_checks(own),
+        *examined,
+    ]
     return [report.CheckRow(run=judge.run.name, defense=judge.defense_name, **check._asdict()) for check in checks]
 
 

@@ -77,6 +77,8 @@ class Maker(NamedTuple):
         plan, test = self.experiment.evaluation, judge.test
         facts = [attack.name, attack.spec, label_use, judge.hash, self.experiment.seed, plan.batch_size]
         facts += [judge.name, judge.defense.spec if judge.defense else None, judge.deployed.num_samples]
+        # What an older version has left behind may lack a field.
+        facts += Adversarial._fields
         digest = hashlib.sha256(json.dumps(facts).encode())
         for array in (test.images, test.labels, test.index):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -54,6 +54,9 @@ RUN = {
     "targets": {"order": ()},
     # The attack of the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
     "attack": None,
+    # The attack that the best checkpoint is chosen by, with the keys of "attack"; None for that of training, or, where
+    # training looks for something else than wrong classes ("most_divergent"), PGD with its norm, epsilon and steps.
+    "validation_attack": None,
     "augmentation": {"order": ()},
     "optimizer": {
         "name": "sgd",
@@ -70,12 +73,14 @@ RUN = {
     "weight_perturbation": 0.0,
     # Two updates a batch, on clean and then on attacked images: "attack", or "reused_gradient"; "" for one.
     "two_updates": "",
-    # Validations without a new best score after which training ends; 0 for never.
+    # Validations without a new best ``select_metric`` after which training ends; 0 for never.
     "patience": 0,
     "log_every": 50,
     "validate_every_epochs": 1,
     # The checkpoint to evaluate: "best" on the validation images, or "last".
     "select": "best",
+    # What is best: "accuracy" on them, "attacked_accuracy" by the attack of the training images, or "score", the mean.
+    "select_metric": "score",
 }
 
 EVALUATION = {

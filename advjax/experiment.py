@@ -14,7 +14,7 @@ from advjax.data import Dataset, Source
 from advjax.evaluation.deployment import Deployed, Deployment
 from advjax.names import NOISES
 from advjax.training.loop import Method, Plan
-from advjax.types import Array, AttackFn, PyTree, Variables
+from advjax.types import Array, AttackFn, PyTree, UserError, Variables
 
 
 class NamedAttack(NamedTuple):
@@ -93,6 +93,17 @@ class NamedDefense(NamedTuple):
         """The model with its defence; variables are ``(those of the model, arrays)``."""
         return Deployed(self.deployment.bind(model), self.num_draws, self.num_votes, self.num_samples)
 
+    def check(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """That the defence is one for this model and such images.
+
+        Raises:
+          UserError: it would do nothing, or something else than it says.
+        """
+        try:
+            self.deployment.check(model, image_shape)
+        except UserError as error:
+            raise UserError(f"evaluation.defenses.{self.name}: {error}") from error
+
     def arrays(self, train: Dataset | Source) -> PyTree:
         """What the defence has of its own, such as images to mix with."""
         return self.deployment.arrays(train if isinstance(train, Dataset) else data.read_all(train))
@@ -122,6 +133,14 @@ class Copies(NamedTuple):
     """"float32", or "uint8" for images rounded as by ``adversarial_sets.quantized``."""
 
 
+class PlacedAttack(NamedTuple):
+    """An attack, and the network that it is made on."""
+
+    attack: AttackFn
+    made_on: str
+    """"self", or an earlier run."""
+
+
 class Run(NamedTuple):
     """One model trained by one method."""
 
@@ -136,11 +155,10 @@ class Run(NamedTuple):
     """Whether examples of the larger classes, copies included, are left out until all classes are equally large."""
     method: Callable[[Variables, Mapping[str, nn.Module]], Method]
     """``(untrained variables, models of earlier runs) -> Method``."""
-    made_on: str | None
-    """Where the training attack is made: "self", an earlier run, or None without an attack."""
     asks: tuple[str, ...]
     """Earlier runs whose networks training asks."""
-    attack: AttackFn | None
+    validation_attack: PlacedAttack | None
+    """The attack that the best checkpoint is to withstand, None for clean images alone."""
     plan: Plan
     checkpoint: str
     """Folder of a finished run to take instead of training, or ""."""
@@ -151,7 +169,8 @@ class Run(NamedTuple):
     def needs(self) -> tuple[str, ...]:
         """Earlier runs that this one cannot do without."""
         start, copies = [self.start] if self.start else [], [self.copies.made_on] if self.copies else []
-        return tuple(dict.fromkeys([*start, *copies, *self.asks]))
+        placed = self.validation_attack.made_on if self.validation_attack else "self"
+        return tuple(dict.fromkeys([*start, *copies, *self.asks, *([] if placed == "self" else [placed])]))
 
 
 class Data(NamedTuple):

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM with everything saved.
 """
 
-import json
 import os
 import pathlib
 import runpy
@@ -19,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from advjax import assessment, saved_attacks, sharding, wiring, workflow
+from advjax import assessment, saved_attacks, sharding, trained, wiring, workflow
 from advjax.evaluation import comparison, table
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.preemption import PreemptedError, Preemption
@@ -148,10 +147,7 @@ def _config(workdir: str) -> ConfigDict:
         return _CONFIG.value
     if _MODE.value != "evaluate":
         raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
-    path = pathlib.Path(workdir, "config.json")
-    if not path.exists():
-        raise UserError(f"{workdir} holds no experiment: there is no {path}")
-    return ConfigDict(json.loads(path.read_text()))
+    return trained.experiment_config(workdir)
 
 
 def _report_folder(workdir: str) -> str:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from advjax import attacks, defenses
 from advjax.data import Dataset
@@ -26,7 +27,7 @@ from advjax.models import (
     vgg,
     wide_resnet,
 )
-from advjax.models.blocks import logits_fn, stochastic_logits_fn
+from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
 from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
@@ -105,12 +106,15 @@ OBJECTIVES = {
     "trades": trades.trades,
     "mart": trades.mart,
 }
+PAIRING = ("trades", "mart", "fixers", "partial_mix")
+"""Objectives and transforms of targets that need the clean images beside the attacked ones."""
 SCHEDULES = {
     "one_cycle": optimizers.one_cycle,
     "cosine": optimizers.cosine,
     "step_decay": optimizers.step_decay,
+    "constant": lambda learning_rate: learning_rate,
+    # A constant rate, and what is done around the optimizer.
     "reduce_on_plateau": None,
-    "constant": None,
 }
 OPTIMIZERS = {"sgd": optimizers.sgd, "adam": optimizers.adam, "adamw": optimizers.adamw}
 AVERAGES = {"ema": averaging.ema, "swa": averaging.swa}
@@ -126,7 +130,15 @@ def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Ca
 
 
 def _random_self_ensemble() -> Deployment:
-    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays)
+    def check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        shapes = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
+        if not is_stochastic(model, shapes, image_shape):
+            raise UserError(
+                f"random_self_ensemble asks a {type(model).__name__} with noise inside, but this one has none: "
+                "give its run's model noise, or take gaussian_smoothing"
+            )
+
+    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays, check)
 
 
 def _gaussian_smoothing(std: float) -> Deployment:
@@ -134,7 +146,11 @@ def _gaussian_smoothing(std: float) -> Deployment:
 
 
 def _random_resize_pad(smallest: int = 26, largest: int = 31) -> Deployment:
-    return Deployment(_around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)), _no_arrays)
+    return Deployment(
+        _around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)),
+        _no_arrays,
+        lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
+    )
 
 
 def _mixup_inference(
@@ -170,15 +186,26 @@ def number(value: Any) -> Any:
 def build(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], where: str, *args: Any) -> Any:
     """``table[spec["name"]](*args, **the rest of spec)``, every mistake in it a UserError that says where."""
     spec = dict(spec)
-    function = choose(table, spec.pop("name", None), where)
-    known = list(inspect.signature(function).parameters)[len(args) :]
-    variadic = inspect.Parameter.VAR_KEYWORD in {p.kind for p in inspect.signature(function).parameters.values()}
+    name = spec.pop("name", None)
+    function = choose(table, name, where)
+    parameters = inspect.signature(function).parameters
+    variadic = [key for key, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    known = [key for key in list(parameters)[len(args) :] if key not in variadic]
     if not variadic and (unknown := sorted(set(spec) - set(known))):
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if missing := [key for key in known if parameters[key].default is parameters[key].empty and key not in spec]:
+        raise UserError(f"{where}: {name} needs {', '.join(missing)}")
     try:
         return function(*args, **{key: number(value) if _is_number(value) else value for key, value in spec.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def required(spec: Mapping[str, Any], key: str, where: str) -> Any:
+    """``spec[key]``; UserError where it is missing or empty."""
+    if not spec.get(key):
+        raise UserError(f"{where}: {key} is missing")
+    return spec[key]
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
@@ -37,6 +38,8 @@ class AttackResult(NamedTuple):
     """float32 [n]: size of the perturbation in the norm of the threat model."""
     steps: Array
     """int32 [n]: steps taken until the image was done."""
+    nonfinite: Array | np.bool_ = np.False_
+    """bool [n]: some gradient on the way was NaN or infinite, so a failure of the attack says little of the model."""
 
 
 AttackFn: TypeAlias = Callable[..., AttackResult]

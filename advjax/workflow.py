@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from advjax import checkpoint, data
+from advjax import checkpoint, data, defaults
 from advjax.attacked_copies import with_copies
 from advjax.data import Dataset, Source
-from advjax.evaluation.deployment import undefended
+from advjax.evaluation.deployment import one_draw
 from advjax.evaluation.evaluate import attacker, predictor
 from advjax.evaluation.files import write_atomically
 from advjax.experiment import Experiment, Run
@@ -59,7 +59,7 @@ def restore(run: Run, workdir: str, image_shape: tuple[int, int, int], notify: N
     """The variables of a trained run: of its best or last checkpoint, as its plan says.
 
     Raises:
-      UserError: there is no whole checkpoint, or it belongs to another model.
+      UserError: there is no whole checkpoint, or it belongs to another run than the one described.
     """
     folder = run.checkpoint or os.path.join(workdir, run.name)
     which = "best" if run.plan.select == "best" else "latest"
@@ -75,7 +75,38 @@ def restore(run: Run, workdir: str, image_shape: tuple[int, int, int], notify: N
             f"{folder} holds another model than run {run.name!r} describes: "
             f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
         )
+    _check_origin(run, restored.config, folder)
     return variables
+
+
+def _check_origin(run: Run, there: Mapping[str, Any], folder: str) -> None:
+    """Refuses variables that do not mean what the run says.
+
+    Those of the run itself come from the very run that is described.  Another run's, taken as a checkpoint, are those
+    of the same network; and where the test images are a share of the training split, of the same shares.
+    """
+    there, here = _completed(there, run.spec), _plain(run.spec)
+    if run.checkpoint:
+        divided = any(spec["data"]["fractions"] for spec in (there, here))
+        there, here = (_network_and_shares(spec, divided) for spec in (there, here))
+    if difference := _first_difference(there, here):
+        key, old, new = difference
+        raise UserError(
+            f"{folder} holds a run of another configuration than run {run.name!r} ({key} is {old!r} there, {new!r} "
+            "here): evaluate it with the configuration that it was trained with"
+        )
+
+
+def _network_and_shares(spec: Mapping[str, Any], with_shares: bool) -> dict[str, Any]:
+    """What of the description of a run says which network it is, and which images it has not seen."""
+
+    def model(spec: Mapping[str, Any]) -> dict[str, Any]:
+        described = dict(spec["run"]["model"])
+        # The base may have another name there.
+        return described | ({"base": model(spec["needs"][described["base"]])} if described.get("base") else {})
+
+    found: dict[str, Any] = {"run": {"model": model(spec)}}
+    return found | ({"data": spec["data"], "seed": spec["seed"]} if with_shares else {})
 
 
 def _train_run(
@@ -97,7 +128,7 @@ def _train_run(
         variables,
         dataset,
         {name: done[name] for name in run.asks},
-        _validation(run, experiment, models, done, devices),
+        _validation(run, variables, experiment, models, done, devices),
         folder=os.path.join(workdir, run.name),
         devices=devices,
         config=run.spec,
@@ -146,23 +177,29 @@ def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) 
 
 def _validation(
     run: Run,
+    untrained: Variables,
     experiment: Experiment,
     models: Mapping[str, nn.Module],
     done: Mapping[str, Variables],
     devices: Devices,
 ) -> Callable[[Variables], dict[str, float]]:
-    """Accuracy on the validation images: clean and, if the run trains against an attack, under that attack.
+    """Accuracy on the validation images: clean and, if the run is validated with an attack, under that attack.
 
-    Their mean is the "score" that the best checkpoint is chosen by.  Without validation images there are no numbers.
+    A random model has its noise on, one draw for each image and question.  The mean of both accuracies is the "score",
+    which the best checkpoint is chosen by unless the plan says otherwise.  Without validation images there are no
+    numbers.
     """
     dataset, batch_size = experiment.data.validation, experiment.evaluation.batch_size
     if not len(dataset.labels):
         return lambda variables: {}
-    predict = predictor(undefended(run.model), devices, batch_size)
-    attack, made_on = None, run.made_on or "self"
-    if run.attack is not None:
-        attacked_model = run.model if made_on == "self" else models[made_on]
-        attack = attacker(undefended(attacked_model), run.attack, "validation", devices, batch_size)
+    image_shape = experiment.image_shape
+    own = one_draw(run.model, untrained, image_shape)
+    predict = predictor(own, devices, batch_size)
+    attack, made_on = None, "self"
+    if run.validation_attack is not None:
+        made_on = run.validation_attack.made_on
+        attacked = own if made_on == "self" else one_draw(models[made_on], done[made_on], image_shape)
+        attack = attacker(attacked, run.validation_attack.attack, "validation", devices, batch_size)
     # Images attacked on a model that does not change need to be attacked only once.
     frozen: list[np.ndarray] = []
 
@@ -187,8 +224,8 @@ def _claim(run: Run, workdir: str) -> None:
     if run.checkpoint:
         return
     if path.exists():
-        there = json.loads(path.read_text())
-        if difference := _first_difference(there, run.spec):
+        there = _completed(json.loads(path.read_text()), run.spec)
+        if difference := _first_difference(there, _plain(run.spec)):
             key, old, new = difference
             raise UserError(
                 f"{path.parent} holds run {run.name!r} of another configuration ({key} is {old!r} there, {new!r} "
@@ -201,6 +238,21 @@ def _claim(run: Run, workdir: str) -> None:
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _completed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored description of a run with the defaults of keys that did not exist yet when it was written."""
+    described = {"data": defaults.DATA, "run": defaults.RUN}
+    filled = {
+        part: {key: known[key] for key in here[part] if key in known} | there[part] for part, known in described.items()
+    }
+    needs = {name: _completed(spec, here["needs"].get(name, spec)) for name, spec in there["needs"].items()}
+    return _plain({**there, **filled, "needs": needs})
+
+
+def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(spec))
 
 
 def _first_difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -2,7 +2,10 @@
 
     python -m advjax.main --config=configs/mnist_manifold_adversarial.py
 
-Images are attacked, then mixed at one of five places.  Expected numbers: not run yet.
+Images are attacked, then mixed at one of five places.
+
+"vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
+``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  Expected numbers: not run yet.
 """
 
 from configs import common
@@ -11,5 +14,5 @@ from configs import common
 def get_config():
     """The experiment."""
     objective = {"name": "manifold_mixup", "loss": {"name": "cross_entropy"}, "alpha": 2.0}
-    robust = common.mnist_run(attack=common.MNIST_PGD, objective=objective)
-    return common.mnist_experiment("Manifold mixup of adversarial images on MNIST", robust=robust)
+    manifold = common.mnist_run(objective=objective)
+    return common.mnist_experiment("Manifold mixup of adversarial images on MNIST", manifold=manifold)

@@ -2,7 +2,8 @@
 
     python -m advjax.main --config=configs/mnist_partial_pgd.py
 
-Expected numbers: not run yet.
+"vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
+``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  Expected numbers: not run yet.
 """
 
 from configs import common
@@ -10,6 +11,5 @@ from configs import common
 
 def get_config():
     """The experiment."""
-    targets = {"order": ("partial_mix",), "partial_mix": {"alpha": 1.0}}
-    robust = common.mnist_run(attack=common.MNIST_PGD, targets=targets)
-    return common.mnist_experiment("Partial PGD on MNIST", robust=robust)
+    partial = common.mnist_run(targets={"order": ("partial_mix",), "partial_mix": {"alpha": 1.0}})
+    return common.mnist_experiment("Partial PGD on MNIST", partial=partial)

@@ -2,8 +2,11 @@
 
     python -m advjax.main --config=configs/mnist_soft_labels.py
 
-The report's off values are 0.001 to 0.01: ``--config.run.robust.targets.soft_labels.off_value=0.001``.  Expected
-numbers: not run yet.
+The report's off values are 0.001 to 0.01: ``--config.run.soft_labels.targets.soft_labels.off_value=0.001``.  "mixup"
+is the run of mnist_mixup_adversarial.py, the same without soft labels.
+
+"vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
+``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  Expected numbers: not run yet.
 """
 
 from configs import common
@@ -11,6 +14,10 @@ from configs import common
 
 def get_config():
     """The experiment."""
-    targets = {"order": ("soft_labels", "mixup"), "soft_labels": {"off_value": 0.01}, "mixup": {"alpha": 1.0}}
-    robust = common.mnist_run(attack=common.MNIST_PGD, targets=targets)
-    return common.mnist_experiment("Soft labels on MNIST", robust=robust)
+    mixup = {"order": ("mixup",), "mixup": {"alpha": 1.0}}
+    soft_labels = {**mixup, "order": ("soft_labels", "mixup"), "soft_labels": {"off_value": 0.01}}
+    return common.mnist_experiment(
+        "Soft labels on MNIST",
+        mixup=common.mnist_run(targets=mixup),
+        soft_labels=common.mnist_run(targets=soft_labels),
+    )

@@ -129,7 +129,7 @@ def test_defences_are_attacked_through_the_mean_of_their_draws(found):
         assert set(samples) == ({1} if model[1] == "none" else {NUM_SAMPLES, 2 * NUM_SAMPLES})
         named = [check["name"] for check in found.checks if (check["run"], check["defense"]) == model]
         assert ("draws for a gradient" in named) == (model[1] != "none")
-        assert "bounds" in named
+        assert {"bounds", "finite gradients"} <= set(named)
 
 
 def test_robust_accuracy_is_what_all_adaptive_attacks_leave(found, workdir):

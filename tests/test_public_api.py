@@ -1,5 +1,6 @@
 """docs/api.md says what there is: no name is missing, and none is made up."""
 
+import importlib
 import inspect
 import pathlib
 import re
@@ -121,6 +122,12 @@ NAMES = {
     "mappings": sharding.MAPPINGS,
     "data sets": data.KNOWN_NAMES,
 }
+
+
+@pytest.mark.parametrize("name", first_column("Networks of your own, and trained ones/name"))
+def test_names_for_own_networks_are_there(name):
+    module, _, attribute = name.rpartition(".")
+    assert inspect.getdoc(getattr(importlib.import_module(f"advjax.{module}"), attribute))
 
 
 def test_names_that_a_config_may_use():

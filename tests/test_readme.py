@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import REPOSITORY
 
+from advjax import defaults
+
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -57,9 +59,20 @@ def test_every_file_and_module_that_a_command_names_exists():
     assert all((REPOSITORY / name).exists() for name in named)
 
 
-def test_every_link_to_a_file_leads_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links and all((REPOSITORY / link).exists() for link in links)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/benchmarks.md"])
+def test_every_link_to_a_file_leads_somewhere(page):
+    page = REPOSITORY / page
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+    assert all((page.parent / link).exists() for link in links)
+
+
+def test_the_guide_shows_keys_that_there_are():
+    guide = (REPOSITORY / "docs" / "guide.md").read_text()
+    (snippet,) = re.findall(r"```python\n(data = .*?)```", guide, re.DOTALL)
+    exec(snippet, shown := {})
+    assert shown["data"].keys() <= defaults.DATA.keys()
+    named = re.findall(r"(?:configs|launch)/[\w./]+\w", guide)
+    assert named and all((REPOSITORY / name).exists() for name in named)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ LAYERS = [
     {"wiring"},
     {"attacked_copies", "presets"},
     {"workflow"},
-    {"judges"},
+    {"judges", "trained"},
     {"saved_attacks", "attempts"},
     {"assessment"},
     {"benchmarks"},

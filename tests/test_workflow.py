@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import re
 
 import chex
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from test_wiring import changed
 
-from advjax import assessment, attacks, names, sharding, wiring, workflow
+from advjax import assessment, attacks, data, names, sharding, trained, wiring, workflow
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.deployment import model_hash
@@ -87,6 +89,25 @@ def test_the_report_has_the_rows_of_the_contract(finished):
     assert {row["n"] for row in content["rows"] if row["subset"] == "all"} == {36}
 
 
+def test_a_trained_network_can_be_had_for_own_code(finished):
+    workdir, found = finished
+    network = trained.load(workdir, "fixer")
+    few = network.test.take(np.arange(36))
+    logits = network.logits_fn(data.pixels(few.images))
+    (clean,) = (row for row in found.rows if (row["run"], row["attack"], row["subset"]) == ("fixer", "clean", "all"))
+    assert np.mean(np.argmax(logits, axis=-1) == few.labels) == pytest.approx(clean["accuracy"])
+    assert model_hash(network.variables) == clean["model_hash"]
+    guide = (REPOSITORY / "docs" / "guide.md").read_text()
+    (snippet,) = re.findall(r"```python\n(from advjax.*?)```", guide, re.DOTALL)
+    found_there = {}
+    exec(snippet.replace("workdirs/digits_fixer", workdir), found_there)
+    np.testing.assert_allclose(found_there["logits"], logits[:8], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="is named 'x'; there are base, fixer"):
+        trained.load(workdir, "x")
+    with pytest.raises(UserError, match="holds no experiment"):
+        trained.load(f"{workdir}/fixer", "fixer")
+
+
 def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
     workdir, found = finished
     outcomes = read_outcomes(f"{workdir}/outcomes.npz")
@@ -161,6 +182,45 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
         UserError, match=r"holds another model than run 'base' describes: .* is \(4,\) there and \(8,\) here"
     ):
         workflow.train(other, str(tmp_path), devices(), print)
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"run__base__model__mean": (0.5,)}, r"run.model.mean is None there, \[0.5\] here"),
+        ({"run__base__checkpoint": "base", "run__base__model__mean": (0.5,)}, "run.model.mean is None there"),
+        ({"run__fixer__model__delta": 2.0}, "run.model.delta is 1.0 there, 2.0 here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"data__num_validation": 30}, "data.num_validation is 20 there, 30 here"),
+        ({"run__base__checkpoint": "base", "data__fractions": (0.8, 0.1, 0.1)}, "data.fractions is"),
+    ],
+)
+def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, changes, key):
+    workdir, _ = finished
+    if "run__base__checkpoint" in changes:
+        changes = changes | {"run__base__checkpoint": f"{workdir}/base"}
+    if "data__fractions" in changes:
+        changes = changes | {"data__num_validation": 0}
+    built = small(**changes)
+    with pytest.raises(UserError, match=key) as caught:
+        for run in built.runs:
+            workflow.restore(run, workdir, built.image_shape, print)
+    assert "\n" not in str(caught.value) and "holds a run of another configuration" in str(caught.value)
+
+
+def test_another_evaluation_of_the_same_runs_is_welcome(finished):
+    workdir, _ = finished
+    built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
+    assert [bool(workflow.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
+
+
+def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_path):
+    run = small().runs[0]
+    old = json.loads(json.dumps(run.spec))
+    del old["run"]["copies"], old["run"]["validation_attack"], old["data"]["stream"]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "run.json").write_text(json.dumps(old))
+    workflow._claim(run, str(tmp_path))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

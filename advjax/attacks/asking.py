@@ -1,6 +1,7 @@
 """Asking a model for logits and gradients, whether it is deterministic or not."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,22 @@ def differentiate(
     if wanted.shape[1] == 1:
         return logits, pullback(wanted[:, 0])[0][:, None]
     return logits, jax.vmap(pullback, in_axes=1, out_axes=1)(wanted)[0]
+
+
+def finite(gradients: Array) -> tuple[Array, Array]:
+    """Gradients [n, k, h, w, c] that can be followed, and bool [n]: where some entry was NaN or infinite.
+
+    NaN becomes 0, no direction; an infinity keeps its sign and becomes so large a number that the squares of an image
+    full of it still have a finite sum.  Everything else stays as it is, to the last bit.
+    """
+    largest = float(jnp.finfo(gradients.dtype).max / max(math.prod(gradients.shape[2:]), 1)) ** 0.5
+    nonfinite = jnp.any(~jnp.isfinite(gradients), axis=(1, 2, 3, 4))
+
+    def mend(gradients: Array) -> Array:
+        return jnp.nan_to_num(gradients, nan=0.0, posinf=largest, neginf=-largest)
+
+    # A branch: fused with what follows, the mending would change the rounding of attacks that do not need it.
+    return jax.lax.cond(jnp.any(nonfinite), mend, lambda gradients: gradients, gradients), nonfinite
 
 
 def _log_mean_probability(draws: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.asking import Expectation
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
 from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import Aim, AimedLoss, Loss
@@ -158,12 +159,16 @@ def auto_pgd_l1_large_epsilon(
     )
     last = dataclasses.replace(last, stop_on_success=stop_on_success)
 
-    def attack(logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None) -> AttackResult:
+    def attack(
+        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+    ) -> AttackResult:
+        nonfinite = jnp.zeros(len(images), bool)
         for part, next_ball in zip(wider, balls[1:], strict=True):
-            start = part(logits_fn, images, labels, rng, start).images
-            start = jax.vmap(functools.partial(project_l1, next_ball))(images, start)
+            found = part(logits_fn, images, labels, rng, start)
+            nonfinite |= found.nonfinite
+            start = jax.vmap(functools.partial(project_l1, next_ball))(images, found.images)
         result = last(logits_fn, images, labels, rng, start)
-        return result._replace(steps=result.steps + sum(steps[:-1]))
+        return result._replace(steps=result.steps + sum(steps[:-1]), nonfinite=result.nonfinite | nonfinite)
 
     return attack
 

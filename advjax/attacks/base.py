@@ -21,8 +21,8 @@ from advjax.attacks.asking import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
-CLEAN, VERDICT = 2**32 - 1, 2**32 - 2
-"""Numbers of the questions that are asked before and after the steps, to a model that answers at random."""
+BEFORE, AFTER, PREDICTION = 2**32 - 1, 2**32 - 2, 2**32 - 3
+"""Numbers of the questions to a model that answers at random: before and after the steps, and for labels to attack."""
 
 
 class Problem(NamedTuple):
@@ -50,6 +50,10 @@ class Attack:
     leave it off to make training examples or transfer sets, where every image deserves the whole attack.  On the
     ``expectation`` of a stochastic model it has no effect: its first success may be luck of the draws, and an image on
     the edge between two classes would be judged by the next ones.
+
+    Gradients that are NaN or infinite are made finite before an attack sees them (``asking.finite``), and an image that
+    is not finite all the same is given up for the original.  ``AttackResult.nonfinite`` says on which images gradients
+    were so, and outside jit there is a warning: a failure there is no sign of robustness.
 
     Everything but ``num_steps`` and the functions themselves may be traced, so an attack can be built inside jit and
     vmapped over epsilon.
@@ -102,17 +106,21 @@ class Attack:
         if self.stop_on_success and isinstance(logits_fn, Expectation):
             return dataclasses.replace(self, stop_on_success=False)(logits_fn, images, labels, rng, start)
         problems = self._problems(logits_fn, images, labels, rng, start)
-        states, steps = self._run(logits_fn, problems)
+        states, steps, nonfinite = self._run(logits_fn, problems)
         adversarial = jax.vmap(self.finalize)(problems, states)
+        # Clipping lets NaN through, and no threat model allows it.
+        lost = jnp.any(~jnp.isfinite(adversarial), axis=(1, 2, 3))
+        adversarial = jnp.where(_per_image(lost, adversarial), images, adversarial)
         if self.stop_on_success:
             wrong = self._fooled(problems.clean_logits, labels)
             adversarial = jnp.where(_per_image(wrong, adversarial), images, adversarial)
-        return self._result(logits_fn, problems, adversarial, steps)
+        checks.warn_of_nonfinite(nonfinite)
+        return self._result(logits_fn, problems, adversarial, steps, nonfinite)
 
     def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
         checks.check_inputs(images, labels, self.threat_model.bounds)
         rngs = keys_per_image(rng, len(images))
-        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, CLEAN))
+        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
         checks.check_logits(clean_logits, images, labels)
         labels = jnp.asarray(labels, jnp.int32)
         if start is not None:
@@ -121,42 +129,46 @@ class Attack:
 
     def _run(self, logits_fn, problems):
         count = len(problems.image)
-        states, finished, zeros = varying_like(
-            problems, (jax.vmap(self.init)(problems), jnp.zeros(count, bool), jnp.zeros(count, jnp.int32))
+        nothing = jnp.zeros(count, jnp.int32)
+        states, finished, steps, nonfinite = varying_like(
+            problems, (jax.vmap(self.init)(problems), nothing > 0, nothing, nothing > 0)
         )
         if self.stop_on_success:
             finished = self._fooled(problems.clean_logits, problems.label)
 
         def step(carry):
-            states, finished, steps, index = carry
-            updated, fooled = self._step(logits_fn, problems, states, index)
+            states, finished, steps, nonfinite, index = carry
+            updated, fooled, unusable = self._step(logits_fn, problems, states, index)
             steps += ~finished
+            nonfinite |= unusable & ~finished
             if self._stops_early:
                 updated = _where(finished, states, updated)
             if self.stop_on_success:
                 finished |= fooled
             if self.done is not None:
                 finished |= jax.vmap(self.done)(updated)
-            return updated, finished, steps, index + 1
+            return updated, finished, steps, nonfinite, index + 1
 
-        carry = (states, finished, zeros, jnp.int32(0))
+        carry = (states, finished, steps, nonfinite, jnp.int32(0))
         if self._stops_early:
             # No collective may stand in this loop: each device stops when its own images are done.
             carry = jax.lax.while_loop(
-                lambda carry: (carry[3] < self.num_steps) & (jnp.sum(carry[1]) < count), step, carry
+                lambda carry: (carry[-1] < self.num_steps) & (jnp.sum(carry[1]) < count), step, carry
             )
         else:
             carry, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=self.num_steps)
-        states, finished, steps, index = carry
+        states, finished, steps, nonfinite, index = carry
         last = self._last(logits_fn, problems, states, index)
-        return (_where(finished, states, last) if self._stops_early else last), steps
+        return (_where(finished, states, last) if self._stops_early else last), steps, nonfinite
 
     @property
     def _stops_early(self) -> bool:
         return self.stop_on_success or self.done is not None
 
     def _step(self, logits_fn, problems, states, index):
-        """The next states, and where the model has been fooled: at the look, or else at the only point of the step."""
+        """The next states; where the model has been fooled, at the look or else at the only point of the step; where
+        its gradients were not finite.
+        """
         fooled = None
         if self.look is not None:
             states, fooled = self._looked(logits_fn, problems, states, 2 * index)
@@ -169,10 +181,11 @@ class Attack:
             logits, gradients = asking.differentiate(
                 logits_fn, points, rngs, lambda logits: wanted(problems, states, logits)
             )
+        gradients, nonfinite = asking.finite(gradients)
         updated = jax.vmap(self.update)(problems, states, logits, gradients)
         if self.look is None:
             fooled = self._fooled_inside(problems, points, logits)
-        return updated, fooled
+        return updated, fooled, nonfinite
 
     def _looked(self, logits_fn, problems, states, number):
         points = jax.vmap(self.query)(states)
@@ -199,12 +212,12 @@ class Attack:
     def _fooled(self, logits, labels):
         return (jnp.argmax(logits, axis=-1) == labels) == self.targeted
 
-    def _result(self, logits_fn, problems, adversarial, steps) -> AttackResult:
-        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, VERDICT))
+    def _result(self, logits_fn, problems, adversarial, steps, nonfinite) -> AttackResult:
+        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
         success = self._fooled(logits, problems.label) & allowed
-        return AttackResult(adversarial, logits, success, distance.astype(jnp.float32), steps)
+        return AttackResult(adversarial, logits, success, distance.astype(jnp.float32), steps, nonfinite)
 
 
 def trajectory(
@@ -222,7 +235,7 @@ def trajectory(
     problems = attack._problems(logits_fn, images, labels, rng, start)
 
     def step(states, index):
-        states, _ = attack._step(logits_fn, problems, states, index)
+        states, _, _ = attack._step(logits_fn, problems, states, index)
         return states, states
 
     states = varying_like(problems, jax.vmap(attack.init)(problems))

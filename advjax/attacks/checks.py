@@ -16,6 +16,11 @@ PROBABILITIES = (
     "softmax; after it, gradients vanish where the model is confident, and it looks more robust than it is"
 )
 
+NONFINITE = (
+    "an attack cannot follow them, and what it fails to do there is no robustness: look for square roots, norms, "
+    "logarithms and divisions at 0 in the model (jax.config.update('jax_debug_nans', True) finds them)"
+)
+
 
 def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds: tuple[float, float]) -> None:
     """Shapes and dtypes always; values only outside jit, where they are known."""
@@ -62,6 +67,14 @@ def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels:
         if probabilities:
             # The caller of the attack: check_logits, _problems and __call__ lie between.
             warnings.warn(PROBABILITIES, stacklevel=4)
+
+
+def warn_of_nonfinite(nonfinite: Array | np.ndarray, images: str = "images") -> None:
+    """A warning for gradients that were NaN or infinite; inside jit, where they are not known yet, there is none."""
+    if is_concrete(nonfinite) and (count := int(np.sum(nonfinite))):
+        message = f"gradients are NaN or infinite on {count} of {len(nonfinite)} {images}: {NONFINITE}"
+        # The caller of the attack: its __call__ lies between.
+        warnings.warn(message, stacklevel=3)
 
 
 def _look_like_probabilities(logits: Array) -> Array:

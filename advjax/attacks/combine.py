@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from advjax.attacks import asking
 from advjax.attacks.asking import Expectation
-from advjax.attacks.base import keys_per_image, varying_like
+from advjax.attacks.base import PREDICTION, keys_per_image, model_keys, varying_like
 from advjax.attacks.losses import Aim, next_likely_class
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
@@ -118,13 +118,15 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
     """Attack the model's own predictions in place of the labels it is given.
 
     An image that the model gets wrong is then pushed away from the wrong class, perhaps into the right one: accuracy
-    under such an attack can exceed what the same attack with true labels leaves.  ``success`` is about the predictions.
+    under such an attack can exceed what the same attack with true labels leaves.  ``success`` is about the predictions,
+    those of a stochastic model from draws that the attack itself does not see.
     """
 
     def predicted(
-        logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None
+        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
     ) -> AttackResult:
-        predictions = jnp.argmax(logits_fn(images), axis=-1)
+        keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
+        predictions = jnp.argmax(asking.evaluate(logits_fn, images, keys), axis=-1)
         return attack(logits_fn, images, predictions, rng, start)
 
     return predicted
@@ -153,7 +155,7 @@ def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
 
 def _nothing_yet(images: Array, logits: Array) -> AttackResult:
     none = jnp.zeros(len(images), jnp.int32)
-    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none)
+    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none, none > 0)
 
 
 def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
@@ -162,4 +164,5 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
     def select(old, new):
         return jnp.where(better.reshape(better.shape + (1,) * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(select, kept, new)._replace(steps=kept.steps + new.steps)
+    chosen = jax.tree.map(select, kept, new)
+    return chosen._replace(steps=kept.steps + new.steps, nonfinite=kept.nonfinite | new.nonfinite)

@@ -16,13 +16,13 @@ import numpy as np
 
 from advjax.attacks import asking, checks
 from advjax.attacks.asking import Expectation
-from advjax.attacks.base import VERDICT, model_keys
+from advjax.attacks.base import AFTER, model_keys
 from advjax.attacks.combine import Stage, fold_in
 from advjax.attacks.state_file import StateFile
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, Key, LogitsFn
 
-_IDENTITY = "images, labels, index, predictions, stages, epsilon, seed or batch size"
+_IDENTITY = "images, labels, index, predictions, stages, threat model, seed, batch size or version of JAX"
 ROBUST, CLEAN = -1, -2
 """Values of ``broken_by`` for images that no stage broke, and for those that are misclassified as they are."""
 
@@ -40,6 +40,8 @@ class Verdicts(NamedTuple):
     """int32 [n]: steps of all attacks on the image."""
     refused: np.ndarray
     """int32 [n]: successes that an attack claimed and the verification refused; those of a search in low precision."""
+    nonfinite: np.ndarray
+    """bool [n]: gradients were NaN or infinite in some attack on the image (``AttackResult.nonfinite``)."""
 
     def robust_after(self, stage: int) -> np.ndarray:
         """bool [n]: still classified correctly after the given stage; -1 means before the first one."""
@@ -84,6 +86,8 @@ def run_stages(
     forward pass, always in batches of ``batch_size``, and inside the threat model.  Keys are folded from (seed, index,
     stage, round): neither batches nor devices nor an interruption change what happens to an image.
 
+    There is a warning at the end if images stay robust on which gradients were NaN or infinite.
+
     Args:
       stages: e.g. ``auto_attack_stages(threat_model)``.
       threat_model: what is allowed.
@@ -98,10 +102,13 @@ def run_stages(
       seed: of all randomness.
       batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
       progress: called after each batch; what it raises ends the run, with its state saved.
-      state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.
+      state_file: npz file (``.npz`` is not added) that the run is saved to, and resumed from if it exists.  It knows
+        every stage by the program that it compiles to for a model of its own, parameters and all; of ``logits_fn``
+        only the predictions on ``images``.
 
     Raises:
-      UserError: the state file belongs to another run (other images, labels, predictions, stages, seed, batch size).
+      UserError: the state file belongs to another run (other images, labels, predictions, stages, threat model, seed,
+        batch size, or another version of JAX).
       ValueError: shapes, dtypes or values make no sense.
     """
     checks.check_inputs(images, labels, threat_model.bounds)
@@ -116,7 +123,9 @@ def run_stages(
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
     runner = _Runner(threat_model, logits_fn, variables, batch_size, search_fn)
-    return _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
+    found = _run(runner, tuple(stages), images, labels, index, seed, progress, StateFile(state_file, _IDENTITY))
+    checks.warn_of_nonfinite(found.nonfinite[found.broken_by == ROBUST], "robust images")
+    return found
 
 
 def _run(runner, stages, images, labels, index, seed, progress, state_file) -> Verdicts:
@@ -124,7 +133,9 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
     predictions, num_classes = runner.predict(images, labels, rngs)
     names = [stage.name for stage in stages]
     is_searched = runner.search_fn is not runner.logits_fn
-    facts = [names, seed, runner.sizes, runner.threat_model.epsilon, is_searched]
+    facts = [names, seed, runner.sizes, is_searched, *_threat(runner.threat_model)]
+    if state_file.path is not None:
+        facts += [_program(stage, images.shape[1:], num_classes) for stage in stages]
     identity = _digest(images, labels, index, predictions, *facts)
     state = _from_arrays(state_file.load(identity)) or _first_state(images, predictions != labels)
     found = state.found
@@ -167,7 +178,7 @@ class _State(NamedTuple):
 def _first_state(images: np.ndarray, wrong: np.ndarray) -> _State:
     none = np.zeros(len(images), np.int32)
     broken_by = np.where(wrong, CLEAN, ROBUST).astype(np.int32)
-    found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy())
+    found = Verdicts(broken_by, images.copy(), none.astype(np.float32), none, none.copy(), none > 0)
     return _State(found, 0, 0, 0, np.flatnonzero(~wrong))
 
 
@@ -214,12 +225,13 @@ class _Runner:
         attack = functools.partial(_attack, stage)
         run = self._parallel(("attack", stage_number), attack, (False, True, True, True), self.search_fn)
         arguments, count = self._padded(images[rows], labels[rows], keys)
-        adversarial, steps, claimed = jax.device_get(run(self.variables, np.int32(number), *arguments))
+        adversarial, steps, claimed, nonfinite = jax.device_get(run(self.variables, np.int32(number), *arguments))
         adversarial = adversarial[:count]
         logits, allowed, distance = self._verify(images[rows], adversarial, keys)
         broken = (np.argmax(logits, axis=-1) != labels[rows]) & allowed
         found.steps[rows] += steps[:count]
         found.refused[rows] += claimed[:count] & ~broken
+        found.nonfinite[rows] |= nonfinite[:count]
         found.broken_by[rows[broken]] = stage_number
         found.images[rows[broken]] = adversarial[broken]
         found.distance[rows[broken]] = distance[broken]
@@ -251,11 +263,11 @@ class _Runner:
 
 def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
     result = stage.attack(number)(logits_fn, images, labels, keys)
-    return result.images, result.steps, result.success
+    return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
 
 
 def _look(threat_model: ThreatModel, logits_fn: Any, images: Array, adversarial: Array, keys: Key):
-    logits = asking.evaluate(logits_fn, adversarial, model_keys(keys, VERDICT))
+    logits = asking.evaluate(logits_fn, adversarial, model_keys(keys, AFTER))
     allowed = jax.vmap(threat_model.contains)(images, adversarial)
     distance = jax.vmap(threat_model.distance)(images, adversarial)
     return logits, allowed, distance.astype(jnp.float32)
@@ -279,6 +291,27 @@ def _image_keys(rng: Key, index: Array) -> Key:
 def _round_keys(rngs: np.ndarray, stage: int, number: int) -> Key:
     """The keys that ``worst_of(*all_rounds(stages))`` would use."""
     return fold_in(fold_in(jax.random.wrap_key_data(jnp.asarray(rngs)), stage), number)
+
+
+def _threat(threat_model: ThreatModel) -> tuple[Any, ...]:
+    """What is allowed, as plain data."""
+    return threat_model.norm.name, float(threat_model.epsilon), tuple(map(float, threat_model.bounds))
+
+
+def _program(stage: Stage, image_shape: tuple[int, ...], num_classes: int) -> tuple[int, str]:
+    """What a stage does: how often, and the program that it makes of a small model.
+
+    A stage is a closure, which hides its parameters; they all are in the program.  Nothing is compiled for this.
+    """
+
+    def logits_fn(images: Array) -> Array:
+        return jnp.tensordot(images.reshape(len(images), -1).mean(axis=1), jnp.arange(float(num_classes)), axes=0)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    label, number = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    attack = jax.jit(lambda number, *arguments: _attack(stage, logits_fn, number, *arguments))
+    return stage.num_rounds(num_classes), attack.lower(number, image, label, keys).as_text()
 
 
 def _digest(*parts: Any) -> str:

@@ -61,25 +61,27 @@ def mixup_inference(
         raise ValueError(f"needs num_mixes >= 1 and mix_weight in [0, 1], got {num_mixes} and {mix_weight}")
 
     def mixed(images: Array, predicted: Array, rng: Key, of_others: bool, count: int, weight: float) -> Array:
-        """Mean probabilities [n, classes] over ``count`` mixtures."""
+        """Logarithms [n, classes] of the mean probabilities over ``count`` mixtures."""
         keys = jax.random.split(rng, (len(images), count))
         partners = jax.vmap(jax.vmap(lambda key, label: _partner(pool, key, label, of_others), (0, None)))(
             keys, predicted
         )
         mixtures = weight * images[:, None] + (1 - weight) * partners
         logits = logits_fn(mixtures.reshape(-1, *images.shape[1:]))
-        return jnp.mean(jax.nn.softmax(logits).reshape(len(images), count, -1), axis=1)
+        # Probabilities themselves would underflow for a confident network, and take the gradients with them.
+        logs = jax.nn.log_softmax(logits).reshape(len(images), count, -1)
+        return jax.nn.logsumexp(logs, axis=1) - jnp.log(count)
 
     def draw(images: Array, rng: Key) -> Array:
         clean = logits_fn(images)
         predicted = jnp.argmax(jax.lax.stop_gradient(clean), axis=-1)
         if mode != "combined":
-            return jnp.log(mixed(images, predicted, rng, mode == "other", num_mixes, mix_weight))
+            return mixed(images, predicted, rng, mode == "other", num_mixes, mix_weight)
         first, second = jax.random.split(rng)
         same = mixed(images, predicted, first, False, 5, 0.5)
         others = mixed(images, predicted, second, True, 15, 0.4)
-        fallen = jnp.max(jax.nn.softmax(clean), axis=-1) - jnp.max(same, axis=-1)
-        return jnp.log(jnp.where((fallen < 0.2)[:, None], same, others))
+        fallen = jnp.max(jax.nn.softmax(clean), axis=-1) - jnp.exp(jnp.max(same, axis=-1))
+        return jnp.where((fallen < 0.2)[:, None], same, others)
 
     return draw
 

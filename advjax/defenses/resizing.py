@@ -17,7 +17,8 @@ def random_resize_pad(logits_fn: LogitsFn, smallest: int = 26, largest: int = 31
       largest: side after shrinking, at most that of the image.
 
     Raises:
-      ValueError: sizes that make no sense.
+      ValueError: sizes that make no sense; of the returned function a UserError, if images are smaller than
+        ``largest``, or not square.
     """
     if not 1 <= smallest <= largest:
         raise ValueError(f"1 <= smallest <= largest must hold, got {smallest} and {largest}")

@@ -135,8 +135,8 @@ def staged_attacker(
                 state_file=f"{interruption.path}.{jax.process_index()}" if interruption else None,
             )
         counts = [len(part) for part in parts]
-        images, distances, steps = sharding.gather_parts((found.images, found.distance, found.steps), counts)
-        return Adversarial(images, distances, steps, time.perf_counter() - start)
+        arrays = found.images, found.distance, found.steps, found.nonfinite
+        return Adversarial(*sharding.gather_parts(arrays, counts), seconds=time.perf_counter() - start)
 
     return run
 
@@ -195,7 +195,7 @@ class _RoundBars:
 
 def _attack(model: Deployed, attack: AttackFn, variables: PyTree, images: Array, labels: Array, keys: Key):
     result = attack(model.attacked(variables), images, labels, keys)
-    return result.images, result.distance, result.steps
+    return result.images, result.distance, result.steps, jnp.broadcast_to(result.nonfinite, labels.shape)
 
 
 @jax.jit

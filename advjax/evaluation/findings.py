@@ -91,6 +91,19 @@ def bounds_check(attempts: Sequence[tuple[str, np.ndarray]]) -> Check:
     return Check("bounds", not outside, finding, {"outside": max(outside.values(), default=0.0)})
 
 
+def finite_check(attempts: Sequence[tuple[str, np.ndarray]]) -> Check:
+    """Whether gradients were finite all along: names of attacks on one model, and bool [n] of each, False where so.
+
+    An attack cannot follow NaN, and a model that gives it looks robust for that alone.
+    """
+    shares = {name: float(np.mean(nonfinite)) for name, nonfinite in attempts if np.any(nonfinite)}
+    finding = f"all gradients were finite in {len(attempts)} attacks made on the model"
+    if shares:
+        listed = ", ".join(f"{share:.1%} of the images under {name}" for name, share in shares.items())
+        finding = f"gradients were NaN or infinite on {listed}: what is left there is no robustness"
+    return Check("finite gradients", not shares, finding, {"nonfinite": max(shares.values(), default=0.0)})
+
+
 def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
     """What the outcomes of one model say about themselves.
 

@@ -20,8 +20,13 @@ class Adversarial(NamedTuple):
     """float32 [n]: sizes of the perturbations in the norm of the attack."""
     steps: np.ndarray
     """int32 [n]."""
+    nonfinite: np.ndarray
+    """bool [n]: gradients were NaN or infinite on the way (``AttackResult.nonfinite``)."""
     seconds: float
     """Wall time, compilation included."""
+
+
+_ARRAYS = tuple(name for name in Adversarial._fields if name != "seconds")
 
 
 class Interruption(NamedTuple):
@@ -51,7 +56,7 @@ class Done:
         self._before = float(saved.pop("seconds")) if saved is not None else 0.0
         self._seconds = 0.0
         if saved is not None:
-            self._parts.append([saved[name] for name in ("images", "distances", "steps")])
+            self._parts.append([saved[name] for name in _ARRAYS])
 
     @property
     def count(self) -> int:
@@ -71,15 +76,13 @@ class Done:
     def result(self, seconds: float) -> Adversarial:
         self._seconds = seconds
         self._save()
-        images, distances, steps = self._joined()
-        return Adversarial(images, distances, steps, self._before + seconds)
+        return Adversarial(*self._joined(), seconds=self._before + seconds)
 
     def _joined(self) -> Sequence[np.ndarray]:
         return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
 
     def _save(self) -> None:
         if self._file is not None and self._interruption is not None and jax.process_index() == 0:
-            images, distances, steps = self._joined()
-            arrays = {"images": images, "distances": distances, "steps": steps}
+            arrays = dict(zip(_ARRAYS, self._joined(), strict=True))
             seconds = np.asarray(self._before + self._seconds)
             self._file.save(self._interruption.identity, {**arrays, "seconds": seconds})

@@ -219,9 +219,13 @@ def _gradients(subject: _Subject) -> _Finding:
     # A compiled softmax leaves rounding of the label's own probability where all others have underflowed.
     others = np.array(jax.nn.softmax(subject.logits(subject.images)))
     others[np.arange(len(others)), np.asarray(subject.labels)] = 0
-    vanishing = float(np.mean(~(np.min(sizes, axis=0) > 0) | ~(np.max(others, axis=-1) > 0)))
+    nonfinite = float(np.mean(~np.all(np.isfinite(sizes), axis=0)))
+    vanishing = float(np.mean((np.min(sizes, axis=0) == 0) | (np.max(others, axis=-1) == 0)))
     finding = f"{vanishing:.1%} of the gradients of the cross-entropy are zero, or nothing but rounding"
-    return _Finding(vanishing <= MAX_ZERO_GRADIENTS, finding, {"zero_fraction": vanishing})
+    if nonfinite:
+        finding += f", and {nonfinite:.1%} are NaN or infinite"
+    passed = vanishing <= MAX_ZERO_GRADIENTS and not nonfinite
+    return _Finding(passed, finding, {"zero_fraction": vanishing, "nonfinite_fraction": nonfinite})
 
 
 def _scale(subject: _Subject) -> _Finding:

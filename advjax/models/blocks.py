@@ -209,6 +209,18 @@ def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLo
     return lambda images, rng: apply(model, variables, images, rngs={"noise": rng})
 
 
+def is_stochastic(model: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> bool:
+    """Whether a key for the stream "noise" can make a difference to the model's logits; nothing is computed.
+
+    Only shapes and types of ``variables`` count, so traced ones and ``jax.ShapeDtypeStruct`` will do.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    program = jax.make_jaxpr(lambda *args: stochastic_logits_fn(model, args[0])(*args[1:]))
+    traced = program(shapes, images, jax.eval_shape(lambda: jax.random.key(0))).jaxpr
+    return any(traced.invars[-1] is used for equation in traced.eqns for used in equation.invars)
+
+
 def graft(variables: Variables, base: Variables) -> Variables:
     """Variables of a ``Patched`` model whose base part is replaced by those of a trained classifier."""
 

@@ -4,6 +4,8 @@ Kou et al. 2020, "Enhancing transformation-based defenses against adversarial at
 its layer is the distribution regression network of Kou, Lee & Ng 2019.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,13 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models.blocks import Classifier
-from advjax.types import Array, Key
+from advjax.types import Array, Key, UserError
 
-_SMALLEST, _LARGEST = 1e-15, 1e15
+_SMALLEST, _LARGEST = math.log(1e-15), math.log(1e15)
 
 
 def resize_and_pad(image: Array, rng: Key, smallest: int, largest: int) -> Array:
-    """A square image [h, h, c] shrunk bilinearly to a random side, at a random place on zeros (Xie et al. 2018)."""
+    """A square image [h, h, c] shrunk bilinearly to a random side, at a random place on zeros (Xie et al. 2018).
+
+    Raises:
+      UserError: see ``check_resizing``.
+    """
+    check_resizing(image.shape, smallest, largest)
     side = image.shape[0]
     size_key, *place_keys = jax.random.split(rng, 3)
     size = jax.random.randint(size_key, (), smallest, largest + 1)
@@ -29,6 +36,22 @@ def resize_and_pad(image: Array, rng: Key, smallest: int, largest: int) -> Array
     places = jnp.arange(side)
     inside = (places < size)[:, None, None] & (places < size)[None, :, None]
     return jnp.roll(jnp.where(inside, shrunk, 0), offsets, axis=(0, 1))
+
+
+def check_resizing(image_shape: Sequence[int], smallest: int, largest: int) -> None:
+    """That images [h, w, c] can be shrunk to sides from ``smallest`` to ``largest``.
+
+    Raises:
+      UserError: they are not square, or already smaller, or the sizes make no sense.
+    """
+    height, width = image_shape[:2]
+    if height != width:
+        raise UserError(f"only square images are resized at random, got {height}x{width}: crop or resize them first")
+    if not 1 <= smallest <= largest <= height:
+        raise UserError(
+            f"images of {height}x{width} shrink to sides of 1 <= smallest <= largest <= {height}, "
+            f"got smallest {smallest} and largest {largest}"
+        )
 
 
 def densities(probabilities: Array, num_bins: int = 100, width: float = 0.05) -> Array:
@@ -53,8 +76,12 @@ class DistributionLayer(nn.Module):
     features: int
     num_bins: int
 
-    @nn.compact
     def __call__(self, distributions: Array) -> Array:
+        return jax.nn.softmax(self.energies(distributions))
+
+    @nn.compact
+    def energies(self, distributions: Array) -> Array:
+        """The logarithms of the results, up to a constant for each node."""
         nodes, bins = distributions.shape
         weights = self.param("weights", _uniform(-0.1, 0.1), (self.features, nodes))
         square, straight = (
@@ -63,9 +90,13 @@ class DistributionLayer(nn.Module):
         centers = [self.param(f"{name}_center", _uniform(0, 1), (self.features, 1)) for name in ("square", "straight")]
         lower, upper = jnp.arange(bins) / bins, jnp.arange(self.num_bins) / self.num_bins
         apart = (lower[:, None] - upper) ** 2
-        sums = jnp.einsum("is,kist->kit", distributions, jnp.exp(-weights[:, :, None, None] * apart))
+        exponents = -weights[:, :, None, None] * apart
+        # Of large weights the exponentials overflow, so the largest one comes out of the sum.
+        largest = jax.lax.stop_gradient(jnp.max(exponents, axis=2))
+        sums = jnp.einsum("is,kist->kit", distributions, jnp.exp(exponents - largest[:, :, None]))
+        logs = jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + largest
         energy = -square * (upper - centers[0]) ** 2 - straight * jnp.abs(upper - centers[1])
-        return jax.nn.softmax(energy + jnp.sum(jnp.log(jnp.clip(sums, _SMALLEST, _LARGEST)), axis=1))
+        return energy + jnp.sum(jnp.clip(logs, _SMALLEST, _LARGEST), axis=1)
 
 
 class DistributionRegression(nn.Module):
@@ -80,7 +111,7 @@ class DistributionRegression(nn.Module):
       base: the classifier, in inference mode, with parameters under ``base``.
       num_copies: N; the paper has 50.
       smallest: side of the shrunk copies, at least.
-      largest: side of the shrunk copies, at most.
+      largest: side of the shrunk copies, at most, and at most that of the images, which are square.
     """
 
     base: Classifier
@@ -91,6 +122,7 @@ class DistributionRegression(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, **kwargs: Any) -> Array:
+        check_resizing(images.shape[1:], self.smallest, self.largest)
         copies = images[:, None]
         if self.has_rng("noise"):
             keys = jax.random.split(self.make_rng("noise"), (len(images), self.num_copies))
@@ -104,8 +136,9 @@ class DistributionRegression(nn.Module):
         probabilities = jax.nn.softmax(logits).reshape(*copies.shape[:2], num_classes)
         hidden = DistributionLayer(num_classes, 10, name="drn_hidden")
         output = DistributionLayer(num_classes, 2, name="drn_output")
-        found = jax.vmap(lambda p: output(hidden(densities(p))))(probabilities)
-        return jnp.log(found[..., 0]) - jnp.log(found[..., 1])
+        found = jax.vmap(lambda p: output.energies(hidden(densities(p))))(probabilities)
+        # Of the probabilities themselves one may underflow.
+        return found[..., 0] - found[..., 1]
 
 
 def _uniform(low: float, high: float):

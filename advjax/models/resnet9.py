@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from advjax.models.layers import ConvNormRelu, ImageClassifier, dense
 from advjax.models.pooling import global_average_pool, max_pool
-from advjax.types import Array
+from advjax.types import Array, UserError
 
 
 class ConvBlock(ConvNormRelu):
@@ -52,7 +52,7 @@ class Head(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         if self.pooling == "max4":
             if min(x.shape[1:3]) < 4:
-                raise ValueError(
+                raise UserError(
                     f"head 'max4' needs features of 4x4 or more, got {x.shape[1]}x{x.shape[2]}: use 'average'"
                 )
             x = max_pool(x, (4, 4)).reshape(len(x), -1)

@@ -10,8 +10,8 @@ features are reordered from channels first to channels last.  PyTorch is needed 
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,9 @@ import numpy as np
 from jax.tree_util import KeyPath, keystr
 
 from advjax.models.blocks import Classifier
-from advjax.models.lenet import Net62k
-from advjax.models.preact_resnet import PreActResNet18
-from advjax.models.resnet import ResNet18
-from advjax.models.vgg import STAGE_SIZES, VGG16
-from advjax.models.wide_resnet import WideResNet
+from advjax.models.flattening import torch_positions
+from advjax.models.torch_names import TorchNames, names_of, without_folded_biases
 from advjax.types import UserError, Variables
-
-TorchNames: TypeAlias = Callable[[str], Sequence[str]]
-"""Path of a layer of ours, as "stage1/block0/conv1" -> the names torch code has for it, the first found counts."""
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PREFIX = re.compile(r"^(?:(?:module|model)\.)+")
@@ -45,15 +39,15 @@ def load_torch(
 ) -> Variables:
     """Variables with which ``model`` computes what the PyTorch network does in eval mode, logits equal to about 1e-5.
 
-    Known are the names of torchvision (ResNet, VGG, with and without BatchNorm), of the usual CIFAR-10 versions
-    (ResNet, PreActResNet, VGG), of WideResNet as in TRADES, and of the tutorial's LeNet.  Normalisation is an attribute
-    of our model: give it the ``mean`` and ``std`` that the PyTorch network was trained with.
+    All families of networks have torch names, for the layout that ``torch_names`` says: of torchvision (ResNet, VGG,
+    with and without BatchNorm), of the usual CIFAR-10 versions (ResNet, ResNet9, PreActResNet, VGG), of WideResNet as
+    in TRADES, of the tutorial's LeNet, and plain ones for the others.  Normalisation is an attribute of our model: give
+    it the ``mean`` and ``std`` that the PyTorch network was trained with.
 
     Args:
       source: a state dict (name -> array or tensor) or the path of a file with one: .safetensors, or .pt, .pth, .bin,
         .ckpt, .tar, which are read weights-only.  Leading "module." and "model." are dropped from its names.
-      model: a ``Net62k``, ``LeNet5``, ResNet, ``PreActResNet18``, ``WideResNet`` or ``VGG16``; or any other, with
-        ``names``.  For a ``Patched`` one load its base and ``graft``.
+      model: of one of the families; or any other, with ``names``.  For a ``Patched`` one load its base and ``graft``.
       image_shape: [h, w, c] of the images, on which the first linear layer may depend.
       names: path of a layer ("stage1/block0/conv1") -> candidates for its torch name ("layer1.0.conv1",).
 
@@ -61,19 +55,15 @@ def load_torch(
       UserError: the file cannot be read, or a name is missing, is there without use, or has another shape.
     """
     weights = _stripped(source if isinstance(source, Mapping) else _read(os.fspath(source)))
-    names = names or _names_of(model)
-    features: dict[str, tuple[int, ...]] = {}
-
-    def between(name: str, value: jax.Array) -> jax.Array:
-        features[name] = value.shape[1:]
-        return value
-
+    weights = weights if names else without_folded_biases(model, weights)
+    names = names or names_of(model)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    expected = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, between=between), images)
-    before = dict(zip(features, [tuple(image_shape), *features.values()][:-1], strict=True))
+    expected = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
+    positions = torch_positions(model.apply, expected, images)
+    numbers = jax.tree.unflatten(jax.tree.structure(expected), range(len(jax.tree.leaves(expected))))
     used = set()
 
-    def leaf(path: KeyPath, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(path: KeyPath, wanted: jax.ShapeDtypeStruct, number: int) -> jax.Array:
         _, *layers, kind = keystr(path, simple=True, separator="/").split("/")
         layers[0] = layers[0].removeprefix("block_")
         candidates = [f"{name}.{_LEAVES[kind]}" for name in names("/".join(layers))]
@@ -87,9 +77,9 @@ def load_torch(
                 f"{found[0]} has shape {value.shape}, but this {_name(model)} has {shape} "
                 f"for images of shape {tuple(image_shape)}"
             )
-        return jnp.asarray(_converted(value, before[layers[0]]), wanted.dtype)
+        return jnp.asarray(_converted(value, positions.get(number)), wanted.dtype)
 
-    variables = dict(jax.tree.map_with_path(leaf, expected))
+    variables = dict(jax.tree.map_with_path(leaf, expected, numbers))
     if unused := [name for name in weights if name not in used]:
         raise UserError(f"{unused[0]} is in the weights but not in this {_name(model)}; remove it if it is of no use")
     return Variables(variables.pop("params"), variables)
@@ -100,89 +90,11 @@ def _torch_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return (*reversed(shape[-2:]), *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
-def _converted(value: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
-    """Our order of the array of a layer whose block gets ``features``, which a linear layer may take flattened."""
+def _converted(value: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    """Our order of a layer's array; ``positions`` of its inputs in PyTorch, if they are flattened features."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
-    if value.ndim == 2 and value.shape[1] == np.prod(features) and len(features) == 3:
-        height, width, channels = features
-        value = value.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(value.shape)
-    return value.T
-
-
-# --- the names of each family ----------------------------------------------------------------------------------------
-
-
-def _by_rules(*rules: tuple[str, Sequence[str]]) -> TorchNames:
-    """Rules (regular expression of the whole path, templates of names)."""
-
-    def names(path: str) -> Sequence[str]:
-        for expression, templates in rules:
-            if match := re.fullmatch(expression, path):
-                return [match.expand(template) for template in templates]
-        raise ValueError(f"no rule gives a torch name for {path}")
-
-    return names
-
-
-_LENET = _by_rules(
-    (r"(conv\d)/conv", [r"\1"]),
-    (r"(fc\d)/dense", [r"\1"]),
-    (r"head/dense", ["fc3"]),
-)
-_RESNET = _by_rules(
-    (r"stem/conv1/conv", ["conv1"]),
-    (r"stem/conv1/norm", ["bn1"]),
-    (r"stage(\d)/block(\d+)/conv(\d)/conv", [r"layer\1.\2.conv\3"]),
-    (r"stage(\d)/block(\d+)/conv(\d)/norm", [r"layer\1.\2.bn\3"]),
-    (r"stage(\d)/block(\d+)/shortcut/conv", [r"layer\1.\2.downsample.0", r"layer\1.\2.shortcut.0"]),
-    (r"stage(\d)/block(\d+)/shortcut/norm", [r"layer\1.\2.downsample.1", r"layer\1.\2.shortcut.1"]),
-    (r"head/dense", ["fc", "linear"]),
-)
-_PREACT_RESNET = _by_rules(
-    (r"stem/conv", ["conv1"]),
-    (r"stage(\d)/block(\d+)/conv(\d)", [r"layer\1.\2.conv\3"]),
-    (r"stage(\d)/block(\d+)/norm(\d)", [r"layer\1.\2.bn\3"]),
-    (r"stage(\d)/block(\d+)/shortcut", [r"layer\1.\2.shortcut.0"]),
-    (r"head/norm", ["bn"]),
-    (r"head/dense", ["linear", "fc"]),
-)
-_WIDE_RESNET = _by_rules(
-    (r"stem/conv", ["conv1"]),
-    (r"stage(\d)/block(\d+)/conv(\d)", [r"block\1.layer.\2.conv\3"]),
-    (r"stage(\d)/block(\d+)/norm(\d)", [r"block\1.layer.\2.bn\3"]),
-    (r"stage(\d)/block(\d+)/shortcut", [r"block\1.layer.\2.convShortcut"]),
-    (r"head/norm", ["bn1"]),
-    (r"head/dense", ["fc"]),
-)
-
-
-def _vgg(model: VGG16) -> TorchNames:
-    """Layers are numbered there: convolution, BatchNorm if any and ReLU for every convolution, a pooling per stage."""
-    per_conv = 3 if model.batch_norm else 2
-    classifier = {"fc1": ["classifier.0"], "fc2": ["classifier.3"]}
-    classifier["head"] = ["classifier.6"] if model.head == "classic" else ["classifier", "linear", "fc"]
-
-    def names(path: str) -> Sequence[str]:
-        block, layer = path.split("/")
-        if block in classifier:
-            return classifier[block]
-        stage, position = int(block.removeprefix("stage")) - 1, int(layer[4:])
-        start = sum(per_conv * size + 1 for size in STAGE_SIZES[:stage])
-        return [f"features.{start + per_conv * position + layer.startswith('norm')}"]
-
-    return names
-
-
-def _names_of(model: Classifier) -> TorchNames:
-    families = {Net62k: _LENET, ResNet18: _RESNET, PreActResNet18: _PREACT_RESNET, WideResNet: _WIDE_RESNET}
-    if isinstance(model, VGG16):
-        return _vgg(model)
-    for family, names in families.items():
-        if isinstance(model, family):
-            return names
-    known = ", ".join(family.__name__ for family in (*families, VGG16))
-    raise UserError(f"no torch names are known for {_name(model)}, only for {known} and subclasses: give names")
+    return value.T if positions is None else value[:, positions].T
 
 
 def _name(model: Classifier) -> str:

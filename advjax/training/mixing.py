@@ -15,13 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.asking import evaluate
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.training.augment import batched, gaussian_noise
 from advjax.training.losses import Loss
 from advjax.training.objectives import Objective, clean_images, noise_rngs, summary
-from advjax.training.transforms import Transform, example_keys
-from advjax.types import Array, Batch, Key, LogitsFn, PyTree, Variables
+from advjax.training.transforms import Network, Transform, example_keys
+from advjax.types import Array, Batch, Key, PyTree, Variables
 
 # Folded into the key of manifold mixup for the place; 0 and 1 are the weight and the partners.
 _PLACE = 2
@@ -63,7 +64,7 @@ def mixup(alpha: float = 1.0, per_sample: bool = False) -> Transform:
     """
     _check_alpha("mixup", alpha)
 
-    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+    def transform(models: Mapping[str, Network], batch: Batch, rng: Key) -> Batch:
         return _blended(batch, draw(rng, len(batch.labels), alpha, per_sample), batch.images)
 
     return transform
@@ -79,7 +80,7 @@ def partial_mix(alpha: float = 1.0) -> Transform:
     """
     _check_alpha("partial_mix", alpha)
 
-    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+    def transform(models: Mapping[str, Network], batch: Batch, rng: Key) -> Batch:
         return _blended(batch, draw(rng, len(batch.labels), alpha), clean_images(batch))
 
     return transform
@@ -96,7 +97,7 @@ def fixed_mix(weight: float = 0.6) -> Transform:
     if not 0 <= weight <= 1:
         raise ValueError(f"fixed_mix: weight is {weight!r}; give a number from 0 to 1")
 
-    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+    def transform(models: Mapping[str, Network], batch: Batch, rng: Key) -> Batch:
         mixing = draw(rng, len(batch.labels), 1.0)._replace(weight=jnp.float32(weight))
         mixed = _blended(batch, mixing, batch.images)
         return mixed._replace(labels=batch.labels, targets=batch.targets)
@@ -135,12 +136,13 @@ def noisy_twins(
     _check_alpha("noisy_twins", alpha)
     noise = batched(gaussian_noise(level if reading == "std" else level**0.5))
 
-    def transform(models: Mapping[str, LogitsFn], batch: Batch, rng: Key) -> Batch:
+    def transform(models: Mapping[str, Network], batch: Batch, rng: Key) -> Batch:
         keys = [example_keys(jax.random.fold_in(jax.random.key(seed), i), batch.index) for i in (0, 1)]
         weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys[0])
         mixing = Mixing(weight, jnp.arange(len(batch.labels)))
         noisy = noise(batch.images, keys[1])
-        answer = jax.nn.one_hot(jnp.argmax(models[model](noisy), axis=-1), batch.targets.shape[-1])
+        logits = evaluate(models[model], noisy, example_keys(rng, batch.index))
+        answer = jax.nn.one_hot(jnp.argmax(logits, axis=-1), batch.targets.shape[-1])
         twins = batch
         if mixed != "targets":
             twins = twins._replace(images=mix(batch.images, mixing, noisy))

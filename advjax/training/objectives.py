@@ -84,8 +84,10 @@ def fixers(
         the root of their number.
 
     Raises:
-      ValueError: another value for ``target``, ``tensor`` or ``norm``.
+      ValueError: another value for ``target``, ``tensor`` or ``norm``, or a model that nothing was put into.
     """
+    if not isinstance(model, Patched):
+        raise ValueError("fixers needs a patched model, such as 'fixers' with a 'base'")
     if target not in ("natural", "printed"):
         raise ValueError(f"target must be 'natural' or 'printed', got {target!r}")
     if tensor not in ("sum", "output", "before"):

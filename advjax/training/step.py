@@ -11,11 +11,10 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from advjax import sharding
-from advjax.models.blocks import logits_fn
 from advjax.training.averaging import Averaging
 from advjax.training.objectives import Metrics, Objective
-from advjax.training.transforms import Transform
-from advjax.types import Array, Batch, Key, LogitsFn, PyTree, Variables
+from advjax.training.transforms import Transform, network
+from advjax.types import Array, Batch, Key, PyTree, Variables
 
 ReplicaStep: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
 """A function with the arguments of ``train_step``."""
@@ -127,10 +126,9 @@ def prepare(
     "self" stands for ``variables``, by default those in training.
     """
     rng = jax.random.fold_in(state.rng, state.step)
-    models: dict[str, LogitsFn] = {
-        "self": logits_fn(method.model, variables or Variables(state.params, state.model_state))
-    }
-    models |= {name: logits_fn(model, sources[name]) for name, model in method.models.items()}
+    own, image_shape = variables or Variables(state.params, state.model_state), batch.images.shape[1:]
+    models = {"self": network(method.model, own, image_shape)}
+    models |= {name: network(model, sources[name], image_shape) for name, model in method.models.items()}
     for number, transform in enumerate(method.transforms):
         batch = transform(models, batch, jax.random.fold_in(rng, number))
     return jax.lax.stop_gradient(batch), jax.random.fold_in(rng, len(method.transforms))

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 import jax
 
 from advjax.attacks import Attack
-from advjax.models.blocks import logits_fn
 from advjax.training.objectives import Metrics
 from advjax.training.step import DeviceData, Method, ReplicaStep, TrainState, advance, gather, prepare, update
-from advjax.training.transforms import example_keys
+from advjax.training.transforms import example_keys, network
 from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
 
 
@@ -40,8 +39,8 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
     def adversarial(state: TrainState, method: Method, batch: Batch, gradients: Array, rng: Key) -> Array:
         if reuse_gradient:
             return jax.vmap(leap)(batch.images, gradients)
-        network = logits_fn(method.model, Variables(state.params, state.model_state))
-        return attack(network, batch.images, batch.labels, example_keys(rng, batch.index)).images
+        updated = network(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
+        return attack(updated, batch.images, batch.labels, example_keys(rng, batch.index)).images
 
     def step(
         state: TrainState,

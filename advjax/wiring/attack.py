@@ -21,6 +21,8 @@ def build_attack(
     if spec.get("name") in NOISES and spec["name"] in table:
         noise = build(table, spec, where)
         return NamedAttack(name, noise.threat_model, noise, 1, None, described)
+    if spec.get("epsilon") is None:
+        raise UserError(f"{where}: epsilon is missing; write for example 0.03 or '8/255', or 'inf' for a minimum norm")
     norm, epsilon, num_restarts = spec.pop("norm", "linf"), spec.pop("epsilon", None), spec.pop("num_restarts", 1)
     try:
         epsilon = number(epsilon)
@@ -32,7 +34,7 @@ def build_attack(
     threat_model = build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
     if "loss" in spec:
         spec["loss"] = choose(ATTACK_LOSSES, spec["loss"], f"{where}: loss")
-    if num_restarts < 1 or (num_restarts > 1 and spec["name"] in STAGED_ATTACKS):
+    if num_restarts < 1 or (num_restarts > 1 and spec.get("name") in STAGED_ATTACKS):
         raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(STAGED_ATTACKS)}")
     attack = build(table, spec, where, threat_model)
     return NamedAttack(name, threat_model, attack, num_restarts, search_dtype, described)

@@ -13,6 +13,8 @@ from advjax.wiring.evaluation import build_evaluation
 from advjax.wiring.run import build_run
 from advjax.wiring.splits import load_data
 
+_TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
+
 
 def from_config(config: ml_collections.ConfigDict) -> Experiment:
     """The experiment that a config describes; loads its data.
@@ -31,12 +33,17 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
     for name in described:
         runs[name] = build_run(name, spec, loaded, runs)
     evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
+    for defense in evaluation.defenses:
+        defense.check(runs[defense.run].model, loaded.train.image_shape)
     return Experiment(spec["title"], spec["seed"], tuple(runs.values()), loaded, evaluation, spec["mapping"], spec)
 
 
 def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The config with defaults for what it leaves out; a key that has no default is a mistake."""
     spec = defaults.changed(defaults.EXPERIMENT, spec)
+    for name, run in spec["run"].items():
+        if not isinstance(run, Mapping):
+            raise UserError(f"run.{name} must describe a run, got {run!r}")
     spec["run"] = {name: defaults.changed(defaults.RUN, run) for name, run in spec["run"].items()}
     described = [("", spec, defaults.EXPERIMENT), ("data.", spec["data"], defaults.DATA)]
     described += [("evaluation.", spec["evaluation"], defaults.EVALUATION)]
@@ -44,7 +51,16 @@ def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     for path, given, known in described:
         if unknown := sorted(given.keys() - known.keys()):
             raise UserError(f"unknown key {path}{unknown[0]}; known are {', '.join(known)}")
+        for table in _TABLES & given.keys():
+            _check_table(given[table], known[table], f"{path}{table}")
     return spec
+
+
+def _check_table(given: Any, known: Mapping[str, Any], where: str) -> None:
+    """Beside its own keys, a table holds what it describes by name, and no values that nobody would look at."""
+    for key, value in given.items():
+        if key not in known and not isinstance(value, Mapping):
+            raise UserError(f"{where}.{key} must have the arguments of {key!r}, got {value!r}")
 
 
 def plain(config: ml_collections.ConfigDict) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from advjax import defaults
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment import Curve, EvaluationPlan, NamedDefense, Run
-from advjax.names import DEFENSES, build, number
+from advjax.names import DEFENSES, build, number, required
 from advjax.types import Array, AttackFn, UserError
 from advjax.wiring.attack import build_attack, known_label_use
 
@@ -77,7 +77,12 @@ def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -
 def _curve(spec: Mapping[str, Any] | None) -> Curve | None:
     if not spec:
         return None
-    where, attack = "evaluation.curve", dict(spec["attack"])
+    where = "evaluation.curve"
+    keys = ("attack", "epsilons", "num_examples")
+    if unknown := sorted(set(spec) - set(keys)):
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(keys)}")
+    attack, epsilons, num_examples = (required(spec, key, where) for key in keys)
+    attack = dict(attack)
     built = build_attack("curve", {**attack, "epsilon": 1.0}, where)
     if built.stages is not None:
         raise UserError(f"{where}: {attack['name']} has stages; take one attack")
@@ -85,8 +90,8 @@ def _curve(spec: Mapping[str, Any] | None) -> Curve | None:
     def attack_at(epsilon: Array) -> AttackFn:
         return build_attack("curve", {**attack, "epsilon": epsilon}, where).for_verdict()
 
-    epsilons = tuple(float(number(epsilon)) for epsilon in spec["epsilons"])
-    return Curve(attack["name"], built.norm, attack_at, epsilons, spec["num_examples"])
+    epsilons = tuple(float(number(epsilon)) for epsilon in epsilons)
+    return Curve(attack["name"], built.norm, attack_at, epsilons, num_examples)
 
 
 def _described(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

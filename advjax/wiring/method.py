@@ -6,22 +6,28 @@ from typing import Any
 import flax.linen as nn
 import optax
 
+from advjax.experiment import PlacedAttack
 from advjax.names import (
     AUGMENTATIONS,
     AVERAGES,
     LOSSES,
     OBJECTIVES,
     OPTIMIZERS,
+    PAIRING,
     SCHEDULES,
     TRANSFORMS,
     build,
     choose,
     number,
+    required,
 )
 from advjax.training import augment, optimizers, partition, perturbed_weights, transforms, two_updates
 from advjax.training.loop import Method, Plan
 from advjax.training.step import train_step
-from advjax.types import AttackFn, UserError, Variables
+from advjax.types import UserError, Variables
+
+_COMPUTED = {"step_decay": "boundaries", "one_cycle": "num_steps", "cosine": "num_steps"}
+"""What of a schedule follows from the run, and is not for the config to say."""
 
 
 def build_method(
@@ -30,13 +36,13 @@ def build_method(
     model: nn.Module,
     plan: Plan,
     steps_per_epoch: int,
-    attack: AttackFn | None,
-    made_on: str | None,
+    training: PlacedAttack | None,
     asks: tuple[str, ...],
-    variables: Variables,
-    models: Mapping[str, nn.Module],
-) -> Method:
-    """The method that a run's config describes, for its untrained ``variables`` and the networks it asks.
+) -> Callable[[Variables, Mapping[str, nn.Module]], Method]:
+    """``(untrained variables, models of earlier runs) -> Method``: what a run's config describes.
+
+    All but the choice of the parameters that learn is built at once, so that a mistake in the last of several runs
+    shows before the first is trained.
 
     Raises:
       UserError: a name or a number in it makes no sense.
@@ -47,64 +53,107 @@ def build_method(
         for name in spec["augmentation"]["order"]
     ]:
         steps.append(transforms.augment(augment.chain(*augmentations)))
-    step = train_step
+    step, updates = train_step, 1
     if spec["two_updates"]:
-        step = _two_updates(spec["two_updates"], attack, made_on, where)
-    elif attack is not None and made_on is not None:
-        steps.append(transforms.perturb(attack, made_on))
+        step, updates = _two_updates(spec["two_updates"], training, where), 2
+    elif training is not None:
+        steps.append(transforms.perturb(*training))
     steps += [
         build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
         for name in spec["targets"]["order"]
     ]
     objective_spec = dict(spec["objective"])
-    loss = build(LOSSES, objective_spec.pop("loss"), f"{where}.objective.loss")
+    _check_pairs(spec, training, where)
+    loss = build(LOSSES, required(objective_spec, "loss", f"{where}.objective"), f"{where}.objective.loss")
+    del objective_spec["loss"]
     objective = build(OBJECTIVES, objective_spec, f"{where}.objective", model, loss)
-    rules = ((spec["trainable"], "trained"),) if spec["trainable"] else ()
-    labels = partition.label_params(variables.params, rules, default="frozen" if rules else "trained")
-    by_label = {
-        "trained": _optimizer(spec["optimizer"], f"{where}.optimizer", plan, steps_per_epoch),
-        "frozen": partition.FROZEN,
-    }
-    trainable = partition.trainable_mask(labels, by_label)
-    if gamma := number(spec["weight_perturbation"]):
-        objective = perturbed_weights.with_weight_perturbation(objective, gamma, trainable)
-    return Method(
-        model=model,
-        objective=objective,
-        transforms=tuple(steps),
-        optimizer=partition.partitioned(by_label, labels),
-        trainable=trainable,
-        models={name: models[name] for name in asks},
-        average=build(AVERAGES, spec["average"], f"{where}.average") if spec["average"] else None,
-        step=step,
-    )
+    optimizer = _optimizer(spec["optimizer"], f"{where}.optimizer", updates * plan.num_steps, updates * steps_per_epoch)
+    average = build(AVERAGES, spec["average"], f"{where}.average") if spec["average"] else None
+    gamma = number(spec["weight_perturbation"])
+
+    def method(variables: Variables, models: Mapping[str, nn.Module]) -> Method:
+        rules = ((spec["trainable"], "trained"),) if spec["trainable"] else ()
+        labels = partition.label_params(variables.params, rules, default="frozen" if rules else "trained")
+        by_label = {"trained": optimizer, "frozen": partition.FROZEN}
+        trainable = partition.trainable_mask(labels, by_label)
+        return Method(
+            model=model,
+            objective=perturbed_weights.with_weight_perturbation(objective, gamma, trainable) if gamma else objective,
+            transforms=tuple(steps),
+            optimizer=partition.partitioned(by_label, labels),
+            trainable=trainable,
+            models={name: models[name] for name in asks},
+            average=average,
+            step=step,
+        )
+
+    return method
 
 
-def _two_updates(kind: str, attack: AttackFn | None, made_on: str | None, where: str) -> Callable[..., Any]:
+def _check_pairs(spec: Mapping[str, Any], training: PlacedAttack | None, where: str) -> None:
+    """Refuses what learns from pairs of clean and attacked images where nothing makes them."""
+    if training is not None and not spec["two_updates"]:
+        return
+    objective = spec["objective"]
+    pairing = [f"objective {objective.get('name')}"] if objective.get("name") in PAIRING else []
+    pairing += ["objective.on 'both'"] if objective.get("on") == "both" else []
+    pairing += [f"targets {name}" for name in spec["targets"]["order"] if name in PAIRING]
+    if pairing:
+        without = "two_updates makes none" if training else f"there is no {where}.attack"
+        raise UserError(f"{where}: {pairing[0]} needs pairs of clean and attacked images, but {without}")
+
+
+def _two_updates(kind: str, training: PlacedAttack | None, where: str) -> Callable[..., Any]:
     if kind not in ("attack", "reused_gradient"):
         raise UserError(f"{where}: two_updates must be 'attack', 'reused_gradient' or '', got {kind!r}")
-    if attack is None or made_on != "self":
+    if training is None or training.made_on != "self":
         raise UserError(f"{where}: two_updates needs an attack that is made on 'self'")
-    return two_updates.two_updates(attack, kind == "reused_gradient")
+    return two_updates.two_updates(training.attack, kind == "reused_gradient")
 
 
-def _optimizer(spec: Mapping[str, Any], where: str, plan: Plan, steps_per_epoch: int) -> optax.GradientTransformation:
-    spec = dict(spec)
-    schedule, clip = dict(spec.pop("schedule")), number(spec.pop("clip", 0))
-    kind = schedule.get("name")
-    choose(SCHEDULES, kind, f"{where}.schedule")
+def _optimizer(
+    spec: Mapping[str, Any], where: str, num_updates: int, updates_per_epoch: int
+) -> optax.GradientTransformation:
+    schedule = dict(required(spec, "schedule", where))
+    spec = {key: value for key, value in spec.items() if key != "schedule"}
+    if "learning_rate" in spec:
+        raise UserError(f"{where}: learning_rate belongs into {where}.schedule, which would overwrite it here")
+    clip, where_schedule = number(spec.pop("clip", 0)), f"{where}.schedule"
+    choose(SCHEDULES, schedule.get("name"), where_schedule)
+    kind, plateaus = schedule["name"], {}
+    if (computed := _COMPUTED.get(kind)) in schedule:
+        raise UserError(f"{where_schedule}: {computed} follows from the run; leave it out")
     if kind == "step_decay":
-        epochs = schedule.pop("epochs")
-        steps = [round(number(epoch) * steps_per_epoch) for epoch in epochs]
-        rates = {"learning_rate": build(SCHEDULES, schedule | {"boundaries": steps}, f"{where}.schedule")}
-    elif kind in ("constant", "reduce_on_plateau"):
-        rates = {"learning_rate": number(schedule.pop("learning_rate"))}
-    elif kind == "one_cycle":
-        rate, momentum = build(SCHEDULES, schedule | {"num_steps": plan.num_steps}, f"{where}.schedule")
-        rates = {"learning_rate": rate} | ({"momentum": momentum} if spec["name"] == "sgd" else {})
-    else:
-        rates = {"learning_rate": build(SCHEDULES, schedule | {"num_steps": plan.num_steps}, f"{where}.schedule")}
-    optimizer = build(OPTIMIZERS, spec | rates, where)
-    if kind == "reduce_on_plateau":
-        optimizer = build({kind: optimizers.with_plateaus}, schedule, f"{where}.schedule", optimizer, steps_per_epoch)
+        epochs = required(schedule, "epochs", where_schedule)
+        del schedule["epochs"]
+        schedule["boundaries"] = [round(number(epoch) * updates_per_epoch) for epoch in epochs]
+    elif kind == "reduce_on_plateau":
+        rate = required(schedule, "learning_rate", where_schedule)
+        plateaus = {key: value for key, value in schedule.items() if key != "learning_rate"}
+        schedule = {"name": "constant", "learning_rate": rate}
+    elif kind != "constant":
+        schedule["num_steps"] = num_updates
+    rates = build(SCHEDULES, schedule, where_schedule)
+    if kind == "one_cycle":
+        spec |= _momentum(spec, schedule, where, rates[1])
+        rates = rates[0]
+    optimizer = build(OPTIMIZERS, spec | {"learning_rate": rates}, where)
+    if plateaus:
+        optimizer = build({kind: optimizers.with_plateaus}, plateaus, where_schedule, optimizer, updates_per_epoch)
     return optimizers.with_clipping(optimizer, clip) if clip else optimizer
+
+
+def _momentum(
+    spec: Mapping[str, Any], schedule: Mapping[str, Any], where: str, momentum: optax.Schedule
+) -> dict[str, Any]:
+    """The momentum that goes round with the cycle of the learning rate, for optimizers that have one."""
+    if spec.get("name") == "sgd":
+        if "momentum" in spec:
+            raise UserError(
+                f"{where}: one_cycle has the momentum go round too and would overwrite momentum: give momentum_high "
+                "and momentum_low in the schedule, or take another schedule"
+            )
+        return {"momentum": momentum}
+    if given := [key for key in ("momentum_high", "momentum_low") if key in schedule]:
+        raise UserError(f"{where}.schedule: {given[0]} is for sgd; {spec.get('name')} has no such momentum")
+    return {}

@@ -1,19 +1,23 @@
 """One run: its model, its data, how long it trains, and by what method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from advjax import data
 from advjax.evaluation.adversarial_sets import FORMATS
-from advjax.experiment import Copies, Data, Run
+from advjax.experiment import Copies, Data, PlacedAttack, Run
 from advjax.names import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
 from advjax.training.loop import Plan
 from advjax.types import UserError
 from advjax.wiring.attack import build_attack, known_label_use
 from advjax.wiring.method import build_method
 from advjax.wiring.splits import num_training_examples, training_subset
+
+SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
+"""Of those that `advjax.workflow` validates, what a checkpoint may be chosen by."""
+_OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
 def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
@@ -24,37 +28,33 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
     """
     spec, where = config["run"][name], f"run.{name}"
     start = spec["model"].get("base") or spec["start"] or None
-    attack_spec = dict(spec["attack"]) if spec["attack"] else None
-    made_on = attack_spec.pop("made_on", "self") if attack_spec else None
+    training = _placed(spec["attack"], f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
+    validation = _placed(_validation_attack(spec), f"{where}.validation_attack", ATTACKS)
     twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
-    asks = tuple(dict.fromkeys(other for other in (made_on, *twin_labels) if other not in (None, "self")))
+    networks = (training and training.made_on, *twin_labels)
+    asks = tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
     copies = _copies(spec["copies"], f"{where}.copies")
-    for other in (start, made_on, *asks, copies and copies.made_on):
+    needed = tuple(dict.fromkeys((start, *asks, copies and copies.made_on, validation and validation.made_on)))
+    for other in needed:
         if other not in (None, "self", *earlier):
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
-    attack = None
-    if attack_spec:
-        label_use = attack_spec.pop("labels", "true")
-        built = build_attack("train", attack_spec, f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
-        if built.stages is not None:
-            raise UserError(f"{where}.attack: {attack_spec['name']} is for evaluation only")
-        attack = built.for_transfer(known_label_use(label_use, f"{where}.attack"))
     model = _model(spec["model"], where, loaded.train.num_classes, earlier)
     fraction = number(spec["train_fraction"])
     num_train = num_training_examples(
         training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
     )
     plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    if plan.select_metric == "attacked_accuracy" and validation is None:
+        raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     if not spec["checkpoint"] and not len(loaded.validation.labels):
         _check_without_validation(plan, where)
     steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
-    needed = dict.fromkeys([start, *asks, copies and copies.made_on])
     summary = {
         "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
         "data_set": loaded.train.name,
         "seed": config["seed"],
         "run": spec,
-        "needs": {other: earlier[other].spec for other in needed if other is not None},
+        "needs": {other: earlier[other].spec for other in needed if other not in (None, "self")},
     }
     return Run(
         name=name,
@@ -63,16 +63,33 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
         train_fraction=fraction,
         copies=copies,
         undersample=bool(spec["undersample"]),
-        method=lambda variables, models: build_method(
-            spec, where, model, plan, steps_per_epoch, attack, made_on, asks, variables, models
-        ),
-        made_on=made_on,
+        method=build_method(spec, where, model, plan, steps_per_epoch, training, asks),
         asks=asks,
-        attack=None if spec["attack"] and spec["attack"]["name"] in TRAINING_ATTACKS else attack,
+        validation_attack=validation,
         plan=plan,
         checkpoint=spec["checkpoint"],
         spec=summary,
     )
+
+
+def _placed(spec: Mapping[str, Any] | None, where: str, table: Mapping[str, Callable[..., Any]]) -> PlacedAttack | None:
+    """An attack with ``made_on`` and ``labels``, as training and validation have it."""
+    if not spec:
+        return None
+    spec = dict(spec)
+    made_on, label_use = spec.pop("made_on", "self"), spec.pop("labels", "true")
+    built = build_attack("train", spec, where, table)
+    if built.stages is not None:
+        raise UserError(f"{where}: {spec['name']} is for evaluation only")
+    return PlacedAttack(built.for_transfer(known_label_use(label_use, where)), made_on)
+
+
+def _validation_attack(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The attack to validate with, as ``defaults.RUN`` says."""
+    training = spec["attack"]
+    if spec["validation_attack"] or not training or training.get("name") not in TRAINING_ATTACKS:
+        return spec["validation_attack"] or training
+    return {"name": "pgd", **{key: training[key] for key in _OF_EVERY_PGD if key in training}}
 
 
 def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mapping[str, Run]) -> nn.Module:
@@ -115,8 +132,14 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
     num_steps = spec["num_steps"] or spec["epochs"] * steps
     if num_steps < 1:
         raise UserError(f"{where}: epochs or num_steps must be at least 1")
+    for key, least in (("log_every", 1), ("validate_every_epochs", 1), ("patience", 0)):
+        if spec[key] < least:
+            raise UserError(f"{where}: {key} must be at least {least}, got {spec[key]!r}")
     if spec["select"] not in ("best", "last"):
         raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
+    if spec["select_metric"] not in SELECT_METRICS:
+        known = ", ".join(map(repr, SELECT_METRICS))
+        raise UserError(f"{where}: select_metric must be one of {known}, got {spec['select_metric']!r}")
     every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
     return Plan(
         num_steps,
@@ -125,7 +148,7 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
         every,
         seed,
         spec["select"],
-        "score",
+        spec["select_metric"],
         spec["patience"],
         num_workers,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from advjax import data
+from advjax import data, defaults
 from advjax.data import Dataset, Source
 from advjax.experiment import Copies, Data
 from advjax.names import number
@@ -17,6 +17,7 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
     arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
     read = data.open_source if config["stream"] else data.load
     train = read(config["name"], config["train_split"], **arguments)
+    _check_splits(config)
     if shares := [number(share) for share in config["fractions"]]:
         return _divided(train, shares, bool(config["by_patient"]), seed)
     if data.have_common_examples(config["train_split"], config["test_split"]):
@@ -33,6 +34,18 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
     return Data(train.take(kept), _in_memory(train.take(held_out)), test)
 
 
+def _check_splits(config: Mapping[str, Any]) -> None:
+    """Refuses what would have no effect."""
+    if config["fractions"]:
+        for key in ("num_validation", "per_class", "test_split"):
+            if config[key] != defaults.DATA[key]:
+                raise UserError(
+                    f"data.{key} has no effect: data.fractions divide all of data.train_split; leave it out"
+                )
+    elif config["by_patient"]:
+        raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+
+
 def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed: int) -> Data:
     """One split divided into training, validation and test images."""
     if len(shares) != 3:
@@ -47,7 +60,13 @@ def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed
 
 
 def _in_memory(part: Dataset | Source) -> Dataset:
-    return part if isinstance(part, Dataset) else data.read_all(part)
+    if isinstance(part, Dataset):
+        return part
+    if not len(part.labels):
+        # No validation images: a data set may not be empty, what is left of it here may.
+        nothing = np.empty((0, *part.image_shape), np.uint8)
+        return Dataset(part.name, nothing, part.labels, part.index, part.class_names, part.groups)
+    return data.read_all(part)
 
 
 def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Source:

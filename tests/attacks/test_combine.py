@@ -210,3 +210,30 @@ def test_luck_of_the_draws_ends_no_attack(attack):
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+FEW = attacks.bim(attacks.linf(0.1), num_steps=2, step_size=0.05)
+COMBINATIONS = {
+    "with_restarts": lambda: attacks.with_restarts(FEW, 2),
+    "over_targets": lambda: attacks.over_targets(
+        lambda aim: attacks.bim(attacks.linf(0.1), num_steps=2, step_size=0.05, aim=aim), 2
+    ),
+    "worst_of": lambda: attacks.worst_of(FEW, FEW, keep="closest"),
+    "with_predicted_labels": lambda: attacks.with_predicted_labels(FEW),
+    "auto_pgd_l1_large_epsilon": lambda: attacks.auto_pgd_l1_large_epsilon(attacks.l1(1.0), num_steps=5),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_combinations_take_the_expectation_of_a_random_model(name):
+    """With draws that are all the same, they find what they find on the model itself."""
+    net, images = am.smooth_net(), am.gray_images(4)
+    labels = np.argmax(np.asarray(net(images)), axis=-1)
+    labels[0] = (labels[0] + 1) % 3
+    model = attacks.expectation(lambda images, rng: net(images), 2)
+    attack = COMBINATIONS[name]()
+    run = jax.jit(lambda key: [attack(logits_fn, images, labels, key) for logits_fn in (net, model)])
+    plain, mean = run(jax.random.key(0))
+    np.testing.assert_allclose(mean.images, plain.images, atol=1e-5)
+    np.testing.assert_array_equal(mean.success, plain.success)
+    assert np.any(np.asarray(mean.images) != images)

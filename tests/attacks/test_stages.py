@@ -193,6 +193,34 @@ def test_state_of_another_run_is_refused(data, tmp_path, change):
         )
 
 
+CHANGES = {
+    "norm": lambda: (attacks.l2(0.1), 0.02, 2, 1, {}),
+    "bounds": lambda: (attacks.linf(0.1, bounds=(-1.0, 1.0)), 0.02, 2, 1, {}),
+    "number of rounds": lambda: (attacks.linf(0.1), 0.02, 2, 2, {}),
+    "step size": lambda: (attacks.linf(0.1), 0.03, 2, 1, {}),
+    "number of steps": lambda: (attacks.linf(0.1), 0.02, 3, 1, {}),
+    "loss": lambda: (attacks.linf(0.1), 0.02, 2, 1, {"loss": "dlr"}),
+}
+
+
+def test_state_of_another_attack_is_refused(data, tmp_path):
+    def run(threat_model, step_size, num_steps, num_rounds, options):
+        attack = attacks.bim(threat_model, num_steps=num_steps, step_size=step_size, **options)
+        stage = (combine.restarts("same name", attack, num_rounds),)
+        few = data.images[:3], data.labels[:3]
+        return stages.run_stages(stage, threat_model, data.model, *few, batch_size=4, state_file=tmp_path / "state")
+
+    def again():
+        # Everything is made anew, as by another process.
+        return run(attacks.linf(0.1), 0.02, 2, 1, {})
+
+    same(again(), again())
+    for change, arguments in CHANGES.items():
+        with pytest.raises(UserError, match=r"belongs to another run \(.*threat model"):
+            run(*arguments())
+            pytest.fail(f"another {change} was accepted")
+
+
 def test_a_lying_attack_is_found_out(data):
     """Whatever an attack claims, an image counts only if it is misclassified and inside the threat model."""
 

@@ -1,13 +1,21 @@
 """Defences are pure in their key, keep what they promise, and let gradients through."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import attacks, defenses
+from advjax import attacks, defenses, names
 from advjax.defenses.mixup_inference import _partner
+from advjax.experiment import NamedDefense
+from advjax.models import blocks
 from advjax.models import distribution_regression as drn
+from advjax.models.fixer import with_fixers
+from advjax.models.lenet import Net62k
+from advjax.training.partition import num_params
+from advjax.types import UserError, Variables
 
 COUNT, SIDE, CLASSES = 5, 8, 4
 
@@ -89,6 +97,34 @@ def test_mixing_with_all_weight_on_the_image_changes_nothing(linear, images, poo
     np.testing.assert_allclose(whole, jax.nn.log_softmax(linear(images)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["predicted", "other", "combined"])
+def test_mixup_inference_is_the_log_of_the_mean_probability_also_of_a_confident_network(linear, images, pool, mode):
+    calls = []
+
+    def spied(x):
+        calls.append(linear(x))
+        return calls[-1]
+
+    found = defenses.mixup_inference(spied, pool, mode=mode, num_mixes=3)(images, jax.random.key(0))
+    draws = {"combined": 5}.get(mode, 3)
+    mixtures = [jax.nn.softmax(logits).reshape(COUNT, -1, CLASSES).mean(1) for logits in calls[1:]]
+    fallen = jax.nn.softmax(calls[0]).max(-1) - mixtures[0].max(-1)
+    expected = np.where((fallen < 0.2)[:, None], mixtures[0], mixtures[-1])
+    assert len(calls[1]) == draws * COUNT
+    np.testing.assert_allclose(found, np.log(expected), rtol=1e-4, atol=1e-4)
+
+    confident = defenses.mixup_inference(lambda x: 100 * linear(x), pool, mode=mode, num_mixes=3)
+
+    @jax.jit
+    def everything(images):
+        found, pull = jax.vjp(lambda x: confident(x, jax.random.key(0)), images)
+        return found, pull(jnp.ones_like(found))
+
+    sure, gradient = everything(images)
+    assert np.isfinite(sure).all() and np.min(sure) < -100, "probabilities of less than 1e-44 must be among them"
+    assert np.isfinite(gradient[0]).all()
+
+
 def test_combined_inference_falls_back_to_other_classes_where_confidence_drops(images, pool):
     def confident(x):
         # Sure of class 0 unless something was mixed in.
@@ -138,6 +174,60 @@ def test_a_layer_without_weights_gives_the_distribution_of_its_biases():
     np.testing.assert_allclose(layer.apply({"params": params}, uniform), jax.nn.softmax(energy), rtol=1e-5)
 
 
+def regression(linear, scale=1.0):
+    """Distribution regression on a linear network, with its variables."""
+
+    class Base(blocks.Classifier):
+        def __call__(self, images, *, train=False, between=None):
+            return scale * linear(images)
+
+        def make_blocks(self):
+            return {}
+
+    model = drn.DistributionRegression(Base(), num_copies=3, smallest=5, largest=7)
+    return model, blocks.init(model, jax.random.key(0), (SIDE, SIDE, 3))
+
+
+def test_distribution_regression_gives_the_difference_of_the_logarithms(linear, images):
+    model, variables = regression(linear)
+    distributions = jax.vmap(lambda p: drn.densities(p[None]))(jax.nn.softmax(linear(images)))
+    for name, bins in (("drn_hidden", 10), ("drn_output", 2)):
+        layer = drn.DistributionLayer(CLASSES, bins)
+        distributions = jax.vmap(lambda p, f=layer, v=variables.params[name]: f.apply({"params": v}, p))(distributions)
+    expected = jnp.log(distributions[..., 0]) - jnp.log(distributions[..., 1])
+    np.testing.assert_allclose(blocks.apply(model, variables, images), expected, rtol=1e-3, atol=1e-5)
+
+
+def of_one_certain_bin(params):
+    return {**params, "drn_output": {**params["drn_output"], "square": jnp.full((CLASSES, 1), -3e3)}}
+
+
+def of_steep_layers(params):
+    return jax.tree.map(lambda leaf: -1e3 * jnp.abs(leaf), params)
+
+
+@pytest.mark.parametrize("change", [dict, of_one_certain_bin, of_steep_layers])
+def test_distribution_regression_stays_finite_for_confident_networks_and_layers(linear, images, change):
+    model, variables = regression(linear, scale=100.0)
+
+    def logits(images, params):
+        return blocks.apply(model, Variables(params, {}), images, rngs={"noise": jax.random.key(1)})
+
+    @jax.jit
+    def everything(params):
+        found, pull = jax.vjp(logits, images, params)
+        return found, pull(jnp.ones_like(found))
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(change(variables.params))))
+
+
+def test_distribution_regression_adds_the_published_number_of_parameters():
+    model = drn.DistributionRegression(Net62k())
+    params = jax.eval_shape(lambda: blocks.init(model, jax.random.key(0), (32, 32, 3))).params
+    assert num_params({name: tree for name, tree in params.items() if name != "base"}) == 280
+    assert num_params(params["base"]) == 62_006
+
+
 def test_a_defended_model_can_be_attacked_through_its_randomness(linear, images):
     labels = jnp.argmax(linear(images), -1)
     defended = attacks.expectation(defenses.gaussian_smoothing(linear, 0.05), 8)
@@ -160,3 +250,43 @@ def test_a_defended_model_can_be_attacked_through_its_randomness(linear, images)
 def test_mistakes(linear, pool, make, message):
     with pytest.raises(ValueError, match=message):
         make(linear, pool)
+
+
+@pytest.mark.parametrize(
+    "shape, largest, message",
+    [
+        (
+            (8, 8, 3),
+            9,
+            "^images of 8x8 shrink to sides of 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
+        ),
+        ((8, 6, 3), 6, "^only square images are resized at random, got 8x6: crop or resize them first"),
+    ],
+)
+def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, message):
+    resized = defenses.random_resize_pad(linear, 5, largest)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(resized, jnp.zeros((2, *shape)), jax.random.key(0))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(
+            lambda: blocks.init(drn.DistributionRegression(Net62k(), 3, 5, largest), jax.random.key(0), shape)
+        )
+
+
+@pytest.mark.parametrize(
+    "model, spec, message",
+    [
+        (Net62k(noise=0.2), {"name": "random_self_ensemble"}, None),
+        (drn.DistributionRegression(Net62k()), {"name": "random_self_ensemble"}, None),
+        (with_fixers(Net62k(noise=0.2), ("conv1",)), {"name": "random_self_ensemble"}, None),
+        (Net62k(), {"name": "random_self_ensemble"}, "random_self_ensemble asks a Net62k with noise inside, but this"),
+        (Net62k(), {"name": "random_resize_pad"}, None),
+        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "images of 32x32 shrink to sides of"),
+        (Net62k(), {"name": "gaussian_smoothing", "std": 0.1}, None),
+    ],
+)
+def test_a_defence_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
+    deployment = names.build(names.DEFENSES, spec, "defense")
+    defense = NamedDefense("named", "run", deployment, num_draws=1, num_votes=1, num_samples=1, spec=spec)
+    with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():
+        defense.check(model, (32, 32, 3))

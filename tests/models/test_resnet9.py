@@ -33,6 +33,7 @@ def test_fixers_have_the_published_number_of_parameters():
     params = shapes(with_fixers(ResNet9())).params
     assert num_params(params["patches_res1"]) == 41_120
     assert num_params(params["patches_res2"]) == 656_000
+    assert num_params(params) - num_params(params["base"]) == 697_120
     assert num_params(params["base"]) == 6_588_490
 
 

@@ -1,0 +1,114 @@
+"""Splits as a config gives them: shares, whole patients, images read from disk, several splits as one."""
+
+import csv
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from advjax import data, defaults, wiring
+from advjax.types import UserError
+
+PATIENTS = 8
+OF_EACH = 6
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Eight patients with six images each, all of one split, but for six images in a split of their own."""
+    monkeypatch.setenv("ADVJAX_CACHE", str(tmp_path / "cache"))
+    made = tmp_path / "patches"
+    made.mkdir()
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(PATIENTS * OF_EACH):
+        PIL.Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(made / f"{number}.png")
+        patient = number // OF_EACH
+        split = "test" if patient == PATIENTS - 1 else "train"
+        lines.append({"file": f"{number}.png", "split": split, "label": number % 2, "patient": f"P{patient}"})
+    with (made / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return made
+
+
+def loaded(**changes):
+    run = defaults.run(model={"name": "lenet5"}, num_steps=2, batch_size=4, select="last")
+    return wiring.from_config(
+        defaults.experiment(data=changes, runs=("base",), run={"base": run}, evaluation={"batch_size": 4})
+    ).data
+
+
+def of_folder(folder, **changes):
+    return loaded(**{"name": "folder", "dir": str(folder), **changes})
+
+
+def test_fractions_are_shares_of_the_training_split():
+    parts = loaded(name="digits", image_size=16, fractions=("0.7", "0.1", "0.2"))
+    pool = data.load("digits", "train", image_size=16)
+    counts = [len(part.labels) for part in parts]
+    assert sum(counts) == len(pool.labels) == 1438
+    np.testing.assert_allclose(np.array(counts) / 1438, [0.7, 0.1, 0.2], atol=0.01)
+    assert sorted(np.concatenate([part.index for part in parts])) == list(range(1438))
+    for part in parts:
+        np.testing.assert_array_equal(part.images, pool.images[part.index])
+
+
+def test_no_patient_is_in_two_shares(folder):
+    parts = of_folder(folder, train_split="train+test", fractions=(0.5, 0.25, 0.25), by_patient=True)
+    patients = [set(part.groups) for part in parts]
+    assert [len(some) for some in patients] == [4, 2, 2]
+    assert len(set.union(*patients)) == PATIENTS
+    assert [len(part.labels) for part in parts] == [4 * OF_EACH, 2 * OF_EACH, 2 * OF_EACH]
+
+
+def test_without_by_patient_a_patient_is_in_several_shares(folder):
+    parts = of_folder(folder, train_split="train+test", fractions=(0.5, 0.25, 0.25))
+    assert set(parts.train.groups) & set(parts.test.groups)
+
+
+def test_the_seed_chooses_the_patients(folder):
+    options = {"fractions": (0.5, 0.25, 0.25), "by_patient": True}
+    shares = []
+    for seed in (0, 0, 1, 2, 3):
+        run = defaults.run(model={"name": "lenet5"}, num_steps=2, batch_size=4, select="last")
+        config = defaults.experiment(
+            seed=seed,
+            data={"name": "folder", "dir": str(folder), **options},
+            runs=("base",),
+            run={"base": run},
+        )
+        shares.append(tuple(sorted(set(wiring.load_data(wiring.plain(config.data), seed).test.groups))))
+    assert shares[0] == shares[1] and len(set(shares)) > 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"fractions": (0.5, 0.25, 0.25), "by_patient": True}])
+def test_streamed_images_are_those_in_memory(folder, changes):
+    streamed, held = (of_folder(folder, stream=stream, **changes) for stream in (True, False))
+    assert isinstance(streamed.train, data.Source) and isinstance(held.train, data.Dataset)
+    for there, here in zip(streamed, held, strict=True):
+        there = data.read_all(there) if isinstance(there, data.Source) else there
+        assert there.images.dtype == here.images.dtype == np.uint8
+        np.testing.assert_array_equal(there.images, here.images)
+        np.testing.assert_array_equal(there.labels, here.labels)
+        np.testing.assert_array_equal(there.groups, here.groups)
+    assert len(held.train.labels) > 0
+
+
+def test_joined_splits_are_learned_from_together(folder):
+    with pytest.raises(UserError):
+        of_folder(folder, train_split="train+nothing")
+    joined = of_folder(folder, train_split="train+test")
+    assert len(joined.train.labels) == PATIENTS * OF_EACH and len(joined.test.labels) == OF_EACH
+
+
+def test_patients_that_nobody_wrote_down_are_missed():
+    with pytest.raises(UserError, match=r"data\.by_patient: digits does not say which images belong to one patient"):
+        loaded(name="digits", image_size=16, fractions=(0.7, 0.1, 0.2), by_patient=True)
+
+
+@pytest.mark.parametrize("key, value", [("num_validation", 20), ("per_class", 3), ("test_split", "train")])
+def test_what_shares_would_ignore_is_refused(key, value):
+    with pytest.raises(UserError, match=f"data.{key} has no effect: data.fractions divide all of data.train_split"):
+        loaded(name="digits", image_size=16, fractions=(0.7, 0.1, 0.2), **{key: value})
