@@ -17,6 +17,8 @@ def get_config():
     denoise["model"] = {"name": "denoising", "base": "base", "after": ("res1", "res2")}
     denoise["objective"] = {"name": "supervised", "loss": {"name": "focal", "gamma": 2.0}, "on": "both"}
     denoise["trainable"] = ""
+    # Fixers alone go without.
+    denoise["optimizer"]["weight_decay"] = 5e-4
     config.title, config.runs = "Denoising blocks in a CIFAR-10 classifier", ("base", "denoise")
     del config.run.fixer
     config.run.denoise = denoise

@@ -25,7 +25,7 @@ def get_config():
     config.title, config.runs = "Distribution regression behind a CIFAR-10 classifier", ("base", "drn")
     del config.run.fixer
     config.run.drn = drn
-    copies = {"name": "random_self_ensemble", "run": "drn", "num_draws": 1, "num_votes": 3, "num_samples": 10}
+    copies = {"name": "random_self_ensemble", "run": "drn", "num_draws": 1, "num_votes": 3, "num_samples": 20}
     config.evaluation.defenses = {"order": ("copies",), "copies": copies}
     publish(config, cifar_fixer.table_1("drn", "ResNet9+drn", defense="copies"))
     return config

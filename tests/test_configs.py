@@ -29,6 +29,7 @@ METHODS = {
     "fast_adversarial",
     "fixed_mix",
     "fixer",
+    "fixer_baselines",
     "intelligent_mixup",
     "manifold_adversarial",
     "mart",
@@ -60,7 +61,8 @@ def devices():
 def shrink(config):
     """The same experiment with as little of everything as possible."""
     with config.unlocked(), config.ignore_type():
-        config.data.num_validation = 12
+        if not config.data.fractions:
+            config.data.num_validation = 12
         for run in config.run.values():
             shrink_run(run)
         evaluation = config.evaluation
@@ -106,14 +108,17 @@ def shrink_attack(attack):
 
 
 def test_there_is_a_config_for_every_method():
-    assert {re.sub("^(cifar|mnist|digits)_", "", name) for name in CONFIGS} == METHODS
-    assert {"digits_fixer", "cifar_fixer"} <= set(CONFIGS)
+    assert {re.sub("^(cifar|mnist|digits|hist)_", "", name) for name in CONFIGS} == METHODS
+    assert {"digits_fixer", "cifar_fixer", "hist_fixer"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
     config = config_of(name)
-    if config.data.name != "digits":
+    if config.data.name == "folder":
+        config.data.dir = str(request.getfixturevalue("shared") / "data" / "image_folders" / "monuseg_patches")
+        config.data.image_size = 32
+    elif config.data.name != "digits":
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
     # As it is shipped: all of it makes sense.
     wiring.from_config(config)

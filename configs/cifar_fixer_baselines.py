@@ -1,0 +1,35 @@
+"""What the fixers are to be compared with: the whole classifier trained on, and fixers whose training attack sees them.
+
+    python -m advjax.main --config=configs/cifar_fixer_baselines.py
+
+All start from the base of configs/cifar_fixer.py and see the same 4,500 images.  ``transfer`` is row "adv train" of the
+fixer paper (003): all weights learn, from clean images and images attacked on the frozen base.  ``adversarial`` is its
+sound twin, attacked on itself, and ``honest_fixer`` the fixers attacked through the fixers, both with true labels.
+Expected numbers: not run yet.
+"""
+
+from advjax.papers.join import publish
+from configs import cifar_fixer, common
+
+
+def get_config():
+    """The experiment."""
+    config: common.Config = cifar_fixer.get_config()
+    fixer = config.run.fixer.to_dict()
+    whole = {
+        **fixer,
+        "model": config.run.base.model.to_dict(),
+        "start": "base",
+        "objective": {"name": "supervised", "loss": fixer["objective"]["loss"], "on": "both"},
+        "optimizer": {**fixer["optimizer"], "weight_decay": 5e-4},
+        "trainable": "",
+    }
+    on_itself = {**fixer["attack"], "made_on": "self", "labels": "true"}
+    config.title = "The whole classifier trained on, and fixers attacked themselves"
+    config.runs = ("base", "transfer", "adversarial", "honest_fixer")
+    del config.run.fixer
+    config.run.transfer = whole
+    config.run.adversarial = {**whole, "attack": on_itself}
+    config.run.honest_fixer = {**fixer, "attack": on_itself}
+    publish(config, cifar_fixer.table_1("transfer", "ResNet9:adv train"))
+    return config
