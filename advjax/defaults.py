@@ -24,6 +24,11 @@ DATA = {
     "fractions": (),
     # Whether all images of a patient come into the same share.
     "by_patient": False,
+    # Instead of shares: number of stratified folds of train_split, 0 for none, and the one that is the test split.
+    "num_folds": 0,
+    "fold": 0,
+    # Instead of any of these: an index file, as every workdir has one, whose parts are the splits of train_split.
+    "index_file": "",
     # Training images of each class; 0 for all there are.
     "per_class": 0,
     # Read training images from disk while training, with so many threads, instead of holding them on the device.

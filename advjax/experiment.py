@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 
 from advjax import attacks, data
 from advjax.data import Dataset, Source
@@ -176,6 +177,17 @@ class Run(NamedTuple):
         return tuple(dict.fromkeys([*start, *copies, *self.asks, *([] if placed == "self" else [placed])]))
 
 
+class Division(NamedTuple):
+    """How a split of a data set has been divided; ``data.write_index`` stores it."""
+
+    name: str
+    """Of the data set."""
+    labels: np.ndarray
+    """int32 [n]: of all its examples."""
+    parts: Mapping[str, np.ndarray]
+    """"train", "validation" and perhaps "test" -> positions."""
+
+
 class Data(NamedTuple):
     """The splits of a data set."""
 
@@ -183,6 +195,12 @@ class Data(NamedTuple):
     """A source streams its images instead of holding them."""
     validation: Dataset
     test: Dataset
+    division: Division
+
+    @property
+    def splits(self) -> tuple[Dataset | Source, Dataset, Dataset]:
+        """Train, validation and test."""
+        return self.train, self.validation, self.test
 
 
 class EvaluationPlan(NamedTuple):

@@ -1,6 +1,7 @@
 """Training the runs of an experiment in a folder, and restoring them.
 
 <workdir>/config.json              the experiment
+<workdir>/split.json               which examples train, validate and, if they are taken from the same split, test
 <workdir>/copies/                  attacked copies of training images, see `advjax.attacked_copies`
 <workdir>/<run>/                   run.json, checkpoints/, metrics.jsonl, TensorBoard events
 """
@@ -52,6 +53,8 @@ def train(
         _claim(run, workdir)
     if jax.process_index() == 0:
         _write_json(pathlib.Path(workdir) / "config.json", experiment.config)
+        division = experiment.data.division
+        data.write_index(pathlib.Path(workdir) / "split.json", division, division.parts, meta=experiment.config["data"])
     done: dict[str, Variables] = {}
     for run in experiment.runs:
         if not run.checkpoint:

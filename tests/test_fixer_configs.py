@@ -88,7 +88,7 @@ def test_the_histology_config_keeps_patients_apart(shared):
     config.data.dir = str(shared / "data" / "image_folders" / "monuseg_patches")
     config.data.image_size = 8
     parts = wiring.load_data(plain(config)["data"], 0)
-    patients = [set(part.groups) for part in parts]
+    patients = [set(part.groups) for part in parts.splits]
     assert all(patients) and sum(map(len, patients)) == len(set.union(*patients)) == 44
     augmentation = config.run.fixer.augmentation
     assert (augmentation.pad_crop.padding, augmentation.coarse_dropout.holes) == (16, 8)

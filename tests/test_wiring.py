@@ -35,7 +35,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
     built = wiring.from_config(config_of("digits_fixer"))
     base, fixer = built.runs
     assert (base.name, base.needs, fixer.name, fixer.needs) == ("base", (), "fixer", ("base",))
-    assert [len(split.labels) for split in built.data] == [1298, 140, 359]
+    assert [len(split.labels) for split in built.data.splits] == [1298, 140, 359]
     assert [attack.name for attack in built.evaluation.attacks] == ["fgsm", "pgd_50", "auto_pgd"]
     assert all(attack.epsilon == 0.15 and attack.norm == "linf" for attack in built.evaluation.attacks)
     assert fixer.spec["needs"]["base"] == base.spec
@@ -84,7 +84,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"evaluation__curve": {"attack": {"name": "fgsm"}}}, "evaluation.curve: epsilons is missing"),
         ({"evaluation__curve": {"epsilon": 1}}, "evaluation.curve: unknown key 'epsilon'; known are attack, epsilons"),
         ({"data__by_patient": True}, "data.by_patient needs data.fractions"),
-        ({"data__fractions": (0.8, 0.1, 0.1)}, "data.num_validation has no effect: data.fractions divide all of"),
+        ({"data__fractions": (0.8, 0.1, 0.1)}, "data.num_validation has no effect beside data.fractions"),
         ({"evaluation__made_on": "x"}, "evaluation.made_on: no run is named 'x'; runs are base, fixer"),
         ({"evaluation__protocol": "paper"}, "evaluation.protocol must be 'sound' or 'faithful', got 'paper'"),
         ({"evaluation__num_examples": -1}, "evaluation: num_examples must be 0 or more"),

@@ -47,20 +47,20 @@ def of_folder(folder, **changes):
 def test_fractions_are_shares_of_the_training_split():
     parts = loaded(name="digits", image_size=16, fractions=("0.7", "0.1", "0.2"))
     pool = data.load("digits", "train", image_size=16)
-    counts = [len(part.labels) for part in parts]
+    counts = [len(part.labels) for part in parts.splits]
     assert sum(counts) == len(pool.labels) == 1438
     np.testing.assert_allclose(np.array(counts) / 1438, [0.7, 0.1, 0.2], atol=0.01)
-    assert sorted(np.concatenate([part.index for part in parts])) == list(range(1438))
-    for part in parts:
+    assert sorted(np.concatenate([part.index for part in parts.splits])) == list(range(1438))
+    for part in parts.splits:
         np.testing.assert_array_equal(part.images, pool.images[part.index])
 
 
 def test_no_patient_is_in_two_shares(folder):
     parts = of_folder(folder, train_split="train+extra+test", fractions=(0.5, 0.25, 0.25), by_patient=True)
-    patients = [set(part.groups) for part in parts]
+    patients = [set(part.groups) for part in parts.splits]
     assert [len(some) for some in patients] == [4, 2, 2]
     assert len(set.union(*patients)) == PATIENTS
-    assert [len(part.labels) for part in parts] == [4 * OF_EACH, 2 * OF_EACH, 2 * OF_EACH]
+    assert [len(part.labels) for part in parts.splits] == [4 * OF_EACH, 2 * OF_EACH, 2 * OF_EACH]
 
 
 def test_without_by_patient_a_patient_is_in_several_shares(folder):
@@ -87,7 +87,7 @@ def test_the_seed_chooses_the_patients(folder):
 def test_streamed_images_are_those_in_memory(folder, changes):
     streamed, held = (of_folder(folder, stream=stream, **changes) for stream in (True, False))
     assert isinstance(streamed.train, data.Source) and isinstance(held.train, data.Dataset)
-    for there, here in zip(streamed, held, strict=True):
+    for there, here in zip(streamed.splits, held.splits, strict=True):
         there = data.read_all(there) if isinstance(there, data.Source) else there
         assert there.images.dtype == here.images.dtype == np.uint8
         np.testing.assert_array_equal(there.images, here.images)
@@ -111,5 +111,58 @@ def test_patients_that_nobody_wrote_down_are_missed():
 
 @pytest.mark.parametrize("key, value", [("num_validation", 20), ("per_class", 3), ("test_split", "train")])
 def test_what_shares_would_ignore_is_refused(key, value):
-    with pytest.raises(UserError, match=f"data.{key} has no effect: data.fractions divide all of data.train_split"):
+    with pytest.raises(UserError, match=f"data.{key} has no effect beside data.fractions"):
         loaded(name="digits", image_size=16, fractions=(0.7, 0.1, 0.2), **{key: value})
+
+
+def test_folds_are_test_splits_that_make_up_the_whole():
+    pool = data.load("digits", "train", image_size=16)
+    tested = []
+    for fold in range(3):
+        parts = loaded(name="digits", image_size=16, num_folds=3, fold=fold, num_validation=50)
+        indices = [part.index for part in parts.splits]
+        assert len(parts.validation.labels) == 50
+        assert sorted(np.concatenate(indices)) == list(range(len(pool.labels)))
+        tested.append(parts.test.index)
+    assert sorted(np.concatenate(tested)) == list(range(len(pool.labels)))
+
+
+def test_an_index_file_repeats_a_division(tmp_path, folder):
+    first = of_folder(folder, train_split="train+extra+test", fractions=(0.5, 0.25, 0.25), by_patient=True)
+    path = tmp_path / "split.json"
+    data.write_index(path, first.division, first.division.parts)
+    again = of_folder(folder, train_split="train+extra+test", index_file=str(path))
+    for one, other in zip(first.splits, again.splits, strict=True):
+        np.testing.assert_array_equal(one.index, other.index)
+        np.testing.assert_array_equal(one.images, other.images)
+    with pytest.raises(UserError, match="is of another data set"):
+        of_folder(folder, train_split="train+extra", index_file=str(path))
+    data.write_index(path, first.division, {"train": np.arange(3)})
+    with pytest.raises(UserError, match=r"split.json has no part 'validation'"):
+        of_folder(folder, train_split="train+extra+test", index_file=str(path))
+
+
+def test_a_split_of_the_data_set_stays_the_test_split_of_an_index_file(tmp_path):
+    first = loaded(name="digits", image_size=16, num_validation=20, per_class=30)
+    assert first.division.parts.keys() == {"train", "validation"}
+    data.write_index(tmp_path / "split.json", first.division, first.division.parts)
+    again = loaded(name="digits", image_size=16, index_file=str(tmp_path / "split.json"))
+    assert [len(part.labels) for part in again.splits] == [280, 20, 359]
+    np.testing.assert_array_equal(first.train.index, again.train.index)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"num_folds": 3, "fractions": (0.5, 0.25, 0.25)},
+            "num_folds has no effect beside data.fractions",
+        ),
+        ({"index_file": "x", "num_validation": 3}, "num_validation has no effect beside data.index_file"),
+        ({"fold": 1}, "data.fold needs data.num_folds"),
+        ({"num_folds": 3, "fold": 3}, "fold is 3; with 3 folds it must be from 0 to 2"),
+    ],
+)
+def test_ways_to_divide_exclude_each_other(changes, message):
+    with pytest.raises(UserError, match=message):
+        loaded(name="digits", image_size=16, **changes)

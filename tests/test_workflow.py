@@ -89,6 +89,15 @@ def test_the_report_has_the_rows_of_the_contract(finished):
     assert {row["n"] for row in content["rows"] if row["subset"] == "all"} == {36}
 
 
+def test_a_folder_says_which_examples_it_has_learnt_from(finished):
+    workdir, _ = finished
+    parts = data.read_index(f"{workdir}/split.json", data.load("digits", "train"))
+    splits = small().data
+    assert parts.keys() == {"train", "validation"}
+    np.testing.assert_array_equal(parts["train"], splits.train.index)
+    np.testing.assert_array_equal(parts["validation"], splits.validation.index)
+
+
 def test_a_trained_network_can_be_had_for_own_code(finished):
     workdir, found = finished
     network = trained.load(workdir, "fixer")

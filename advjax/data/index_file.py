@@ -5,22 +5,30 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from advjax.data import array_cache
-from advjax.data.dataset import Dataset
-from advjax.data.source import Source
 from advjax.data.splits import index_hash
 from advjax.types import UserError
 
 _FORMAT = 1
 
 
+class Labeled(Protocol):
+    """What is divided: a ``Dataset``, a ``Source``, or anything else with a name and labels."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+
 def write_index(
     path: str | os.PathLike,
-    dataset: Dataset | Source,
+    dataset: Labeled,
     parts: Mapping[str, np.ndarray],
     *,
     meta: Mapping[str, Any] | None = None,
@@ -53,7 +61,7 @@ def write_index(
         raise UserError(f"{path} cannot be written ({error}): choose a folder that can") from error
 
 
-def read_index(path: str | os.PathLike, dataset: Dataset | Source) -> dict[str, np.ndarray]:
+def read_index(path: str | os.PathLike, dataset: Labeled) -> dict[str, np.ndarray]:
     """Parts of a data set as ``write_index`` stored them: name -> int32 [m].
 
     Raises:
@@ -78,7 +86,7 @@ def read_index(path: str | os.PathLike, dataset: Dataset | Source) -> dict[str, 
     return {name: np.array(positions, np.int32) for name, positions in content["parts"].items()}
 
 
-def _identity(dataset: Dataset | Source) -> dict[str, Any]:
+def _identity(dataset: Labeled) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
         "num_examples": len(dataset.labels),

@@ -7,47 +7,77 @@ import numpy as np
 
 from advjax import data, defaults
 from advjax.data import Dataset, Source
-from advjax.experiment import Copies, Data
+from advjax.experiment import Copies, Data, Division
 from advjax.names import number
 from advjax.types import UserError
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Data:
-    """Train, validation and test split, each a function of (data set, seed) alone."""
+    """Train, validation and test split, each a function of (data set, seed) alone, or of an index file."""
     arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
     read = data.open_source if config["stream"] else data.load
-    train = read(config["name"], config["train_split"], **arguments)
     _check_splits(config)
-    if shares := [number(share) for share in config["fractions"]]:
-        return _divided(train, shares, bool(config["by_patient"]), seed)
+    pool = read(config["name"], config["train_split"], **arguments)
+    parts = _parts(pool, config, seed)
+    if "test" in parts:
+        test = _in_memory(pool.take(parts["test"]))
+    else:
+        _check_apart(config)
+        test = data.load(config["name"], config["test_split"], **arguments)
+    train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
+    return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
+
+
+_WITHOUT_EFFECT = {
+    "fractions": ("num_validation", "per_class", "test_split", "num_folds", "index_file"),
+    "num_folds": ("per_class", "test_split", "index_file"),
+    "index_file": ("num_validation", "per_class"),
+}
+"""How ``data.train_split`` may be divided, and what then has no effect."""
+
+
+def _check_splits(config: Mapping[str, Any]) -> None:
+    """Refuses what would have no effect."""
+    for way, keys in _WITHOUT_EFFECT.items():
+        for key in keys:
+            if config[way] and config[key] != defaults.DATA[key]:
+                raise UserError(
+                    f"data.{key} has no effect beside data.{way}, which divides data.train_split; leave it out"
+                )
+    if config["by_patient"] and not config["fractions"]:
+        raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+    if config["fold"] and not config["num_folds"]:
+        raise UserError("data.fold needs data.num_folds, the number of folds")
+
+
+def _check_apart(config: Mapping[str, Any]) -> None:
     if data.have_common_examples(config["train_split"], config["test_split"]):
         raise UserError(
             f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
             "choose parts without common images, as in train[1024:] and train[:1024]"
         )
-    if config["per_class"]:
-        train = train.take(data.class_balanced(train.labels, per_class=config["per_class"], seed=seed, name=train.name))
-    test = data.load(config["name"], config["test_split"], **arguments)
-    kept, held_out = data.train_validation(
-        train.labels, num_validation=config["num_validation"], seed=seed, name=train.name
-    )
-    return Data(train.take(kept), _in_memory(train.take(held_out)), test)
 
 
-def _check_splits(config: Mapping[str, Any]) -> None:
-    """Refuses what would have no effect."""
+def _parts(pool: Dataset | Source, config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Positions in ``data.train_split``: "train", "validation", and "test" where it is taken from there as well."""
+    if config["index_file"]:
+        parts = data.read_index(config["index_file"], pool)
+        if missing := {"train", "validation"} - parts.keys():
+            raise UserError(f"data.index_file: {config['index_file']} has no part {min(missing)!r}")
+        return parts
     if config["fractions"]:
-        for key in ("num_validation", "per_class", "test_split"):
-            if config[key] != defaults.DATA[key]:
-                raise UserError(
-                    f"data.{key} has no effect: data.fractions divide all of data.train_split; leave it out"
-                )
-    elif config["by_patient"]:
-        raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+        return _shares(pool, [number(share) for share in config["fractions"]], bool(config["by_patient"]), seed)
+    labels, known = pool.labels, {"seed": seed, "name": pool.name}
+    parts, kept = {}, np.arange(len(labels), dtype=np.int32)
+    if config["num_folds"]:
+        kept, parts["test"] = data.k_fold(labels, num_folds=config["num_folds"], fold=config["fold"], **known)
+    elif config["per_class"]:
+        kept = data.class_balanced(labels, per_class=config["per_class"], **known)
+    train, validation = data.train_validation(labels[kept], num_validation=config["num_validation"], **known)
+    return {"train": kept[train], "validation": kept[validation], **parts}
 
 
-def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed: int) -> Data:
-    """One split divided into training, validation and test images."""
+def _shares(pool: Dataset | Source, shares: list[float], by_patient: bool, seed: int) -> dict[str, np.ndarray]:
     if len(shares) != 3:
         raise UserError(f"data.fractions needs three shares, of training, validation and test images, got {shares}")
     if by_patient:
@@ -56,7 +86,7 @@ def _divided(pool: Dataset | Source, shares: list[float], by_patient: bool, seed
         parts = data.by_group(pool.groups, shares, seed=seed, name=pool.name)
     else:
         parts = data.fractions(pool.labels, shares, seed=seed, name=pool.name)
-    return Data(pool.take(parts[0]), *(_in_memory(pool.take(part)) for part in parts[1:]))
+    return dict(zip(("train", "validation", "test"), parts, strict=True))
 
 
 def _in_memory(part: Dataset | Source) -> Dataset:

@@ -39,7 +39,7 @@ def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_imag
     config = config_of("mnist_mixup_adversarial")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = wiring.from_config(config)
-    assert [len(split.labels) for split in built.data] == [50000, 4000, 10000]
+    assert [len(split.labels) for split in built.data.splits] == [50000, 4000, 10000]
     for run in built.runs:
         assert (run.plan.select, run.plan.select_metric) == ("best", "attacked_accuracy")
         variables = jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), built.image_shape))
