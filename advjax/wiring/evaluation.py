@@ -69,8 +69,8 @@ def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -
     if run not in runs:
         raise UserError(f"{where}: no run is named {run!r}; runs are {', '.join(runs)}")
     numbers = {key: spec.pop(key, default) for key, default in defaults.DEFENSE.items()}
-    if any(value < 1 for value in numbers.values()) or numbers["num_votes"] % 2 == 0:
-        raise UserError(f"{where}: {', '.join(numbers)} must be at least 1, and num_votes odd")
+    if any(value < 1 for value in numbers.values()):
+        raise UserError(f"{where}: {', '.join(numbers)} must be at least 1")
     return NamedDefense(name, run, build(DEFENSES, spec, where), **numbers, spec=dict(described[name]))
 
 
