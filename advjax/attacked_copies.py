@@ -22,7 +22,7 @@ from advjax.data import Dataset, Source
 from advjax.data.array_cache import write_whole
 from advjax.data.source import joined
 from advjax.evaluation.adversarial_sets import quantized
-from advjax.evaluation.deployment import model_hash, undefended
+from advjax.evaluation.deployment import model_hash, one_draw
 from advjax.evaluation.environment import describe_environment
 from advjax.evaluation.evaluate import attacker
 from advjax.evaluation.files import plain, write_atomically
@@ -79,7 +79,8 @@ def with_copies(
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         folder = pathlib.Path(workdir, FOLDER, f"{attack.name}.{copies.made_on}.{digest}")
         attack_fn = attack.for_transfer(copies.label_use)
-        run = attacker(undefended(model), attack_fn, attack.name, devices, batch_size)
+        network = one_draw(model, variables, train.image_shape)
+        run = attacker(network, attack_fn, attack.name, devices, batch_size)
 
         def attacked(part: Dataset, run=run, attack=attack) -> np.ndarray:
             images = run(variables, part, seed, None).images
