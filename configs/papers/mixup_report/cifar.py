@@ -13,6 +13,7 @@ Expected numbers: not run yet.
 """
 
 from advjax import defaults
+from advjax.papers.join import publish
 from configs.papers.mixup_report.experiment import ATTACK, LOSS, METHODS, adversarial_run, experiment
 from configs.papers.mixup_report.published import published
 
@@ -62,5 +63,5 @@ def get_config(runs: str = ""):
         },
     )
     attacks = {run: (f"own_pgd_{VERSIONS[run]}", f"own_pgd:cifar10:{VERSIONS[run]}") for run in adversarial}
-    config.published = published(config, "PreActResNet18", attacks, "001_table6", 499)
+    publish(config, published("PreActResNet18", attacks, "001_table6", 499))
     return config

@@ -12,6 +12,7 @@ Fewer epochs, 50 for example, with ``--config.run.mixup.epochs=50``.  Expected n
 """
 
 from advjax import defaults
+from advjax.papers.join import publish
 from configs.papers.mixup_report.experiment import ATTACK, LOSS, METHODS, adversarial_run, experiment
 from configs.papers.mixup_report.published import published
 
@@ -49,5 +50,5 @@ def get_config(runs: str = ""):
         attacks={"pgd_40": SOUND, "own_pgd": {"name": ATTACK, "norm": "linf", "epsilon": "0.6", **RULES}},
     )
     attacks = {run: ("own_pgd", "own_pgd:mnist") for run in adversarial}
-    config.published = published(config, "LeNet5", attacks, "001_table4", 799)
+    publish(config, published("LeNet5", attacks, "001_table4", 799))
     return config
