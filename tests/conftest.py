@@ -40,6 +40,11 @@ def xla_knows(flag):
     return subprocess.run(command, env={**os.environ, "XLA_FLAGS": flag}, capture_output=True).returncode == 0
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share what takes long to make come first: idle workers steal the last, and would make it anew."""
+    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_assessment.py"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Programs are optimized only where a test asks for it."""

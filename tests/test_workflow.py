@@ -23,7 +23,8 @@ from advjax.types import UserError
 # The contract as written down for those who read report.json, not as the code has it.
 ROW_KEYS = {
     *("run", "split", "subset", "attack", "norm", "epsilon", "made_on", "adaptive", "knowledge", "defense", "protocol"),
-    *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "seconds", "model_hash"),
+    *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "median_distance", "seconds"),
+    "model_hash",
 }
 
 RUNS = ("base", "fixer")
