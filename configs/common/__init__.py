@@ -116,8 +116,8 @@ def small_cifar_published(
     """
     theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
-    found = {"table": table, "training": training, "run": run}
-    found["when"] = {f"run.{run}.{key}": value for key, value in (when or {}).items()}
+    values = {f"run.{run}.{key}": value for key, value in (when or {}).items()}
+    found = {"table": table, "training": training, "run": run, "when": values}
     return tuple({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
 
 
