@@ -6,9 +6,9 @@ The report's off values are 0.001 to 0.01: ``--config.run.soft_labels.targets.so
 is the run of mnist_mixup_adversarial.py, the same without soft labels.
 
 "vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
-``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  In full not run yet: about 2.5 h a run on one CPU core.  After five
-epochs against PGD-10, 10 to 18 min of a busy core (docs/results/mnist_adversarial.md): clean 86.8 %, PGD-40 on itself 46.6 %;
-vanilla 91.4 % and 49.8 %.
+``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  In full not run yet: about 2.5 h a run on one CPU core.  After
+five epochs against PGD-10, 10 to 18 min of a busy core (docs/results/mnist_adversarial.md): clean 86.8 %, PGD-40 on
+itself 46.6 %; vanilla 91.4 % and 49.8 %.
 """
 
 from configs import common
