@@ -12,11 +12,11 @@ from advjax.models import blocks
 from advjax.types import UserError, Variables
 
 
-def config_of(name):
+def config_of(name, *arguments):
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*arguments)
 
 
 def changed(**changes):
