@@ -240,9 +240,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_every_mapping_gives_the_same_verdicts(finished):
     workdir, found = finished
+    kept = ("clean", "auto_pgd")
+    expected = [row for row in without_seconds(found) if row["attack"] in kept]
     for mapping in ("pmap", "jit"):
-        repeated = assessment.evaluate(small(), workdir, devices(mapping), print)
-        assert without_seconds(repeated) == without_seconds(found)
+        built = small(evaluation__attacks__order=("auto_pgd",), evaluation__pictured="auto_pgd")
+        repeated = assessment.evaluate(built, workdir, devices(mapping), print)
+        assert [row for row in without_seconds(repeated) if row["attack"] in kept] == expected
 
 
 class Asked:
