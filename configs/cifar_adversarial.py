@@ -2,7 +2,8 @@
 
     python -m advjax.main --config=configs/cifar_adversarial.py
 
-Every image is attacked on the network as it is.  Expected numbers: not run yet.
+Every image is attacked on the network as it is.  Not run yet.  For a ResNet18 the MAIR list has 48.7 % under
+AutoAttack, on a recipe of its own.
 """
 
 from configs import common

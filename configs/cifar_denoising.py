@@ -3,7 +3,8 @@
     python -m advjax.main --config=configs/cifar_denoising.py
 
 The whole network learns, from images attacked on the frozen base as everything in that paper.
-``--config.run.denoise.attack.made_on=self`` is adversarial training in earnest.  Expected numbers: not run yet.
+``--config.run.denoise.attack.made_on=self`` is adversarial training in earnest.  Published: clean 75.6 %, AutoPGD
+made on the base 73.2 %.  Not run yet.
 """
 
 from advjax.papers.join import publish

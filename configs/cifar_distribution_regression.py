@@ -2,7 +2,8 @@
 
     python -m advjax.main --config=configs/cifar_distribution_regression.py
 
-The base stays as it is; 280 parameters learn from clean images.  Expected numbers: not run yet.
+The base stays as it is; 280 parameters learn from clean images.  Published: clean 88.4 %, AutoPGD made on the base
+13.9 %.  Not run yet.
 """
 
 from advjax import defaults

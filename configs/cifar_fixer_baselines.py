@@ -2,10 +2,10 @@
 
     python -m advjax.main --config=configs/cifar_fixer_baselines.py
 
-All start from the base of configs/cifar_fixer.py and see the same 4,500 images.  ``transfer`` is row "adv train" of the
-fixer paper (003): all weights learn, from clean images and images attacked on the frozen base.  ``adversarial`` is its
-sound twin, attacked on itself, and ``honest_fixer`` the fixers attacked through the fixers, both with true labels.
-Expected numbers: not run yet.
+All start from the base of configs/cifar_fixer.py and see the same 4,500 images.  ``transfer`` is row "adv train" of
+the fixer paper (003): all weights learn, from clean images and images attacked on the frozen base.  ``adversarial``
+is its sound twin, attacked on itself, and ``honest_fixer`` the fixers attacked through the fixers, both with true
+labels.  Published for "transfer": clean 79.5 %, AutoPGD made on the base 77.5 %.  Not run yet.
 """
 
 from advjax.papers.join import publish

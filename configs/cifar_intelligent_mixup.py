@@ -2,11 +2,12 @@
 
     python -m advjax.main --config=configs/cifar_intelligent_mixup.py
 
-The learning rate falls on plateaus of the training loss, at Keras's factor and patience: the paper tells neither.  The
-noise that it calls 0.05 or 0.08 is read as a variance.  16 images and their 16 mixes are one batch of the paper's size.
-Two ablations say what helps: ``noise_only`` keeps the true label of the twin, ``plain_mixup`` mixes with other images.
-The rows made on ``base`` follow the paper; those made on a network itself say whether it is robust.
-``--config.runs="('base','mixed')"`` is the shortest of it.  Expected numbers: not run yet.
+The learning rate falls on plateaus of the training loss, at Keras's factor and patience: the paper tells neither.
+The noise that it calls 0.05 or 0.08 is read as a variance.  16 images and their 16 mixes are one batch of the paper's
+size.  Two ablations say what helps: ``noise_only`` keeps the true label of the twin, ``plain_mixup`` mixes with other
+images.  The rows made on ``base`` follow the paper; those made on a network itself say whether it is robust.
+``--config.runs="('base','mixed')"`` is the shortest of it.  Published for "mixed", attacks made on the base: clean
+85.2 %, FGSM 62.0 %, PGD-100 61.55 %.  Not run yet.
 """
 
 from typing import Any

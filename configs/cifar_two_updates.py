@@ -2,8 +2,9 @@
 
     python -m advjax.main --config=configs/cifar_two_updates.py
 
-FGSM reuses the gradient of the first update; PGD-40 attacks the network that this update has left.  Expected numbers:
-not run yet.
+FGSM reuses the gradient of the first update; PGD-40 attacks the network that this update has left.  The run "fgsm" on
+one CPU core, 5 min 24 s (2026-11-21, Python 3.11, JAX 0.10.2, seed 0): clean 50.5 %, FGSM 25.9 % (the report: 22.85 %),
+PGD-40 23.0 %.  The run "pgd", 40 times as much work, has not been made.
 """
 
 from advjax.papers.join import publish

@@ -2,7 +2,8 @@
 
     python -m advjax.main --config=configs/cifar_weight_averaging.py
 
-The rate stays constant, so that there is something to average.  Expected numbers: not run yet.
+The rate stays constant, so that there is something to average.  Not run yet.  The FastAT benchmark has, for a
+ResNet18 of 100 epochs, 50.5 % under AutoAttack with averaged weights and 44.3 % without.
 """
 
 from configs import common

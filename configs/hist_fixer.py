@@ -5,7 +5,7 @@
 The folder has a ``manifest.csv`` with patients (see ``advjax.data.image_folder``), and no patient is in two of the
 three parts, which are as large as the paper's: 18,000, 2,000 and 14,000 of 34,000.  Its patches of TCGA-LUAD, 128
 pixels wide and of four classes, are not public in this form, so no published number stands beside these; the network
-has as many classes as the folder.  Training images are read while training.  Expected numbers: not run yet.
+has as many classes as the folder.  Training images are read while training.  Not run yet.
 """
 
 from configs import cifar_fixer, common

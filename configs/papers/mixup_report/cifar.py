@@ -9,7 +9,8 @@ epsilon of 1, which says no more than that its results are images.  "vanilla", "
 earlier version.  What BatchNorm has to do with the clean accuracy of "partial", which collapses after some thirty
 epochs: ``--config.run.partial.objective.batch_norm=train_keep``, or ``eval``.
 
-Expected numbers: not run yet.
+The published numbers after 1 to 200 epochs are in 001_adversarial_epochs, those of the tables are after 499.  Not run
+yet.
 """
 
 from advjax import defaults

@@ -8,7 +8,8 @@ sound forms are configs/mnist_mixup_adversarial.py and its neighbours.  Two thin
 of the training images anew for each epoch, and starts from the clean network that was best on the test images, not
 from the last.
 
-Fewer epochs, 50 for example, with ``--config.run.mixup.epochs=50``.  Expected numbers: not run yet.
+Fewer epochs, 50 for example, with ``--config.run.mixup.epochs=50``.  The published numbers
+after 1 to 200 epochs are in 001_adversarial_epochs, those of the tables are after 799.  Not run yet.
 """
 
 from advjax import defaults
