@@ -4,7 +4,8 @@
 
 This is the network of the Dauphine report (004); ``:vgg16`` behind the name is the authors' own, 200 epochs of a VGG16.
 A prediction is the mean of 50 draws.  The adaptive attack averages its gradients over draws, as the report's did not.
-Expected numbers: not run yet.
+The small network trained in 3.5 min of one CPU core (2026-11-21, Python 3.11, JAX 0.10.2, seed 0): clean 53.9 % (the
+report: 52 %), FGSM 13.2 % (docs/results/dauphine.md).  Its PGD attacks and the VGG16 have not been run.
 """
 
 from advjax.papers.join import publish

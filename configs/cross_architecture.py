@@ -5,8 +5,9 @@
 Also ``:cifar10`` and ``:cats_vs_dogs``.  For each network three runs: as it is (``resnet18``), with conventional
 augmentation (``resnet18_augmented``, the control), and with augmentation of the images and of their three FGSM copies
 (``resnet18_retrained``).  The rows made on a network itself are the paper's fresh attacks; those made on ``resnet18``,
-``resnet50`` or ``resnet101`` its old attacked images.  PGD shows what one-step training hides.  Expected numbers: not
-run yet.
+``resnet50`` or ``resnet101`` its old attacked images.  PGD shows what one-step training hides.  Published for
+MNIST: clean 97.4 to 98.7 % before and 99.2 to 99.3 % after.  In full not run yet; small networks on a tenth of MNIST,
+an hour of one CPU core, are in docs/results/cross_architecture_mnist.md, with a control of as many steps.
 """
 
 from advjax import defaults
