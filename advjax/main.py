@@ -18,11 +18,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from advjax import assessment, saved_attacks, sharding, trained, wiring, workflow
-from advjax.evaluation import comparison, table
 from advjax.evaluation.adversarial_sets import FORMATS
-from advjax.preemption import PreemptedError, Preemption
-from advjax.presets import PAPER, PRESETS, with_preset
+from advjax.experiment.from_config import from_config
+from advjax.experiment.presets import PAPER, PRESETS, with_preset
+from advjax.jobs import evaluate, load, rescore, train
+from advjax.reporting import comparison, terminal
+from advjax.runtime import devices as sharding
+from advjax.runtime import distributed
+from advjax.runtime.preemption import PreemptedError, Preemption
 from advjax.types import UserError
 
 FLAGS = flags.FLAGS
@@ -84,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(notify: Callable[[str], None]) -> None:
-    sharding.initialize(_DISTRIBUTED.value)
+    distributed.initialize(_DISTRIBUTED.value)
     if _COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILATION_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -101,21 +104,21 @@ def _run(notify: Callable[[str], None]) -> None:
 
 def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
     """Trains and evaluates in one folder, as far as asked."""
-    built = with_preset(wiring.from_config(_config(workdir)), _PRESET.value)
+    built = with_preset(from_config(_config(workdir)), _PRESET.value)
     if _SAVE_ADVERSARIAL.value:
         built = built._replace(evaluation=built.evaluation._replace(save_adversarial=_SAVE_ADVERSARIAL.value))
     devices = sharding.Devices(sharding.mesh(), built.mapping)
     if _MODE.value != "evaluate":
-        workflow.train(built, workdir, devices, notify, stop_requested)
+        train.train(built, workdir, devices, notify, stop_requested)
     for path in _ADVERSARIAL.value or ():
-        kept, scores = saved_attacks.score(built, workdir, path, devices, notify)
+        kept, scores = rescore.score(built, workdir, path, devices, notify)
         if jax.process_index() == 0:
-            saved_attacks.print_scores(path, kept, scores, Console(highlight=False))
+            rescore.print_scores(path, kept, scores, Console(highlight=False))
     if _MODE.value != "train" and not _ADVERSARIAL.value:
         folder = _report_folder(workdir)
-        found = assessment.evaluate(built, workdir, devices, notify, stop_requested, folder)
+        found = evaluate.evaluate(built, workdir, devices, notify, stop_requested, folder)
         if jax.process_index() == 0:
-            table.print_report(found, Console(highlight=False))
+            terminal.print_report(found, Console(highlight=False))
             notify(f"report: {pathlib.Path(folder, 'report.html').absolute()}")
 
 
@@ -152,7 +155,7 @@ def _config(workdir: str) -> ConfigDict:
         return _CONFIG.value
     if _MODE.value != "evaluate":
         raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
-    return trained.experiment_config(workdir)
+    return load.experiment_config(workdir)
 
 
 def _report_folder(workdir: str) -> str:

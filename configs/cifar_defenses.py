@@ -10,7 +10,7 @@ Robust accuracy at 8/255, first 128 test images: base, denoise and fixer 0.0 %, 
 mixed+mixup_inference 1.6 %, drn+copies 1.6 %; clean 70.3, 54.7, 60.9, 63.3, 56.2 and 68.8 %.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from configs import common
 
 

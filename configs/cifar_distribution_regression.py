@@ -6,7 +6,7 @@ The base stays as it is; 280 parameters learn from clean images.  Published: cle
 13.9 %.  Not run yet.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 from configs import cifar_fixer, common
 

@@ -15,7 +15,7 @@ evaluated, keeps the best point.  The toolbox's, which 32 images share, is confi
 from collections.abc import Iterator
 from typing import Any
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 from advjax.types import UserError
 

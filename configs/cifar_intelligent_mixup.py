@@ -12,7 +12,7 @@ images.  The rows made on ``base`` follow the paper; those made on a network its
 
 from typing import Any
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 from configs import common
 

@@ -10,7 +10,7 @@ MNIST: clean 97.4 to 98.7 % before and 99.2 to 99.3 % after.  In full not run ye
 an hour of one CPU core, are in docs/results/cross_architecture_mnist.md, with a control of as many steps.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 
 NETWORKS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "resnet101": "ResNet101"}

@@ -8,7 +8,7 @@ image in twenty.  In so narrow a network fixers that first reduce the channels (
 to work with, and the distillation term at full weight (1) leaves too little of the correction: both are milder here.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 
 EPSILON = "0.15"
 

@@ -12,7 +12,7 @@ The recipe got its second run after the first had failed PGD-40 on these test im
 validation images.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 
 EPSILON = "0.3"
 

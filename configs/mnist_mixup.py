@@ -7,7 +7,7 @@ epochs, mean of three seeds: 98.75, 98.09 and 98.36 % (report: 98.63, 98.30, 98.
 epochs.  One run took 57 to 107 s on two CPU cores that other jobs were using as well.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 
 EPOCHS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 200)

@@ -9,13 +9,17 @@ import pytest
 from absl.testing import flagsaver
 from test_workflow import devices
 
-from advjax import assessment, attacks, defaults, main, names, saved_attacks, wiring, workflow
+from advjax import attacks, main
 from advjax.attacks.combine import restarts
 from advjax.data import pixels
 from advjax.evaluation import adversarial_sets, report
 from advjax.evaluation.outcomes import read_outcomes
-from advjax.preemption import PreemptedError
-from advjax.presets import with_preset
+from advjax.experiment import defaults, registry
+from advjax.experiment.build_attack import build_attack
+from advjax.experiment.from_config import from_config
+from advjax.experiment.presets import with_preset
+from advjax.jobs import evaluate, rescore, train
+from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
 
 NUM_SAMPLES = 2
@@ -46,13 +50,13 @@ def built(runs=("base", "other"), **evaluation):
         run={"base": defaults.run(num_steps=200, **method), "other": defaults.run(num_steps=150, **method)},
         evaluation=plan,
     )
-    return wiring.from_config(config)
+    return from_config(config)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("work"))
-    workflow.train(built(), folder, devices(), print)
+    train.train(built(), folder, devices(), print)
     return folder
 
 
@@ -60,7 +64,7 @@ def workdir(tmp_path_factory):
 def found(workdir):
     curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
     plan = built(defenses=DEFENSES, save_adversarial="float32", curve=curve)
-    return assessment.evaluate(plan, workdir, devices(), print)
+    return evaluate.evaluate(plan, workdir, devices(), print)
 
 
 def rows_of(found, run, defense):
@@ -100,10 +104,10 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
         may_end.wait(60)
         return []
 
-    monkeypatch.setattr(assessment, "_examined", endless)
+    monkeypatch.setattr(evaluate, "_examined", endless)
     try:
         with pytest.raises(PreemptedError):
-            assessment.evaluate(built(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
+            evaluate.evaluate(built(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
         assert begun.is_set() and not may_end.is_set()
     finally:
         may_end.set()
@@ -112,13 +116,13 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
 @pytest.mark.parametrize("during", ["report cards", "curve"])
 def test_an_evaluation_stops_also_after_its_attacks(during, workdir, monkeypatch, tmp_path):
     asked, may_end = threading.Event(), threading.Event()
-    monkeypatch.setattr(assessment, "_gathered", lambda judges, maker: asked.set())
-    monkeypatch.setattr(assessment, "_examined", lambda judge, experiment: may_end.wait(60))
+    monkeypatch.setattr(evaluate, "_gathered", lambda judges, maker: asked.set())
+    monkeypatch.setattr(evaluate, "_examined", lambda judge, experiment: may_end.wait(60))
     curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
     plan = built(curve=curve, num_checked=8 if during == "report cards" else 0)
     try:
         with pytest.raises(PreemptedError, match=during):
-            assessment.evaluate(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
+            evaluate.evaluate(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
     finally:
         may_end.set()
 
@@ -165,7 +169,7 @@ def test_noise_is_the_same_for_every_model_and_no_attack(found, workdir):
 def test_kept_images_give_the_stored_verdicts(found, workdir):
     path = f"{workdir}/adversarial/pgd.other+smoothing.npz"
     plan = built(defenses=DEFENSES)
-    kept, verdicts = saved_attacks.score(plan, workdir, path, devices(), print)
+    kept, verdicts = rescore.score(plan, workdir, path, devices(), print)
     assert [verdict.differing for verdict in verdicts] == [None, None, 0, None]
     expected = ["source model", "source model", "everything", "source model"]
     assert [verdict.knowledge for verdict in verdicts] == expected
@@ -184,7 +188,7 @@ def test_kept_images_give_the_stored_verdicts(found, workdir):
 
 def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, workdir):
     path = f"{workdir}/adversarial/square.other.npz"
-    _, verdicts = saved_attacks.score(built(defenses=DEFENSES), workdir, path, devices(), print)
+    _, verdicts = rescore.score(built(defenses=DEFENSES), workdir, path, devices(), print)
     knowledge = [verdict.knowledge for verdict in verdicts]
     assert knowledge == ["source model", "scores", "undefended model", "undefended model"]
 
@@ -192,9 +196,9 @@ def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, wor
 def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):
     said = []
     plan = built(("base",), attacks={**ATTACKS, "order": ("pgd",)}, save_adversarial="uint8")
-    found = assessment.evaluate(plan, workdir, devices(), said.append, folder=str(tmp_path))
+    found = evaluate.evaluate(plan, workdir, devices(), said.append, folder=str(tmp_path))
     path = f"{tmp_path}/adversarial/pgd.base.npz"
-    kept, (verdict,) = saved_attacks.score(plan, workdir, path, devices(), print)
+    kept, (verdict,) = rescore.score(plan, workdir, path, devices(), print)
     assert kept.images.dtype == np.uint8 and verdict.differing == 0
     facts = kept.provenance
     outcome = next(o for o in read_outcomes(tmp_path / "outcomes.npz") if o.adaptive)
@@ -257,7 +261,7 @@ def preset(monkeypatch):
     def stages(threat_model):
         return (restarts("weak", attacks.bim(threat_model, num_steps=2, step_size=0.05), 1),)
 
-    monkeypatch.setitem(names.STAGED_ATTACKS, "quick_check", stages)
+    monkeypatch.setitem(registry.STAGED_ATTACKS, "quick_check", stages)
     return "quick"
 
 
@@ -302,10 +306,10 @@ def test_kept_images_are_scored_from_the_command_line(flags, found, workdir, cap
 
 
 def test_noise_of_a_config_is_built_without_a_threat_model():
-    named = wiring.build_attack("n", NOISES["gn08_variance"], "here")
+    named = build_attack("n", NOISES["gn08_variance"], "here")
     assert named.is_noise and named.epsilon is None and named.is_query and not named.is_examinable
     with pytest.raises(UserError, match="here: unknown key 'epsilon'; known are level, reading, bounds"):
-        wiring.build_attack("n", {**NOISES["gn08_std"], "epsilon": 0.1}, "here")
+        build_attack("n", {**NOISES["gn08_std"], "epsilon": 0.1}, "here")
     assert list(defaults.gaussian_noises()) == [
         f"gn{level}_{reading}" for level in ("01", "05", "08") for reading in ("std", "variance")
     ]

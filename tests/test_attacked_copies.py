@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 from test_wiring import changed
 
-from advjax import attacked_copies, data, sharding, wiring, workflow
-from advjax.attacked_copies import with_copies
+from advjax import data
 from advjax.data import Dataset
-from advjax.evaluation.deployment import model_hash
-from advjax.experiment import Copies
+from advjax.evaluation.scored_model import model_hash
+from advjax.experiment.build_attack import build_attack
+from advjax.experiment.build_data import training_subset
+from advjax.experiment.from_config import from_config
+from advjax.experiment.spec import Copies
+from advjax.jobs import adversarial_augmentation
+from advjax.jobs import train as train_job
+from advjax.jobs.adversarial_augmentation import with_copies
 from advjax.models import adapter
-from advjax.preemption import PreemptedError
-from advjax.sharding import Devices
+from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices
+from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
-from advjax.wiring import build_attack
 
 COUNT, SIDE, IN_A_FILE = 20, 4, 8
 EPSILONS = (0.01, 0.03)
@@ -25,7 +30,7 @@ WEIGHTS = np.random.default_rng(1).normal(size=(SIDE * SIDE, 3)).astype(np.float
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(attacked_copies, "_IMAGES_IN_A_FILE", IN_A_FILE)
+    monkeypatch.setattr(adversarial_augmentation, "_IMAGES_IN_A_FILE", IN_A_FILE)
 
 
 @pytest.fixture
@@ -96,13 +101,13 @@ def test_copies_are_made_once(make, train, tmp_path, monkeypatch):
     assert about["model_hash"] == model_hash(adapter.from_functions({"linear": abs}, {"linear": WEIGHTS})[1])
     (folder / "00001.npy").unlink()
     attacked = []
-    quietly = attacked_copies.attacker
+    quietly = adversarial_augmentation.attacker
 
     def counted(*args, **kwargs):
         run = quietly(*args, **kwargs)
         return lambda variables, part, *rest: attacked.extend(part.index) or run(variables, part, *rest)
 
-    monkeypatch.setattr(attacked_copies, "attacker", counted)
+    monkeypatch.setattr(adversarial_augmentation, "attacker", counted)
     chex.assert_trees_all_equal(make(train), made)
     assert attacked == list(train.index[IN_A_FILE : 2 * IN_A_FILE])
 
@@ -151,18 +156,18 @@ def with_a_pupil(**changes):
 
 
 def test_a_run_learns_from_copies_and_balanced_classes(tmp_path, monkeypatch):
-    built = wiring.from_config(with_a_pupil())
+    built = from_config(with_a_pupil())
     pupil = built.runs[1]
     assert pupil.needs == ("base",) and pupil.spec["needs"]["base"] == built.runs[0].spec
     seen = {}
-    learn = workflow.fit
+    learn = train_job.fit
 
     def watched(name, method, plan, variables, dataset, *rest, **options):
         seen[name] = dataset
         learn(name, method, plan, variables, dataset, *rest, **options)
 
-    monkeypatch.setattr(workflow, "fit", watched)
-    workflow.train(built, str(tmp_path), Devices(sharding.mesh(), "jit"), print)
+    monkeypatch.setattr(train_job, "fit", watched)
+    train_job.train(built, str(tmp_path), Devices(sharding.mesh(), "jit"), print)
     _, counts = np.unique(seen["base"].labels, return_counts=True)
     _, balanced = np.unique(seen["pupil"].labels, return_counts=True)
     assert len(set(counts)) > 1 and set(balanced) == {2 * counts.min()}
@@ -171,9 +176,9 @@ def test_a_run_learns_from_copies_and_balanced_classes(tmp_path, monkeypatch):
 
 def test_an_epoch_is_as_long_as_what_is_learnt():
     length = {"num_steps": 0, "epochs": 1, "undersample": False, "batch_size": 8}
-    copied = wiring.from_config(with_a_pupil(**length))
-    plain = wiring.from_config(with_a_pupil(**length, copies={"order": ()}))
-    number = len(wiring.training_subset(plain.data, 0.05, plain.seed).labels)
+    copied = from_config(with_a_pupil(**length))
+    plain = from_config(with_a_pupil(**length, copies={"order": ()}))
+    number = len(training_subset(plain.data, 0.05, plain.seed).labels)
     assert [built.runs[1].plan.num_steps for built in (plain, copied)] == [-(-number // 8), -(-2 * number // 8)]
 
 
@@ -190,4 +195,4 @@ def test_an_epoch_is_as_long_as_what_is_learnt():
 def test_mistakes_are_one_line(copies, message):
     fgsm = {"order": ("fgsm",), "made_on": "base", "fgsm": {"name": "fgsm", "epsilon": 0.1}}
     with pytest.raises(UserError, match=message):
-        wiring.from_config(with_a_pupil(copies={**fgsm, **copies}))
+        from_config(with_a_pupil(copies={**fgsm, **copies}))

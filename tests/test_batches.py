@@ -5,17 +5,18 @@ import pytest
 from test_validation import built, fresh
 from test_workflow import devices
 
-from advjax import attacks, workflow
+from advjax import attacks
 from advjax.attacks.combine import restarts
-from advjax.evaluation.deployment import undefended
 from advjax.evaluation.evaluate import attacker, curve_runner, predictor, staged_attacker
+from advjax.evaluation.scored_model import undefended
+from advjax.jobs import train
 from advjax.types import UserError
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused_before_anything_is_done(tmp_path):
     experiment = built(20, batch_size=10)
     with pytest.raises(UserError, match=r"^run.base.batch_size: batch size 10 does not divide by the 4 devices"):
-        workflow.train(experiment, str(tmp_path), devices(), print)
+        train.train(experiment, str(tmp_path), devices(), print)
     assert not list(tmp_path.iterdir())
 
 

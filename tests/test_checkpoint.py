@@ -12,8 +12,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from advjax import sharding
-from advjax.checkpoint import Checkpoints, Restored, read_config, restore_variables
+from advjax.runtime import devices as sharding
+from advjax.runtime.checkpoint import Checkpoints, Restored, read_config, restore_variables
 from advjax.types import UserError
 
 CONFIG = {"model": {"widths": [16, 32], "name": "cnn"}, "epsilon": 8 / 255, "seed": 3}

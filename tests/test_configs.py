@@ -11,11 +11,16 @@ from conftest import REPOSITORY
 from jax.sharding import Mesh
 from test_wiring import config_of
 
-from advjax import assessment, data, names, sharding, wiring, workflow
+from advjax import data
+from advjax.cpu import convolution
 from advjax.evaluation.outcomes import TRANSFER
-from advjax.metrics import read_metrics
-from advjax.models import blocks, convolution
-from advjax.sharding import Devices
+from advjax.experiment import registry
+from advjax.experiment.from_config import from_config
+from advjax.jobs import evaluate, train
+from advjax.models import blocks
+from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices
+from advjax.runtime.metrics import read_metrics
 from advjax.training import losses, objectives
 from advjax.types import Batch
 
@@ -116,7 +121,7 @@ def test_there_is_a_config_for_every_method():
 def test_what_stands_behind_the_colon_chooses_the_experiment(shared):
     config = config_of("cifar_random_self_ensemble", "vgg16")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
-    (run,) = wiring.from_config(config).runs
+    (run,) = from_config(config).runs
     assert type(run.model).__name__ == "VGG16"
     sides = {name: config_of("cross_architecture", name).data.image_size for name in ("cifar10", "cats_vs_dogs")}
     assert sides == {"cifar10": 0, "cats_vs_dogs": 224}
@@ -131,10 +136,10 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
     elif config.data.name != "digits":
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
     # As it is shipped: all of it makes sense.
-    wiring.from_config(config)
-    built = wiring.from_config(shrink(config))
-    workflow.train(built, str(tmp_path), devices, print)
-    found = assessment.evaluate(built, str(tmp_path), devices, print)
+    from_config(config)
+    built = from_config(shrink(config))
+    train.train(built, str(tmp_path), devices, print)
+    found = evaluate.evaluate(built, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
     if len(config.runs) > 1:
         made_on = config.evaluation.made_on
@@ -160,8 +165,8 @@ def contributed():
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 20
     exec(code, {})
-    yield names.OBJECTIVES["logit_pairing"]
-    del names.OBJECTIVES["logit_pairing"]
+    yield registry.OBJECTIVES["logit_pairing"]
+    del registry.OBJECTIVES["logit_pairing"]
 
 
 def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devices):
@@ -170,14 +175,14 @@ def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devi
     with config.unlocked(), config.ignore_type():
         config.run.base.objective = {"name": "logit_pairing", "loss": {"name": "cross_entropy"}, "weight": 0.5}
         config.run.base.attack = {"name": "fgsm", "norm": "linf", "epsilon": "0.15"}
-    built = wiring.from_config(config)
-    workflow.train(built, str(tmp_path), devices, print)
+    built = from_config(config)
+    train.train(built, str(tmp_path), devices, print)
     (line,) = [line for line in read_metrics(tmp_path / "base") if line["kind"] == "train"]
     assert line["apart"] > 0 and line["loss"] > 0.5 * line["apart"]
 
 
 def test_the_contributed_method_is_what_it_says(contributed):
-    model = names.MODELS["net62k"](width=0.2)
+    model = registry.MODELS["net62k"](width=0.2)
     variables = blocks.init(model, jax.random.key(0), (32, 32, 3))
     clean, images = jax.random.uniform(jax.random.key(1), (2, 3, 32, 32, 3))
     labels = jnp.array([1, 2, 3])

@@ -6,10 +6,11 @@ import pytest
 from conftest import REPOSITORY
 from test_wiring import config_of
 
-from advjax import wiring
+from advjax.experiment.build_attack import build_attack
+from advjax.experiment.build_data import load_data
+from advjax.experiment.from_config import plain
 from advjax.papers import join
 from advjax.types import UserError
-from advjax.wiring import plain
 
 
 def fixers_against(attack):
@@ -24,7 +25,7 @@ def test_fixers_are_trained_against_any_of_the_three_attacks(attack, num_steps):
     config = plain(fixers_against(attack))
     described = dict(config["run"]["fixer"]["attack"])
     assert (described.pop("made_on"), described.pop("labels")) == ("base", "predicted")
-    built = wiring.build_attack("train", described, "here")
+    built = build_attack("train", described, "here")
     assert built.norm == "linf" and built.epsilon == pytest.approx(8 / 255)
     assert built.attack.num_steps == num_steps
     held, _ = join.applicable(config["published"], config)
@@ -87,7 +88,7 @@ def test_the_histology_config_keeps_patients_apart(shared):
     config = config_of("hist_fixer")
     config.data.dir = str(shared / "data" / "image_folders" / "monuseg_patches")
     config.data.image_size = 8
-    parts = wiring.load_data(plain(config)["data"], 0)
+    parts = load_data(plain(config)["data"], 0)
     patients = [set(part.groups) for part in parts.splits]
     assert all(patients) and sum(map(len, patients)) == len(set.union(*patients)) == 44
     augmentation = config.run.fixer.augmentation

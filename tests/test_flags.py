@@ -6,7 +6,8 @@ import pytest
 from absl import flags
 from conftest import REPOSITORY
 
-from advjax import main, wiring
+from advjax import main
+from advjax.experiment.from_config import from_config
 from advjax.types import UserError
 
 CONFIG = str(REPOSITORY / "configs" / "digits_fixer.py")
@@ -41,7 +42,7 @@ def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
         "--config.evaluation.attacks.auto_pgd.loss=dlr",
         "--config.evaluation.attacks.fgsm.norm=l2",
     )
-    built = wiring.from_config(config)
+    built = from_config(config)
     base, fixer = (run.spec["run"] for run in built.runs)
     assert (base["epochs"], base["objective"]["noise"], built.runs[0].model.mean) == (3, False, [0.5])
     assert fixer["attack"]["num_restarts"] == 2
@@ -60,7 +61,7 @@ def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
 )
 def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
     with pytest.raises(UserError, match=message):
-        wiring.from_config(parse("--config", CONFIG, f"--config.{override}"))
+        from_config(parse("--config", CONFIG, f"--config.{override}"))
 
 
 @pytest.mark.parametrize(

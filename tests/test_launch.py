@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from advjax import checkpoint
+from advjax.runtime import checkpoint
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"

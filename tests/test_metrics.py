@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from advjax import metrics
-from advjax.metrics import MetricWriter, progress, read_metrics
+from advjax.runtime import progress as progress_module
+from advjax.runtime.metrics import MetricWriter, read_metrics
+from advjax.runtime.progress import progress
 from advjax.types import UserError
 
 
@@ -115,7 +116,7 @@ def test_only_process_0_speaks(tmp_path, monkeypatch, capfd):
 
 def test_plain_lines_without_a_terminal(monkeypatch, capsys):
     now = 0.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
     with progress("training", 7400, initial=20) as bar:
         for _ in range(25):
             now += 1.0
@@ -132,7 +133,7 @@ def test_plain_lines_without_a_terminal(monkeypatch, capsys):
 
 def test_nothing_is_said_twice(monkeypatch, capsys):
     now = 0.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
     with progress("attacking", 10) as bar:
         now = 20.0
         bar.advance(10)
@@ -156,7 +157,7 @@ def test_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     with os.fdopen(terminal, "w") as stderr:
-        monkeypatch.setattr(metrics.sys, "stderr", stderr)
+        monkeypatch.setattr(progress_module.sys, "stderr", stderr)
         with progress("training [x]", 4, initial=1) as bar:
             for loss in (3.0, 2.0, 1.0):
                 bar.advance(loss=loss)

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from advjax.preemption import Preemption
+from advjax.runtime.preemption import Preemption
 
 
 def test_sigterm_is_remembered_and_the_old_handler_returns():

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from advjax import attacks, data, defaults, names, sharding, types
+from advjax import attacks, data, types
 from advjax import main as main_module
 from advjax.evaluation import report
+from advjax.experiment import defaults, registry
 from advjax.papers import __main__ as papers_module
 from advjax.papers import join, published
+from advjax.runtime import devices as sharding
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "api.md"
@@ -103,22 +105,22 @@ def test_tables_name_what_there_is(table):
 
 
 NAMES = {
-    "attacks": names.ATTACKS,
-    "attacks in stages": names.STAGED_ATTACKS,
-    "noises, listed among the attacks of an evaluation": names.NOISES,
-    "attacks for training alone": names.TRAINING_ATTACKS,
-    "norms": names.NORMS,
-    "attack losses": names.ATTACK_LOSSES,
-    "losses": names.LOSSES,
-    "augmentations": names.AUGMENTATIONS,
-    "transforms of targets": names.TRANSFORMS,
-    "models": names.MODELS,
-    "models around a base": names.PATCHES,
-    "objectives": names.OBJECTIVES,
-    "schedules": names.SCHEDULES,
-    "optimizers": names.OPTIMIZERS,
-    "averages": names.AVERAGES,
-    "defences": names.DEFENSES,
+    "attacks": registry.ATTACKS,
+    "attacks in stages": registry.STAGED_ATTACKS,
+    "noises, listed among the attacks of an evaluation": registry.NOISES,
+    "attacks for training alone": registry.TRAINING_ATTACKS,
+    "norms": registry.NORMS,
+    "attack losses": registry.ATTACK_LOSSES,
+    "losses": registry.LOSSES,
+    "augmentations": registry.AUGMENTATIONS,
+    "transforms of targets": registry.TRANSFORMS,
+    "models": registry.MODELS,
+    "models around a base": registry.PATCHES,
+    "objectives": registry.OBJECTIVES,
+    "schedules": registry.SCHEDULES,
+    "optimizers": registry.OPTIMIZERS,
+    "averages": registry.AVERAGES,
+    "defences": registry.DEFENSES,
     "mappings": sharding.MAPPINGS,
     "data sets": data.KNOWN_NAMES,
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import REPOSITORY
 
-from advjax import defaults
+from advjax.experiment import defaults
 
 README = (REPOSITORY / "README.md").read_text()
 

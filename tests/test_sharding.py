@@ -18,9 +18,10 @@ import numpy as np
 import optax
 import pytest
 
-from advjax import sharding
-from advjax.checkpoint import Checkpoints
-from advjax.preemption import Preemption
+from advjax.runtime import collectives, distributed
+from advjax.runtime import devices as sharding
+from advjax.runtime.checkpoint import Checkpoints
+from advjax.runtime.preemption import Preemption
 from advjax.types import UserError
 
 BATCH, EXAMPLES, STEPS = 16, 13, 3
@@ -50,8 +51,8 @@ def train_step(state, batch, *, axis_name):
         return jnp.sum(losses * batch["mask"]), (losses, updated["batch_stats"])
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (losses, batch_stats)), grads = gradient_fn(sharding.varying(state["params"], axis_name))
-    loss, grads, count = sharding.sum_over((loss, grads, jnp.sum(batch["mask"])), axis_name)
+    (loss, (losses, batch_stats)), grads = gradient_fn(collectives.varying(state["params"], axis_name))
+    loss, grads, count = collectives.sum_over((loss, grads, jnp.sum(batch["mask"])), axis_name)
     updates, opt_state = OPTIMIZER.update(jax.tree.map(lambda g: g / count, grads), state["opt_state"])
     params = optax.apply_updates(state["params"], updates)
     new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
@@ -116,8 +117,8 @@ def test_training_equals_the_unmapped_step(mapping):
 @pytest.mark.parametrize("mapping", sharding.MAPPINGS)
 def test_gradient_has_the_right_scale(mapping):
     def gradient(weight, rows, *, axis_name):
-        grads = jax.grad(lambda w: jnp.mean(w * rows))(sharding.varying(weight, axis_name))
-        return sharding.mean_over(grads, axis_name)
+        grads = jax.grad(lambda w: jnp.mean(w * rows))(collectives.varying(weight, axis_name))
+        return collectives.mean_over(grads, axis_name)
 
     gradient = sharding.parallelize(gradient, mapping, sharding.mesh(), in_sharded=(False, True), out_sharded=False)
     assert gradient(np.float32(3.0), np.arange(8, dtype=np.float32)) == pytest.approx(3.5)
@@ -157,7 +158,7 @@ def test_a_loop_stops_on_each_device_by_itself(mapping, rounds):
 
 def test_without_axis_name_the_collectives_do_nothing():
     tree = {"a": jnp.arange(3.0)}
-    for function in (sharding.sum_over, sharding.mean_over, sharding.varying):
+    for function in (collectives.sum_over, collectives.mean_over, collectives.varying):
         assert function(tree, None) is tree
 
 
@@ -194,7 +195,7 @@ def test_sizes_and_names_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("distributed", "variables", "message"),
+    ("mode", "variables", "message"),
     [
         ("yes", {}, "choose auto or none"),
         ("auto", {"ADVJAX_PROCESS_ID": "0"}, "without ADVJAX_COORDINATOR, ADVJAX_NUM_PROCESSES"),
@@ -202,11 +203,11 @@ def test_sizes_and_names_are_checked():
         ("auto", {"ADVJAX_COORDINATOR": "h:1", "ADVJAX_NUM_PROCESSES": "2", "ADVJAX_PROCESS_ID": "x"}, "whole number"),
     ],
 )
-def test_initialize_checks_what_it_is_given(monkeypatch, distributed, variables, message):
+def test_initialize_checks_what_it_is_given(monkeypatch, mode, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        sharding.initialize(distributed)
+        distributed.initialize(mode)
 
 
 SLURM = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"}
@@ -230,9 +231,9 @@ def test_clusters_are_recognized(monkeypatch, variables, joins):
         monkeypatch.setenv(name, "1")
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
-    sharding.initialize("none")
+    distributed.initialize("none")
     assert calls == []
-    sharding.initialize("auto")
+    distributed.initialize("auto")
     assert calls == ([()] if joins else [])
 
 
@@ -242,7 +243,7 @@ def to_lists(tree) -> list:
 
 def work(folder: pathlib.Path) -> dict:
     """One process of several: trains under every mapping, saves, damages and restores, is told to stop."""
-    sharding.initialize("auto")
+    distributed.initialize("auto")
     results = {}
     for mapping in sharding.MAPPINGS:
         state, metrics, losses = train(mapping)

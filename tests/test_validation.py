@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from test_workflow import devices
 
-from advjax import attacks, defaults, wiring, workflow
-from advjax.metrics import read_metrics
+from advjax import attacks
+from advjax.experiment import defaults
+from advjax.experiment.from_config import from_config
+from advjax.jobs import train
 from advjax.models import blocks
+from advjax.runtime.metrics import read_metrics
 from advjax.training import loop
 from advjax.types import UserError
 
@@ -18,7 +21,7 @@ DIVERGENT = {"name": "most_divergent", "epsilon": "0.2", "num_steps": 3, "step_s
 def built(num_validation=0, image_size=16, **changes):
     """One small network on digits, a few steps long."""
     method = {"model": {"name": "lenet5"}, "num_steps": 2, "batch_size": 16, "train_fraction": 0.05, **changes}
-    return wiring.from_config(
+    return from_config(
         defaults.experiment(
             data={"name": "digits", "image_size": image_size, "num_validation": num_validation},
             runs=("base",),
@@ -39,9 +42,9 @@ def test_no_validation_images_are_refused_where_they_are_needed(changes, what):
 
 def test_a_run_without_validation_images_keeps_its_last_checkpoint(tmp_path):
     experiment = built(select="last")
-    workflow.train(experiment, str(tmp_path), devices(), print)
+    train.train(experiment, str(tmp_path), devices(), print)
     assert {line["kind"] for line in read_metrics(tmp_path / "base")} == {"train"}
-    assert workflow.restore(experiment.runs[0], str(tmp_path), experiment.image_shape, print).params
+    assert train.restore(experiment.runs[0], str(tmp_path), experiment.image_shape, print).params
 
 
 def test_a_checkpoint_that_something_else_has_left_is_known_by_its_shapes(tmp_path):
@@ -50,12 +53,12 @@ def test_a_checkpoint_that_something_else_has_left_is_known_by_its_shapes(tmp_pa
     variables, dataset = fresh(experiment), experiment.data.train
     fit = {"folder": str(tmp_path / "base"), "devices": devices(), "config": {"made": "by hand"}, "notify": print}
     loop.fit("base", run.method(variables, {}), run.plan, variables, dataset, {}, lambda variables: {}, **fit)
-    assert workflow.restore(run, str(tmp_path), experiment.image_shape, print).params
+    assert train.restore(run, str(tmp_path), experiment.image_shape, print).params
 
 
 def scores(experiment, variables):
     """What the validation of the only run says about the variables."""
-    return workflow._validation(experiment.runs[0], variables, experiment, {}, {}, devices())(variables)
+    return train._validation(experiment.runs[0], variables, experiment, {}, {}, devices())(variables)
 
 
 def with_predictions_as_labels(experiment, variables):

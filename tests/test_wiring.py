@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import REPOSITORY
 
-from advjax import attacks, names, wiring
+from advjax import attacks
+from advjax.experiment import registry
+from advjax.experiment.build_attack import build_attack
+from advjax.experiment.from_config import from_config
 from advjax.models import blocks
 from advjax.types import UserError, Variables
 
@@ -32,7 +35,7 @@ def changed(**changes):
 
 
 def test_the_digits_config_is_the_experiment_it_describes():
-    built = wiring.from_config(config_of("digits_fixer"))
+    built = from_config(config_of("digits_fixer"))
     base, fixer = built.runs
     assert (base.name, base.needs, fixer.name, fixer.needs) == ("base", (), "fixer", ("base",))
     assert [len(split.labels) for split in built.data.splits] == [1298, 140, 359]
@@ -98,7 +101,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
 )
 def test_mistakes_are_one_clear_line(changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        wiring.from_config(changed(**changes))
+        from_config(changed(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -160,12 +163,12 @@ def sgd(**schedule):
 )
 def test_mistakes_in_a_method_are_one_clear_line_before_anything_is_trained(changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        wiring.from_config(changed(**changes))
+        from_config(changed(**changes))
     assert "\n" not in str(caught.value)
 
 
 def test_a_rule_that_no_parameter_follows_is_one_clear_line():
-    built = wiring.from_config(changed(run__fixer__trainable="^fixers_"))
+    built = from_config(changed(run__fixer__trainable="^fixers_"))
     fixer = built.runs[1]
     variables = jax.eval_shape(lambda: blocks.init(fixer.model, jax.random.key(0), built.image_shape))
     with pytest.raises(UserError, match="rule '\\^fixers_' -> 'trained' matches no parameter"):
@@ -185,7 +188,7 @@ def test_a_schedule_with_two_updates_a_batch_lasts_as_long_as_the_run(schedule, 
     changes["run__base__optimizer"] = {"name": "sgd", "schedule": schedule}
     rates = {}
     for two_updates in ("", "attack"):
-        run = wiring.from_config(changed(**changes, run__base__two_updates=two_updates)).runs[0]
+        run = from_config(changed(**changes, run__base__two_updates=two_updates)).runs[0]
         assert run.plan.num_steps == 84
         rates[two_updates] = rate_after(run, 84 if two_updates else 42)
     assert rates == {two_updates: pytest.approx(halfway) for two_updates in rates}
@@ -205,12 +208,12 @@ def rate_after(run, updates):
 
 @pytest.mark.parametrize("text, expected", [("8/255", 8 / 255), ("0.005", 0.005), ("inf", float("inf")), (3, 3)])
 def test_numbers_may_be_fractions(text, expected):
-    assert names.number(text) == expected
+    assert registry.number(text) == expected
 
 
 def test_an_attack_of_a_config_is_the_attack_of_the_library():
     spec = {"name": "auto_pgd", "epsilon": "8/255", "num_steps": 7, "loss": "dlr", "step_size": "0.005"}
-    named = wiring.build_attack("a", spec, "here")
+    named = build_attack("a", spec, "here")
     assert isinstance(named.attack, attacks.Attack) and named.stages is None
     assert (named.attack.num_steps, named.threat_model) == (7, attacks.linf(8 / 255))
     assert (named.name, named.norm, named.epsilon, named.spec) == ("a", "linf", 8 / 255, spec)
@@ -221,11 +224,11 @@ def test_an_attack_of_a_config_is_the_attack_of_the_library():
 
 def test_restarts_and_stages_of_a_config():
     spec = {"name": "fgsm", "epsilon": 0.1, "num_restarts": 3}
-    named = wiring.build_attack("a", spec, "here")
+    named = build_attack("a", spec, "here")
     assert not isinstance(named.for_verdict(), attacks.Attack)
-    staged = wiring.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
+    staged = build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
     assert [stage.name for stage in staged.stages] == ["apgd-ce", "apgd-dlr"]
     with pytest.raises(UserError, match="here: num_restarts must be 1 or more, and 1 for auto_attack"):
-        wiring.build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
+        build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
     with pytest.raises(UserError, match=r"run.fixer.attack: auto_attack is for evaluation only"):
-        wiring.from_config(changed(run__fixer__attack={"name": "auto_attack", "epsilon": 0.1, "made_on": "base"}))
+        from_config(changed(run__fixer__attack={"name": "auto_attack", "epsilon": 0.1, "made_on": "base"}))

@@ -6,7 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from advjax import data, defaults, wiring
+from advjax import data
+from advjax.experiment import defaults
+from advjax.experiment.build_data import load_data
+from advjax.experiment.from_config import from_config, plain
 from advjax.types import UserError
 
 PATIENTS = 8
@@ -35,7 +38,7 @@ def folder(tmp_path, monkeypatch):
 
 def loaded(**changes):
     run = defaults.run(model={"name": "lenet5"}, num_steps=2, batch_size=4, select="last")
-    return wiring.from_config(
+    return from_config(
         defaults.experiment(data=changes, runs=("base",), run={"base": run}, evaluation={"batch_size": 4})
     ).data
 
@@ -79,7 +82,7 @@ def test_the_seed_chooses_the_patients(folder):
             runs=("base",),
             run={"base": run},
         )
-        shares.append(tuple(sorted(set(wiring.load_data(wiring.plain(config.data), seed).test.groups))))
+        shares.append(tuple(sorted(set(load_data(plain(config.data), seed).test.groups))))
     assert shares[0] == shares[1] and len(set(shares)) > 1
 
 

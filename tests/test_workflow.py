@@ -11,13 +11,17 @@ import pytest
 from conftest import REPOSITORY
 from test_wiring import changed
 
-from advjax import assessment, attacks, data, names, sharding, trained, wiring, workflow
+from advjax import attacks, data
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
-from advjax.evaluation.deployment import model_hash
 from advjax.evaluation.outcomes import read_outcomes
-from advjax.preemption import PreemptedError
-from advjax.sharding import Devices
+from advjax.evaluation.scored_model import model_hash
+from advjax.experiment import registry
+from advjax.experiment.from_config import from_config
+from advjax.jobs import evaluate, load, train
+from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices
+from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
 
 # The contract as written down for those who read report.json, not as the code has it.
@@ -34,7 +38,7 @@ pytestmark = pytest.mark.optimized
 
 
 def small(**changes):
-    return wiring.from_config(
+    return from_config(
         changed(
             **{
                 "data__num_validation": 20,
@@ -61,8 +65,8 @@ def devices(mapping="shard_map"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("work"))
-    workflow.train(small(), workdir, devices(), print)
-    return workdir, assessment.evaluate(small(), workdir, devices(), print)
+    train.train(small(), workdir, devices(), print)
+    return workdir, evaluate.evaluate(small(), workdir, devices(), print)
 
 
 def without_seconds(found):
@@ -101,7 +105,7 @@ def test_a_folder_says_which_examples_it_has_learnt_from(finished):
 
 def test_a_trained_network_can_be_had_for_own_code(finished):
     workdir, found = finished
-    network = trained.load(workdir, "fixer")
+    network = load.load(workdir, "fixer")
     few = network.test.take(np.arange(36))
     logits = network.logits_fn(data.pixels(few.images))
     (clean,) = (row for row in found.rows if (row["run"], row["attack"], row["subset"]) == ("fixer", "clean", "all"))
@@ -113,9 +117,9 @@ def test_a_trained_network_can_be_had_for_own_code(finished):
     exec(snippet.replace("workdirs/digits_fixer", workdir), found_there)
     np.testing.assert_allclose(found_there["logits"], logits[:8], rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="is named 'x'; there are base, fixer"):
-        trained.load(workdir, "x")
+        load.load(workdir, "x")
     with pytest.raises(UserError, match="holds no experiment"):
-        trained.load(f"{workdir}/fixer", "fixer")
+        load.load(f"{workdir}/fixer", "fixer")
 
 
 def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
@@ -140,8 +144,8 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
     workdir, found = finished
     before = read_outcomes(f"{workdir}/outcomes.npz")
     with open(f"{workdir}/config.json") as file:
-        again = wiring.from_config(ConfigDict(json.load(file)))
-    repeated = assessment.evaluate(again, workdir, devices(), print)
+        again = from_config(ConfigDict(json.load(file)))
+    repeated = evaluate.evaluate(again, workdir, devices(), print)
     assert without_seconds(repeated) == without_seconds(found)
     for old, new in zip(before, read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
         np.testing.assert_array_equal(old.predictions, new.predictions)
@@ -151,7 +155,7 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
 def test_fixing_leaves_the_base_bit_identical(finished):
     workdir, _ = finished
     built = small()
-    base, fixer = (workflow.restore(run, workdir, built.image_shape, print) for run in built.runs)
+    base, fixer = (train.restore(run, workdir, built.image_shape, print) for run in built.runs)
     for part in ("params", "model_state"):
         there = getattr(fixer, part)
         there = there["base"] if part == "params" else {name: tree["base"] for name, tree in there.items()}
@@ -164,7 +168,7 @@ def test_repeating_the_command_trains_nothing(finished):
     workdir, _ = finished
     with open(f"{workdir}/fixer/metrics.jsonl", "rb") as file:
         before = file.read()
-    workflow.train(small(), workdir, devices(), print)
+    train.train(small(), workdir, devices(), print)
     with open(f"{workdir}/fixer/metrics.jsonl", "rb") as file:
         assert file.read() == before
 
@@ -173,14 +177,14 @@ def test_a_folder_with_another_configuration_is_refused(finished):
     with pytest.raises(
         UserError, match=r"another configuration \(run.batch_size is 64 there, 32 here\): choose another"
     ):
-        workflow.train(small(run__base__batch_size=32), finished[0], devices(), print)
+        train.train(small(run__base__batch_size=32), finished[0], devices(), print)
 
 
 def test_a_run_may_be_an_existing_checkpoint(finished, tmp_path):
     workdir, _ = finished
     again = small(run__base__checkpoint=f"{workdir}/base", runs=("base",))
-    workflow.train(again, str(tmp_path), devices(), print)
-    found = assessment.evaluate(again, str(tmp_path), devices(), print)
+    train.train(again, str(tmp_path), devices(), print)
+    found = evaluate.evaluate(again, str(tmp_path), devices(), print)
     expected = [row for row in without_seconds(finished[1]) if row["run"] == "base" and row["attack"] == "clean"]
     assert [row for row in without_seconds(found) if row["attack"] == "clean"] == expected
     assert not (tmp_path / "base" / "checkpoints").exists()
@@ -191,7 +195,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     with pytest.raises(
         UserError, match=r"holds another model than run 'base' describes: .* is \(4,\) there and \(8,\) here"
     ):
-        workflow.train(other, str(tmp_path), devices(), print)
+        train.train(other, str(tmp_path), devices(), print)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +218,14 @@ def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, 
     built = small(**changes)
     with pytest.raises(UserError, match=key) as caught:
         for run in built.runs:
-            workflow.restore(run, workdir, built.image_shape, print)
+            train.restore(run, workdir, built.image_shape, print)
     assert "\n" not in str(caught.value) and "holds a run of another configuration" in str(caught.value)
 
 
 def test_another_evaluation_of_the_same_runs_is_welcome(finished):
     workdir, _ = finished
     built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
-    assert [bool(workflow.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
+    assert [bool(train.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
 
 
 def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_path):
@@ -230,12 +234,12 @@ def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_
     del old["run"]["copies"], old["run"]["validation_attack"], old["data"]["stream"]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "run.json").write_text(json.dumps(old))
-    workflow._claim(run, str(tmp_path))
+    train._claim(run, str(tmp_path))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
-        assessment.evaluate(small(), str(tmp_path), devices(), print)
+        evaluate.evaluate(small(), str(tmp_path), devices(), print)
 
 
 def test_every_mapping_gives_the_same_verdicts(finished):
@@ -244,7 +248,7 @@ def test_every_mapping_gives_the_same_verdicts(finished):
     expected = [row for row in without_seconds(found) if row["attack"] in kept]
     for mapping in ("pmap", "jit"):
         built = small(evaluation__attacks__order=("auto_pgd",), evaluation__pictured="auto_pgd")
-        repeated = assessment.evaluate(built, workdir, devices(mapping), print)
+        repeated = evaluate.evaluate(built, workdir, devices(mapping), print)
         assert [row for row in without_seconds(repeated) if row["attack"] in kept] == expected
 
 
@@ -271,7 +275,7 @@ def staged():
     short = {"name": "auto_attack", "epsilon": 0.15}
     changes = {"evaluation__attacks__order": ("fgsm", "short"), "evaluation__attacks__short": short}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(names.STAGED_ATTACKS, "auto_attack", stages)
+        patch.setitem(registry.STAGED_ATTACKS, "auto_attack", stages)
         return small(**changes, evaluation__pictured="fgsm")
 
 
@@ -279,7 +283,7 @@ def staged():
 def undisturbed(staged, finished):
     """The report, and how often it was asked whether to stop."""
     asked = Asked(None)
-    return assessment.evaluate(staged, finished[0], devices(), print, asked), asked.count
+    return evaluate.evaluate(staged, finished[0], devices(), print, asked), asked.count
 
 
 def test_stages_are_an_attack_like_any_other(undisturbed, finished):
@@ -296,9 +300,9 @@ def test_stages_are_an_attack_like_any_other(undisturbed, finished):
 def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(staged, finished, undisturbed, at):
     workdir, (expected, count) = finished[0], undisturbed
     with pytest.raises(PreemptedError, match=r"stopped .* state saved"):
-        assessment.evaluate(staged, workdir, devices(), print, Asked(at))
+        evaluate.evaluate(staged, workdir, devices(), print, Asked(at))
     rest = Asked(None)
-    found = assessment.evaluate(staged, workdir, devices(), print, rest)
+    found = evaluate.evaluate(staged, workdir, devices(), print, rest)
     assert without_seconds(found) == without_seconds(expected)
     # One question before each attack and one after each batch; a batch that was done is not attacked again.
     assert rest.count < count

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import Aim, AimedLoss, Loss
+from advjax.attacks.pgd_family import climb, goal
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.asking import Expectation
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import Aim, AimedLoss, Loss
+from advjax.attacks.model_queries import Expectation
+from advjax.attacks.pgd_family import climb, goal
 from advjax.attacks.threat_model import L1, ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks import asking, checks
-from advjax.attacks.asking import Expectation
+from advjax.attacks import input_checks, model_queries
+from advjax.attacks.model_queries import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
@@ -115,14 +115,14 @@ class Attack:
         if self.stop_on_success:
             wrong = self._fooled(problems.clean_logits, labels)
             adversarial = jnp.where(_per_image(wrong, adversarial), images, adversarial)
-        checks.warn_of_nonfinite(nonfinite)
+        input_checks.warn_of_nonfinite(nonfinite)
         return self._result(logits_fn, problems, adversarial, steps, nonfinite)
 
     def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
-        checks.check_inputs(images, labels, self.threat_model.bounds)
+        input_checks.check_inputs(images, labels, self.threat_model.bounds)
         rngs = keys_per_image(rng, len(images))
-        clean_logits = asking.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
-        checks.check_logits(clean_logits, images, labels)
+        clean_logits = model_queries.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
+        input_checks.check_logits(clean_logits, images, labels)
         labels = jnp.asarray(labels, jnp.int32)
         if start is not None:
             start = jax.vmap(self.threat_model.project)(images, start)
@@ -175,14 +175,14 @@ class Attack:
             states, fooled = self._looked(logits_fn, problems, states, 2 * index)
         points, rngs = jax.vmap(self.query)(states), model_keys(problems.rng, 2 * index + 1)
         if self.cotangents is None:
-            logits = asking.evaluate(logits_fn, points, rngs)
+            logits = model_queries.evaluate(logits_fn, points, rngs)
             gradients = jnp.zeros((len(points), 0, *points.shape[1:]), points.dtype)
         else:
             wanted = jax.vmap(self.cotangents)
-            logits, gradients = asking.differentiate(
+            logits, gradients = model_queries.differentiate(
                 logits_fn, points, rngs, lambda logits: wanted(problems, states, logits)
             )
-        gradients, nonfinite = asking.finite(gradients)
+        gradients, nonfinite = model_queries.finite(gradients)
         updated = jax.vmap(self.update)(problems, states, logits, gradients)
         if self.look is None:
             fooled = self._fooled_inside(problems, points, logits)
@@ -190,7 +190,7 @@ class Attack:
 
     def _looked(self, logits_fn, problems, states, number):
         points = jax.vmap(self.query)(states)
-        logits = asking.evaluate(logits_fn, points, model_keys(problems.rng, number))
+        logits = model_queries.evaluate(logits_fn, points, model_keys(problems.rng, number))
         assert self.look is not None
         looked = jax.vmap(self.look)(problems, states, logits)
         return looked, self._fooled_inside(problems, points, logits)
@@ -200,7 +200,7 @@ class Attack:
         if self.look is not None:
             return self._looked(logits_fn, problems, states, 2 * index)[0]
         points = jax.vmap(self.query)(states)
-        logits = asking.evaluate(logits_fn, points, model_keys(problems.rng, 2 * index + 1))
+        logits = model_queries.evaluate(logits_fn, points, model_keys(problems.rng, 2 * index + 1))
         count = 0
         if self.cotangents is not None:
             count = jax.eval_shape(jax.vmap(self.cotangents), problems, states, logits).shape[1]
@@ -214,7 +214,7 @@ class Attack:
         return (jnp.argmax(logits, axis=-1) == labels) == self.targeted
 
     def _result(self, logits_fn, problems, adversarial, steps, nonfinite) -> AttackResult:
-        logits = asking.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
+        logits = model_queries.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
         success = self._fooled(logits, problems.label) & allowed

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks import asking
-from advjax.attacks.asking import Expectation
+from advjax.attacks import model_queries
 from advjax.attacks.base import PREDICTION, keys_per_image, model_keys, varying_like
 from advjax.attacks.losses import Aim, next_likely_class
+from advjax.attacks.model_queries import Expectation
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 KEEP = {
@@ -87,7 +87,7 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
             return _merge(lambda old, new: rule(old, new) | (number == 0), kept, new), None
 
         # One loop from the first round on: the attack is compiled once.
-        logits = jax.eval_shape(lambda images: asking.evaluate(logits_fn, images, rngs), images)
+        logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
         nothing = _nothing_yet(jnp.asarray(images), jnp.zeros(logits.shape, logits.dtype))
         numbers = jnp.arange(stage.num_rounds(logits.shape[-1]))
         return jax.lax.scan(step, varying_like((images, labels, rngs), nothing), numbers)[0]
@@ -126,7 +126,7 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
         logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
     ) -> AttackResult:
         keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
-        predictions = jnp.argmax(asking.evaluate(logits_fn, images, keys), axis=-1)
+        predictions = jnp.argmax(model_queries.evaluate(logits_fn, images, keys), axis=-1)
         return attack(logits_fn, images, predictions, rng, start)
 
     return predicted

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
-from advjax.attacks.goals import climb, goal
 from advjax.attacks.losses import AIMS, Aim, AimedLoss, Loss
+from advjax.attacks.pgd_family import climb, goal
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 

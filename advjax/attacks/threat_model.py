@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from advjax.attacks.hyperplanes import to_hyperplane_l1, to_hyperplane_l2, to_hyperplane_linf
+from advjax.attacks.hyperplane_projection import to_hyperplane_l1, to_hyperplane_l2, to_hyperplane_linf
 from advjax.types import Array, Key
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from advjax.cpu.convolution import conv_general_dilated, exact
+from advjax.cpu.pooling import max_pool
 from advjax.models.blocks import apply, init
-from advjax.models.convolution import conv_general_dilated, exact
-from advjax.models.pooling import global_average_pool, max_pool
+from advjax.models.layers import global_average_pool
 from advjax.models.resnet import ResNet18
 from advjax.models.resnet9 import ResNet9
 from advjax.types import Array, LogitsFn, PyTree, UserError

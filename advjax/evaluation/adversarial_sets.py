@@ -13,7 +13,7 @@ import numpy as np
 from advjax.attacks import ThreatModel
 from advjax.data import Dataset, pixels
 from advjax.data.dataset import fingerprint
-from advjax.evaluation.files import plain, write_atomically
+from advjax.runtime.files import plain, write_atomically
 from advjax.types import UserError
 
 FORMATS = ("float32", "uint8")

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax import sharding
 from advjax.attacks import Progress, Stage, ThreatModel, in_precision, run_stages
 from advjax.data import Dataset, eval_batches, pixels
-from advjax.evaluation.deployment import Deployed
 from advjax.evaluation.interruption import Adversarial, Done, Interruption
-from advjax.metrics import progress
-from advjax.preemption import PreemptedError
-from advjax.sharding import Devices
+from advjax.evaluation.scored_model import Deployed
+from advjax.runtime.devices import Devices, fetch, gather_parts, pad_to_multiple
+from advjax.runtime.preemption import PreemptedError
+from advjax.runtime.progress import progress
 from advjax.types import Array, AttackFn, Key, PyTree
 
 AttackRunner = Callable[[PyTree, Dataset, int, Interruption | None], Adversarial]
@@ -34,7 +33,7 @@ def predictor(
     Every call evaluates batches of the same size, so that a verdict does not depend on how many images there are.  The
     keys of a stochastic model are folded from the seed and the index of the image, and are none that attacks have seen.
     """
-    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
+    batch_size = pad_to_multiple(batch_size, devices.mesh)
     replica = devices.parallelize(
         lambda variables, images, keys, *, axis_name: model.predict(variables, images, keys),
         in_sharded=(False, True, True),
@@ -47,7 +46,7 @@ def predictor(
         found = []
         for positions, mask in eval_batches(len(images), batch_size):
             here = positions[rows]
-            found.append(sharding.fetch(replica(variables, pixels(images[here]), _keys(rng, index[here])))[mask])
+            found.append(fetch(replica(variables, pixels(images[here]), _keys(rng, index[here])))[mask])
         return np.concatenate(found).astype(np.int32)
 
     return predict
@@ -62,7 +61,7 @@ def attacker(
     batch size nor order nor number of devices changes what happens to it.  The runner raises PreemptedError, with what
     has been done saved, when it is asked to stop.  With a title it shows how far it is.
     """
-    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
+    batch_size = pad_to_multiple(batch_size, devices.mesh)
     replica = devices.parallelize(
         lambda *args, axis_name: _attack(model, attack, *args),
         in_sharded=(False, True, True, True),
@@ -81,7 +80,7 @@ def attacker(
                     continue
                 here = positions[rows]
                 keys = _keys(rng, dataset.index[here])
-                result = sharding.fetch(replica(variables, pixels(dataset.images[here]), dataset.labels[here], keys))
+                result = fetch(replica(variables, pixels(dataset.images[here]), dataset.labels[here], keys))
                 done.add([array[mask] for array in result], time.perf_counter() - start)
                 if bar is not None:
                     bar.advance(int(mask.sum()))
@@ -110,7 +109,7 @@ def staged_attacker(
     that type; verdicts are in the model's own.
     """
     search_fn = in_precision(jnp.dtype(search_dtype), model.attacked) if search_dtype else None
-    local_size = devices.local_rows(sharding.pad_to_multiple(batch_size, devices.mesh))
+    local_size = devices.local_rows(pad_to_multiple(batch_size, devices.mesh))
     local_size = local_size.stop - local_size.start
 
     def run(variables: PyTree, dataset: Dataset, seed: int, interruption: Interruption | None = None) -> Adversarial:
@@ -141,7 +140,7 @@ def staged_attacker(
             )
         counts = [len(part) for part in parts]
         arrays = found.images, found.distance, found.steps, found.nonfinite
-        return Adversarial(*sharding.gather_parts(arrays, counts), seconds=time.perf_counter() - start)
+        return Adversarial(*gather_parts(arrays, counts), seconds=time.perf_counter() - start)
 
     return run
 
@@ -154,7 +153,7 @@ def curve_runner(
     ``attack_at`` makes the attack for a traced epsilon, so that all of them are compiled once.
     """
 
-    batch_size = sharding.pad_to_multiple(batch_size, devices.mesh)
+    batch_size = pad_to_multiple(batch_size, devices.mesh)
 
     def attacked(variables: PyTree, epsilon: Array, images: Array, labels: Array, keys: Key) -> Array:
         result = attack_at(epsilon)(model.attacked(variables), images, labels, keys)
@@ -171,7 +170,7 @@ def curve_runner(
         for positions, mask in eval_batches(len(dataset.labels), batch_size):
             here = positions[rows]
             arrays = pixels(dataset.images[here]), dataset.labels[here], _keys(rng, dataset.index[here])
-            found.append(sharding.fetch(replica(variables, np.float32(epsilon), *arrays))[mask])
+            found.append(fetch(replica(variables, np.float32(epsilon), *arrays))[mask])
         return np.concatenate(found) == dataset.labels
 
     return run

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from advjax.attacks.state_file import SAVE_EVERY, StateFile
-from advjax.preemption import PreemptedError
+from advjax.attacks.result_store import SAVE_EVERY, StateFile
+from advjax.runtime.preemption import PreemptedError
 
 
 class Adversarial(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advjax.evaluation.files import plain, write_atomically
+from advjax.runtime.files import plain, write_atomically
 
 CLEAN = "clean"
 """Name of the attack where there is none."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from advjax.evaluation.files import plain, write_atomically
 from advjax.evaluation.outcomes import CLEAN, Outcome, check, write_outcomes
 from advjax.evaluation.statistics import spread_over_fifths, wilson_interval
+from advjax.runtime.files import plain, write_atomically
 from advjax.types import UserError
 
 SCHEMA_VERSION = 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from advjax.cpu.pooling import max_pool
 from advjax.models.layers import Hidden, ImageClassifier, conv
-from advjax.models.pooling import max_pool
 from advjax.types import Array
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from advjax.models.blocks import Classifier, Patched
-from advjax.models.convolution import Conv
+from advjax.models.layers import Conv
 from advjax.types import Array
 
 ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}

@@ -4,8 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from advjax.models.layers import ConvNormRelu, ImageClassifier, conv
-from advjax.models.pooling import global_average_pool
+from advjax.models.layers import ConvNormRelu, ImageClassifier, conv, global_average_pool
 from advjax.types import Array
 
 # Of Keras: padding (uneven where a stride of 2 meets an even size), BatchNorm and initialisation.

@@ -10,13 +10,42 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from advjax.cpu.convolution import conv_general_dilated
 from advjax.models.blocks import Between, Classifier
-from advjax.models.convolution import Conv, torch_bias_init, torch_kernel_init
-from advjax.models.pooling import global_average_pool
 from advjax.types import Array
 
 he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / fan_out: what torchvision gives the convolutions of its networks."""
+
+
+class Conv(nn.Conv):
+    """``flax.linen.Conv`` of two dimensions that computes with ``cpu.convolution.conv_general_dilated``.
+
+    ``kernel_size`` may be one number for a square kernel.  Everything else, the names and shapes of the parameters
+    included, is that of ``flax.linen.Conv``; for PyTorch's initialization pass ``kernel_init=torch_kernel_init`` and
+    ``bias_init=torch_bias_init(fan_in)``.
+    """
+
+    conv_general_dilated: Any = conv_general_dilated
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kernel_size, int):
+            self.kernel_size = (self.kernel_size, self.kernel_size)
+        super().__post_init__()
+
+
+torch_kernel_init: Callable[..., Array] = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""PyTorch's default for convolutions and linear layers: uniform in ±1/sqrt(fan_in)."""
+
+
+def torch_bias_init(fan_in: int) -> Callable[..., Array]:
+    """PyTorch's default for biases: uniform in ±1/sqrt(fan_in), where fan_in = kernel rows x columns x channels."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class ImageClassifier(Classifier):
@@ -177,3 +206,8 @@ def batch_norm(
 def dense(x: Array, features: int, name: str = "dense") -> Array:
     """A linear layer on ``x`` [n, inputs]; to be called in a compact method."""
     return nn.Dense(features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name=name)(x)
+
+
+def global_average_pool(x: Array) -> Array:
+    """Mean over rows and columns: [..., h, w, channels] -> [..., channels]."""
+    return jnp.mean(x, axis=(-3, -2))

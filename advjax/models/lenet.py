@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax
 
+from advjax.cpu.pooling import max_pool
 from advjax.models.layers import GaussianNoise, Hidden, ImageClassifier, conv
-from advjax.models.pooling import max_pool
 from advjax.types import Array
 
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from advjax.models.layers import ImageClassifier, batch_norm, conv, dense
-from advjax.models.pooling import global_average_pool
+from advjax.models.layers import ImageClassifier, batch_norm, conv, dense, global_average_pool
 from advjax.types import Array
 
 

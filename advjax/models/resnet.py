@@ -9,8 +9,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from advjax.cpu.pooling import max_pool
 from advjax.models.layers import AverageHead, ConvNormRelu, ImageClassifier, he_fan_out
-from advjax.models.pooling import max_pool
 from advjax.types import Array
 
 EXPANSION = 4

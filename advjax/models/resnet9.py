@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
-from advjax.models.layers import ConvNormRelu, ImageClassifier, dense
-from advjax.models.pooling import global_average_pool, max_pool
+from advjax.cpu.pooling import max_pool
+from advjax.models.layers import ConvNormRelu, ImageClassifier, dense, global_average_pool
 from advjax.types import Array, UserError
 
 HEADS = ("max4", "max4_average", "average")

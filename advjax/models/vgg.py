@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
+from advjax.cpu.pooling import max_pool
 from advjax.models.layers import AverageHead, GaussianNoise, Hidden, ImageClassifier, batch_norm, conv, he_fan_out
-from advjax.models.pooling import max_pool
 from advjax.types import Array
 
 STAGE_SIZES = (2, 2, 3, 3, 3)

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ml_collections import ConfigDict
 
-from advjax.evaluation.card import model_name
 from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
 from advjax.evaluation.report import ALL, Row
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.described import differences
 from advjax.papers.published import Published, read
+from advjax.reporting.summary import model_name
 from advjax.types import UserError
 
 __all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "publish", "select"]

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from advjax.evaluation.report import ALL
-from advjax.evaluation.terminal import plain_table
 from advjax.papers.join import Accuracy, Pair
 from advjax.papers.published import PAPERS, PROVENANCES, TABLES, Published, read
+from advjax.reporting.plain_table import plain_table
 
 EXPLANATION = (
     "Difference: ours less theirs, in points. [low, high]: 95 % Wilson interval, which is about the choice of test "

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from advjax import sharding
-from advjax.checkpoint import Checkpoints
 from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
-from advjax.metrics import MetricWriter, progress
-from advjax.preemption import PreemptedError
-from advjax.sharding import Devices
+from advjax.runtime.checkpoint import Checkpoints
+from advjax.runtime.devices import Devices, fetch, shard
+from advjax.runtime.metrics import MetricWriter
+from advjax.runtime.preemption import PreemptedError
+from advjax.runtime.progress import progress
 from advjax.training.step import DeviceData, Method, TrainState, deployed, init_state, refresh_step
 from advjax.types import PyTree, Variables
 
@@ -115,7 +115,7 @@ def fit(
             def take_in(limit: int) -> None:
                 while len(pending) > limit:
                     step, values = pending.popleft()
-                    window.append(sharding.fetch(values))
+                    window.append(fetch(values))
                     mean = {key: float(np.mean([values[key] for values in window])) for key in window[0]}
                     bar.advance(1, **{key: mean[key] for key in ("loss", "accuracy") if key in mean})
                     if step % plan.log_every == 0 or step == plan.num_steps:
@@ -160,7 +160,7 @@ def _feed(
     if isinstance(dataset, Source):
 
         def put(batch: StreamedBatch) -> StreamedBatch:
-            return StreamedBatch(*sharding.shard(tuple(batch), devices.mesh))
+            return StreamedBatch(*shard(tuple(batch), devices.mesh))
 
         @contextlib.contextmanager
         def streamed(first: int, end: int) -> Iterator[Iterator[Fed]]:

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.asking import evaluate
+from advjax.attacks.model_queries import evaluate
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.training.augment import batched, gaussian_noise

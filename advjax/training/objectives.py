@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax import sharding
 from advjax.models import blocks
 from advjax.models.blocks import Patched
+from advjax.runtime import collectives
 from advjax.training.losses import Loss
 from advjax.types import Array, Batch, Key, PyTree, UserError, Variables
 
@@ -169,4 +169,4 @@ def accuracy(logits: Array, batch: Batch, axis_name: str | None) -> Array:
 
 def masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
     """This replica's share: the mean over the replicas of what it returns is the mean over all unmasked rows."""
-    return jnp.sum(values * mask) / sharding.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)
+    return jnp.sum(values * mask) / collectives.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)

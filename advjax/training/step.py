@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from advjax import sharding
+from advjax.runtime import collectives
 from advjax.training.averaging import Averaging
 from advjax.training.objectives import Metrics, Objective
 from advjax.training.transforms import Transform, network
@@ -147,10 +147,10 @@ def update(
     def objective(params: PyTree, images: Array):
         return method.objective(params, state.model_state, batch._replace(images=images), rng, axis_name)
 
-    params = sharding.varying(state.params, axis_name)
+    params = collectives.varying(state.params, axis_name)
     gradient_fn = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (loss, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
-    gradients, metrics, loss = sharding.mean_over((gradients, metrics, loss), axis_name)
+    gradients, metrics, loss = collectives.mean_over((gradients, metrics, loss), axis_name)
     # Few optimizers look at the loss, and the others need not know.
     optimizer = optax.with_extra_args_support(method.optimizer)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)

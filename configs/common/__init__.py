@@ -6,7 +6,7 @@ Configs that import this are for ``python -m advjax.main`` in the folder that ho
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from advjax import defaults
+from advjax.experiment import defaults
 
 Config: TypeAlias = Any
 """A ``ConfigDict``, whose attributes no type checker knows."""

@@ -12,9 +12,11 @@ import statistics
 import sys
 import time
 
-from advjax import sharding, wiring, workflow
-from advjax.metrics import read_metrics
+from advjax import wiring
+from advjax.jobs import train
 from advjax.papers import published
+from advjax.runtime import devices as sharding
+from advjax.runtime.metrics import read_metrics
 from configs import mnist_mixup
 
 EPOCHS = range(1, 6)
@@ -51,7 +53,7 @@ def accuracies(name: str, seed: int, workdir: str) -> list[float]:
         raise ValueError("the test images are watched: nothing may be chosen by them")
     built = built._replace(data=built.data._replace(validation=built.data.test))
     folder, began = f"{workdir}/seed_{seed}", time.perf_counter()
-    workflow.train(built, folder, sharding.Devices(sharding.mesh(), built.mapping), print)
+    train.train(built, folder, sharding.Devices(sharding.mesh(), built.mapping), print)
     print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
     return [100 * line["accuracy"] for line in read_metrics(f"{folder}/{name}") if line["kind"] == "validation"]
 

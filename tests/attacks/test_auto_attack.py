@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.models import convolution
+from advjax.cpu import convolution
 
 pytestmark = pytest.mark.optimized
 

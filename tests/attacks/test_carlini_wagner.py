@@ -13,7 +13,7 @@ import recorded
 
 from advjax import attacks
 from advjax.attacks import carlini_wagner_l2, carlini_wagner_linf
-from advjax.attacks.carlini_wagner import Smallest, smaller, tanh_box
+from advjax.attacks.carlini_wagner.tanh_space import Smallest, smaller, tanh_box
 
 pytestmark = pytest.mark.optimized
 

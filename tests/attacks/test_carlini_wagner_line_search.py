@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import line_search
+from advjax.attacks.carlini_wagner import line_search
 
 pytestmark = pytest.mark.optimized
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import AttackResult, asking
+from advjax.attacks import AttackResult, model_queries
 
 COUNT = 12
 IMAGES = np.full((COUNT, 2, 2, 1), 0.5, np.float32)
@@ -138,7 +138,7 @@ def test_expectation_is_the_mean_over_draws():
     net, images, keys = am.smooth_net(), am.gray_images(4), am.keys_of(range(4))
     model = attacks.expectation(noisy(net), 5)
     losses = jax.vmap(jax.grad(attacks.cross_entropy), in_axes=(0, None))
-    logits, gradients = asking.differentiate(model, images, keys, lambda logits: losses(logits, 1)[:, None])
+    logits, gradients = model_queries.differentiate(model, images, keys, lambda logits: losses(logits, 1)[:, None])
     for i, key in enumerate(keys):
         draws = jax.random.split(key, 5)
         probabilities = [jax.nn.softmax(noisy(net)(images[i : i + 1], draw)[0]) for draw in draws]
@@ -148,7 +148,7 @@ def test_expectation_is_the_mean_over_draws():
             for draw in draws
         ]
         np.testing.assert_allclose(gradients[i, 0], np.mean(each, axis=0), atol=1e-6)
-    alone, _ = asking.differentiate(model, images[2:3], keys[2:3], lambda logits: losses(logits, 1)[:, None])
+    alone, _ = model_queries.differentiate(model, images[2:3], keys[2:3], lambda logits: losses(logits, 1)[:, None])
     np.testing.assert_allclose(alone[0], logits[2], atol=1e-6)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import asking, combine, stages
-from advjax.evaluation import findings, sanity
+from advjax.attacks import combine, model_queries, runner
+from advjax.evaluation import report_card, summaries
 
 EPSILON = 0.2
 ATTACKS = {
@@ -71,11 +71,11 @@ def test_one_poisoned_pixel_stops_no_attack(linear, name):
 
 def test_finite_gradients_are_left_alone_and_infinite_ones_keep_their_sign():
     gradients = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 1)).astype(np.float32)
-    same, nonfinite = asking.finite(jnp.asarray(gradients))
+    same, nonfinite = model_queries.finite(jnp.asarray(gradients))
     np.testing.assert_array_equal(same, gradients)
     assert not np.any(nonfinite)
     gradients[1, 0, 2, 2, 0], gradients[1, 1, 0, 0, 0], gradients[1, 1] = np.nan, np.nan, -np.inf
-    mended, nonfinite = asking.finite(jnp.asarray(gradients))
+    mended, nonfinite = model_queries.finite(jnp.asarray(gradients))
     np.testing.assert_array_equal(nonfinite, [False, True, False])
     assert mended[1, 0, 2, 2, 0] == 0 and np.all(mended[1, 1] < 0)
     assert np.all(np.isfinite(np.sum(np.asarray(mended) ** 2, axis=(2, 3, 4))))
@@ -118,30 +118,32 @@ def test_the_runner_warns_of_images_that_only_look_robust(linear):
     apgd = (combine.restarts("bim", attacks.bim(ball, num_steps=1, step_size=EPSILON), 1),)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        healthy = stages.run_stages(apgd, ball, model, images, labels, batch_size=8)
+        healthy = runner.run_stages(apgd, ball, model, images, labels, batch_size=8)
         # One pixel less is broken all the same, and there is nothing to warn of.
-        half = stages.run_stages(apgd, ball, with_term(model, poisoned_pixel), images, labels, batch_size=8)
+        half = runner.run_stages(apgd, ball, with_term(model, poisoned_pixel), images, labels, batch_size=8)
     np.testing.assert_array_equal(healthy.broken_by, 0)
     assert not np.any(healthy.nonfinite)
     np.testing.assert_array_equal(half.broken_by, 0)
     assert np.any(half.nonfinite)
     with pytest.warns(UserWarning, match="NaN or infinite on 6 of 6 robust images"):
-        blind = stages.run_stages(apgd, ball, with_term(model, poisoned), images, labels, batch_size=8)
-    np.testing.assert_array_equal(blind.broken_by, stages.ROBUST)
+        blind = runner.run_stages(apgd, ball, with_term(model, poisoned), images, labels, batch_size=8)
+    np.testing.assert_array_equal(blind.broken_by, runner.ROBUST)
     np.testing.assert_array_equal(blind.nonfinite, True)
 
 
 def test_the_report_card_sees_them(linear):
     model, images, labels = linear
-    (check,) = sanity.examine(with_term(model, poisoned), images, labels, attacks.linf(EPSILON), names=["gradients"])
+    (check,) = report_card.examine(
+        with_term(model, poisoned), images, labels, attacks.linf(EPSILON), names=["gradients"]
+    )
     assert not check.passed and "100.0% are NaN or infinite" in check.finding
     assert check.numbers == {"zero_fraction": 0.0, "nonfinite_fraction": 1.0}
 
 
 def test_the_report_names_the_attacks_that_met_them():
     fine, half = np.zeros(4, bool), np.arange(4) % 2 == 0
-    check = findings.finite_check([("pgd", fine), ("square", fine)])
+    check = summaries.finite_check([("pgd", fine), ("square", fine)])
     assert check.passed and check.numbers == {"nonfinite": 0.0}
-    check = findings.finite_check([("pgd", fine), ("autopgd", half)])
+    check = summaries.finite_check([("pgd", fine), ("autopgd", half)])
     assert not check.passed and check.numbers == {"nonfinite": 0.5}
     assert "50.0% of the images under autopgd" in check.finding and "under pgd" not in check.finding

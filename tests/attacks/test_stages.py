@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import combine, stages
+from advjax.attacks import combine, runner
 from advjax.types import UserError
 
 pytestmark = pytest.mark.optimized
@@ -39,7 +39,7 @@ class Data:
 
     def run(self, **options):
         arguments = {"batch_size": 8, "images": self.images, "labels": self.labels} | options
-        return stages.run_stages(self.stages, self.threat_model, self.model, **arguments)
+        return runner.run_stages(self.stages, self.threat_model, self.model, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def same(first, second):
 
 
 def test_verdicts_are_true(data, found):
-    broken = found.broken_by != stages.ROBUST
+    broken = found.broken_by != runner.ROBUST
     logits = np.tensordot(found.images.astype(np.float64), np.asarray(data.model.weights, np.float64), 3)
     logits += data.model.bias
     np.testing.assert_array_equal(np.argmax(logits, axis=-1) != data.labels, broken)
@@ -69,18 +69,18 @@ def test_verdicts_are_true(data, found):
 
 
 def test_every_outcome_occurs(data, found):
-    np.testing.assert_array_equal(found.broken_by[-3:], stages.MISCLASSIFIED)
-    assert set(found.broken_by) >= {stages.MISCLASSIFIED, stages.ROBUST, 0}
+    np.testing.assert_array_equal(found.broken_by[-3:], runner.MISCLASSIFIED)
+    assert set(found.broken_by) >= {runner.MISCLASSIFIED, runner.ROBUST, 0}
     assert np.any(found.broken_by > 0)
     counts = [np.sum(found.robust_after(stage)) for stage in (-1, 0, 1, 2)]
     assert counts[0] == COUNT - 3
     assert counts[0] > counts[1] > counts[-1] > 0
-    assert counts[-1] == np.sum(found.broken_by == stages.ROBUST)
+    assert counts[-1] == np.sum(found.broken_by == runner.ROBUST)
 
 
 def test_only_survivors_are_attacked(data, found):
     assert np.all(found.steps[-3:] == 0)
-    robust = found.broken_by == stages.ROBUST
+    robust = found.broken_by == runner.ROBUST
     # Two rounds of one step, three targets of five, four steps.
     np.testing.assert_array_equal(found.steps[robust], 2 + 15 + 4)
     assert np.all(found.steps[found.broken_by == 0] <= 2)
@@ -102,7 +102,7 @@ def test_a_seed_is_another_run(data, found):
 
 def test_variables_may_be_arguments(data, found):
     same(
-        stages.run_stages(
+        runner.run_stages(
             data.stages,
             data.threat_model,
             lambda model: model,
@@ -128,7 +128,7 @@ def test_nothing_is_compiled_more_often_than_there_are_sizes(data):
     counts = []
     for rounds in (once, often):
         traced.clear()
-        stages.run_stages(rounds, data.threat_model, model, data.images, data.labels, batch_size=64)
+        runner.run_stages(rounds, data.threat_model, model, data.images, data.labels, batch_size=64)
         counts.append(len(traced))
         assert len(set(traced)) <= 3
     assert counts[1] <= 2 * counts[0]
@@ -169,13 +169,13 @@ def test_progress(data):
     assert {(call.stage, call.num_rounds) for call in calls} == {("weak", 2), ("aimed", 3), ("strong", 1)}
     assert all(0 < call.done <= call.total for call in calls)
     assert calls[0].total == COUNT - 3
-    assert calls[-1].robust == np.sum(found.broken_by == stages.ROBUST)
+    assert calls[-1].robust == np.sum(found.broken_by == runner.ROBUST)
 
 
 @pytest.mark.parametrize("change", ["seed", "labels", "model"])
 def test_state_of_another_run_is_refused(data, tmp_path, change):
     path = tmp_path / "state"
-    short = stages.run_stages
+    short = runner.run_stages
     stage = (combine.restarts("weak", attacks.bim(data.threat_model, num_steps=1, step_size=0.01), 1),)
     short(stage, data.threat_model, data.model, data.images, data.labels, batch_size=8, state_file=path)
     labels = (data.labels + 1) % 4 if change == "labels" else data.labels
@@ -208,7 +208,7 @@ def test_state_of_another_attack_is_refused(data, tmp_path):
         attack = attacks.bim(threat_model, num_steps=num_steps, step_size=step_size, **options)
         stage = (combine.restarts("same name", attack, num_rounds),)
         few = data.images[:3], data.labels[:3]
-        return stages.run_stages(stage, threat_model, data.model, *few, batch_size=4, state_file=tmp_path / "state")
+        return runner.run_stages(stage, threat_model, data.model, *few, batch_size=4, state_file=tmp_path / "state")
 
     def again():
         # Everything is made anew, as by another process.
@@ -229,8 +229,8 @@ def test_a_lying_attack_is_found_out(data):
         return result._replace(success=result.success | True)
 
     liars = (combine.restarts("liar", liar, 1),)
-    found = stages.run_stages(liars, data.threat_model, data.model, data.images, data.labels, batch_size=8)
-    np.testing.assert_array_equal(found.broken_by[:-3], stages.ROBUST)
+    found = runner.run_stages(liars, data.threat_model, data.model, data.images, data.labels, batch_size=8)
+    np.testing.assert_array_equal(found.broken_by[:-3], runner.ROBUST)
     np.testing.assert_array_equal(found.images, data.images)
 
 
@@ -246,13 +246,13 @@ def test_mistakes(data, options, message):
     with pytest.raises(ValueError, match=message):
         data.run(**options)
     with pytest.raises(ValueError, match="at least one stage"):
-        stages.run_stages((), data.threat_model, data.model, data.images, data.labels)
+        runner.run_stages((), data.threat_model, data.model, data.images, data.labels)
 
 
 def test_keys_are_those_of_the_stages_as_one_attack(data):
     rngs = np.asarray(jax.random.key_data(am.keys_of(range(3))))
     folded = jax.random.fold_in(jax.random.fold_in(am.keys_of([2])[0], 1), 4)
-    np.testing.assert_array_equal(jax.random.key_data(stages._round_keys(rngs, 1, 4))[2], jax.random.key_data(folded))
+    np.testing.assert_array_equal(jax.random.key_data(runner._round_keys(rngs, 1, 4))[2], jax.random.key_data(folded))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_keys_are_those_of_the_stages_as_one_attack(data):
     ],
 )
 def test_little_is_filled_up(count, expected):
-    parts = list(stages._batches(np.arange(count), (8, 32, 128)))
+    parts = list(runner._batches(np.arange(count), (8, 32, 128)))
     assert [len(part) for part in parts] == expected
     np.testing.assert_array_equal(np.concatenate([*parts, []]), np.arange(count))
 
@@ -282,9 +282,9 @@ def test_a_search_in_low_precision_is_verified_in_full(data, found):
     assert low(variables)(data.images).dtype == jnp.float32
     assert not np.array_equal(low(variables)(data.images), bind(variables)(data.images))
     common = (data.stages, data.threat_model, bind, data.images, data.labels)
-    searched = stages.run_stages(*common, variables=variables, search_fn=low, batch_size=8)
+    searched = runner.run_stages(*common, variables=variables, search_fn=low, batch_size=8)
     logits = np.asarray(bind(variables)(searched.images))
-    np.testing.assert_array_equal(np.argmax(logits, axis=-1) != data.labels, searched.broken_by != stages.ROBUST)
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1) != data.labels, searched.broken_by != runner.ROBUST)
     assert np.sum(found.refused) == 0
     assert np.sum(searched.refused) > 0, "images at the very edge should tell the precisions apart"
 
@@ -293,5 +293,5 @@ def test_a_search_that_finds_nothing_breaks_nothing(data):
     detached = lambda images: jax.lax.stop_gradient(data.model(images))  # noqa: E731
     strong = (data.stages[2],)
     arguments = (strong, data.threat_model, data.model, data.images, data.labels)
-    blind = stages.run_stages(*arguments, search_fn=detached, batch_size=8)
-    assert np.sum(blind.broken_by == stages.ROBUST) == COUNT - 3
+    blind = runner.run_stages(*arguments, search_fn=detached, batch_size=8)
+    assert np.sum(blind.broken_by == runner.ROBUST) == COUNT - 3

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from advjax.attacks import auto_attack_stages, in_precision, linf
-from advjax.attacks.stages import MISCLASSIFIED, ROBUST
+from advjax.attacks.runner import MISCLASSIFIED, ROBUST
 from advjax.benchmarks import __main__ as command
 from advjax.benchmarks import contenders, measure, networks, results
 from advjax.types import UserError

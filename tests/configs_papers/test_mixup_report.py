@@ -5,7 +5,9 @@ import pytest
 from test_configs import devices, frugal, shrink  # noqa: F401
 from test_wiring import config_of
 
-from advjax import assessment, wiring, workflow
+from advjax.experiment.build_attack import build_attack
+from advjax.experiment.from_config import from_config, plain
+from advjax.jobs import evaluate, train
 from advjax.models import blocks
 from advjax.papers import join
 from advjax.types import UserError
@@ -22,7 +24,7 @@ SOUND = {
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_form_is_plain_adversarial_training_but_for_its_method(name):
-    config = wiring.plain(config_of(name))
+    config = plain(config_of(name))
     runs = dict(config["run"])
     vanilla = runs.pop("vanilla")
     differences = {
@@ -38,7 +40,7 @@ def test_a_sound_form_is_plain_adversarial_training_but_for_its_method(name):
 def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_images(shared):
     config = config_of("mnist_mixup_adversarial")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
-    built = wiring.from_config(config)
+    built = from_config(config)
     assert [len(split.labels) for split in built.data.splits] == [50000, 4000, 10000]
     for run in built.runs:
         assert (run.plan.select, run.plan.select_metric) == ("best", "attacked_accuracy")
@@ -53,7 +55,7 @@ FAITHFUL = {"mnist": (mnist, "vanilla"), "cifar": (cifar, "partial")}
 def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
     config = FAITHFUL[name][0].get_config()
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
-    built = wiring.from_config(config)
+    built = from_config(config)
     assert [run.name for run in built.runs] == list(config.runs) and set(config.runs) == set(config.run)
     assert len(built.data.train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
 
@@ -71,9 +73,9 @@ def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs,
         config.evaluation.attacks.order = (own,)
         if runs == run:
             config.run[run].start = ""
-    built = wiring.from_config(config)
-    workflow.train(built, str(tmp_path), devices, print)
-    found = assessment.evaluate(built, str(tmp_path), devices, print)
+    built = from_config(config)
+    train.train(built, str(tmp_path), devices, print)
+    found = evaluate.evaluate(built, str(tmp_path), devices, print)
     pairs = join.join(found.rows, published)
     assert [(pair.kind, pair.attack, pair.ours is None) for pair in pairs] == [
         ("clean", "clean", False),
@@ -89,7 +91,7 @@ def test_published_numbers_are_for_the_method_of_the_report_alone(name):
     assert len(numbers) == 8 + {"mnist": 8, "cifar": 5}[name] * 9 * 2
 
     def held(**changes):
-        spec = wiring.plain(config)
+        spec = plain(config)
         spec["run"][run]["epochs"] = 20
         for path, value in changes.items():
             *parents, last = path.split("__")
@@ -139,12 +141,12 @@ def test_published_numbers_are_for_the_method_of_the_report_alone(name):
 )
 def test_functions_beside_configs_are_the_only_ones_that_a_config_names(name, message):
     with pytest.raises(UserError, match=message):
-        wiring.build_attack("a", {"name": name, "norm": "linf", "epsilon": "0.6"}, "run.a.attack")
+        build_attack("a", {"name": name, "norm": "linf", "epsilon": "0.6"}, "run.a.attack")
 
 
 def test_a_mistake_in_a_function_beside_configs_is_one_clear_line():
     spec = {"name": mnist.ATTACK, "norm": "linf", "epsilon": "0.6", **mnist.RULES}
     with pytest.raises(UserError, match="evaluation: unknown key 'steps'; known are radius, num_steps"):
-        wiring.build_attack("own", {**spec, "steps": 3}, "evaluation")
+        build_attack("own", {**spec, "steps": 3}, "evaluation")
     with pytest.raises(UserError, match="evaluation: noisy_center_pgd needs linf and an epsilon of"):
-        wiring.build_attack("own", {**spec, "epsilon": "0.3"}, "evaluation")
+        build_attack("own", {**spec, "epsilon": "0.3"}, "evaluation")

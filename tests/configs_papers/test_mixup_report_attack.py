@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from advjax import attacks, sharding
+from advjax import attacks
 from advjax.attacks import Problem
 from advjax.models import blocks
-from advjax.sharding import Devices
+from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices
 from advjax.training import losses, mixing, objectives, optimizers
 from advjax.training.step import Method, init_state, train_step
 from advjax.training.transforms import example_keys

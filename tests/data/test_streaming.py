@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from advjax import data, sharding
+from advjax import data
+from advjax.runtime import devices as sharding
 from advjax.types import UserError
 
 NUM = 23

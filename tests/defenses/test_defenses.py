@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import attacks, defenses, names
+from advjax import attacks, defenses
 from advjax.defenses.mixup_inference import _partner
-from advjax.experiment import NamedDefense
+from advjax.experiment import registry
+from advjax.experiment.spec import NamedDefense
 from advjax.models import blocks
 from advjax.models import distribution_regression as drn
 from advjax.models.fixer import with_fixers
@@ -286,7 +287,7 @@ def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, messag
     ],
 )
 def test_a_defence_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
-    deployment = names.build(names.DEFENSES, spec, "defense")
+    deployment = registry.build(registry.DEFENSES, spec, "defense")
     defense = NamedDefense("named", "run", deployment, num_draws=1, num_votes=1, num_samples=1, spec=spec)
     with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():
         defense.check(model, (32, 32, 3))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from advjax.evaluation import comparison, report
-from advjax.evaluation.comparison import Evaluation
+from advjax.evaluation import report
 from advjax.evaluation.outcomes import Outcome, write_outcomes
+from advjax.reporting import comparison
+from advjax.reporting.comparison import Evaluation
 from advjax.types import UserError
 
 LABELS = np.zeros(20, np.int32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.evaluation.deployment import Deployed, majority
+from advjax.evaluation.scored_model import Deployed, majority
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from advjax.evaluation.environment import describe_environment
+from advjax.runtime.environment import describe_environment
 
 
 def test_environment_names_versions_and_devices():

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from advjax.evaluation.files import write_atomically
+from advjax.runtime.files import write_atomically
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

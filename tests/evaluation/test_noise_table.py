@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from test_comparison import evaluation, outcome
 
-from advjax.evaluation import noise, table
+from advjax.reporting import noise_table, terminal
 
 NOISE = {"norm": None, "epsilon": None, "made_on": None, "adaptive": False, "knowledge": "nothing"}
 
@@ -19,16 +19,16 @@ def report():
 
 
 def test_the_table_has_every_model_under_every_noise(report):
-    cells = noise.noise_table(report)
+    cells = noise_table.noise_table(report)
     accuracy = {(model, name): row["accuracy"] for model, found in cells.items() for name, row in found.items()}
     expected = {("base", "clean"): 0.95, ("base", "gn08_std"): 0.8, ("other", "clean"): 1.0, ("other", "gn08_std"): 0.9}
     assert accuracy == expected
 
 
 def test_noise_is_printed_apart_from_the_attacks(report):
-    assert [line.attack for block in table.blocks(report) for line in block.lines] == ["pgd"]
+    assert [line.attack for block in terminal.blocks(report) for line in block.lines] == ["pgd"]
     text = io.StringIO()
-    table.print_report(report, Console(file=text))
+    terminal.print_report(report, Console(file=text))
     lines = text.getvalue().splitlines()
     (head,) = (number for number, line in enumerate(lines) if "gn08_std" in line)
     (base,) = (line for line in lines[head:] if line.startswith("base"))
@@ -39,7 +39,7 @@ def test_noise_is_printed_apart_from_the_attacks(report):
 
 def test_without_noise_there_is_no_table():
     found = evaluation(outcome([0], attack="clean"), outcome(range(10))).report
-    assert noise.noise_table(found) == {} and noise.render(found) == []
+    assert noise_table.noise_table(found) == {} and noise_table.render(found) == []
 
 
 def test_noise_that_claims_to_be_made_on_a_model_is_refused():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advjax.evaluation import page, plots
 from advjax.evaluation.report import SCHEMA_VERSION, Report, Row
+from advjax.reporting import html_page, plots
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -55,12 +55,12 @@ def make_report(*rows, **changes) -> Report:
     )._replace(**changes)
 
 
-def make_item(shape=(8, 8, 1), size=8 / 255, **changes) -> page.GalleryItem:
+def make_item(shape=(8, 8, 1), size=8 / 255, **changes) -> html_page.GalleryItem:
     rng = np.random.default_rng(0)
     original = rng.uniform(0.2, 0.8, shape).astype(np.float32)
     adversarial = original + np.float32(size) * rng.choice([-1, 1], shape).astype(np.float32)
     predictions = {"base": ("cat", "dog"), "fixer": ("cat", "cat")}
-    return page.GalleryItem("pgd", "base", original, adversarial, "cat", predictions)._replace(**changes)
+    return html_page.GalleryItem("pgd", "base", original, adversarial, "cat", predictions)._replace(**changes)
 
 
 METRICS = {
@@ -105,7 +105,7 @@ class Checker(html.parser.HTMLParser):
 
 
 def checked(report=None, curves=None, gallery=()) -> tuple[str, Checker]:
-    text = page.render_page(report or make_report(), curves=curves, gallery=gallery)
+    text = html_page.render_page(report or make_report(), curves=curves, gallery=gallery)
     checker = Checker()
     checker.feed(text)
     checker.close()
@@ -194,8 +194,8 @@ def test_provenance_environment_and_config_are_shown():
 
 def test_write_page_writes_what_render_page_says(tmp_path):
     arguments = {"curves": plots.training_curves(METRICS), "gallery": [make_item()]}
-    page.write_page(make_report(), path=tmp_path / "report.html", **arguments)
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.render_page(make_report(), **arguments)
+    html_page.write_page(make_report(), path=tmp_path / "report.html", **arguments)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_page.render_page(make_report(), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,14 @@ def test_write_page_writes_what_render_page_says(tmp_path):
 )
 def test_magnification_fills_the_range_and_never_clips(largest, factor):
     perturbation = np.array([[0, largest / 3, -largest]], np.float32)
-    assert page.magnification(perturbation) == factor
+    assert html_page.magnification(perturbation) == factor
     assert np.abs(factor * perturbation).max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("shape, mode", [((8, 8, 1), "L"), ((5, 7, 3), "RGB")])
 def test_images_are_embedded_pixel_for_pixel(shape, mode):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    prefix, data = page.image_uri(pixels / np.float32(255)).split(",")
+    prefix, data = html_page.image_uri(pixels / np.float32(255)).split(",")
     assert prefix == "data:image/png;base64"
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert image.mode == mode
@@ -219,7 +219,7 @@ def test_images_are_embedded_pixel_for_pixel(shape, mode):
 
 def test_images_with_other_channels_are_refused():
     with pytest.raises(ValueError, match=r"\(8, 8, 2\)"):
-        page.image_uri(np.zeros((8, 8, 2)))
+        html_page.image_uri(np.zeros((8, 8, 2)))
 
 
 def test_the_gallery_shows_the_magnified_perturbation_and_who_is_fooled():

@@ -1,4 +1,4 @@
-"""The page about five models, some with test-time defences: long names, four ways of attacking, noise, a curve."""
+"""The page about five models, some with test-time defenses: long names, four ways of attacking, noise, a curve."""
 
 import re
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_page import Checker, make_item, make_row
 
-from advjax.evaluation import card, noise, page, plots, table
-from advjax.evaluation.findings import cell
 from advjax.evaluation.report import SCHEMA_VERSION, CheckRow, CurvePoint, Report, Summary
+from advjax.evaluation.summaries import cell
+from advjax.reporting import html_page, noise_table, plots, summary, terminal
 
 MODELS = [
     ("base", "none"),
@@ -110,7 +110,7 @@ def make_report() -> Report:
 @pytest.fixture(scope="module")
 def html(report) -> str:
     """Its page."""
-    return page.render_page(report, curves=None, gallery=())
+    return html_page.render_page(report, curves=None, gallery=())
 
 
 def text_of(html):
@@ -123,7 +123,7 @@ def section(text, heading):
 
 def test_the_page_is_well_formed(report):
     item = make_item(predictions={run: ("cat", "dog") for run, _ in MODELS})
-    text = page.render_page(report, curves=None, gallery=[item])
+    text = html_page.render_page(report, curves=None, gallery=[item])
     checker = Checker()
     checker.feed(text)
     checker.close()
@@ -134,7 +134,7 @@ def test_the_page_is_well_formed(report):
 def test_robust_accuracy_is_the_first_number_of_every_table(report, html):
     tables = re.findall(r'<table class="results[^"]*">.*?</table>', html, re.S)
     first = [re.search(r"<tbody>\s*<tr><th.*?</th>\s*<td([^>]*)>", found, re.S)[1].strip() for found in tables]
-    assert len(first) == len(table.blocks(report)) + 2
+    assert len(first) == len(terminal.blocks(report)) + 2
     assert first == ['class="robust"'] * (len(first) - 1) + [""]
     heads = re.findall(r"<th [^>]*>(.*?)</th>", section(html, "Summary").split("<tbody>")[0])
     assert heads == ["Model", "Robust accuracy", "Clean", "White box", "Queries", "Transfer", "Oblivious"]
@@ -142,7 +142,7 @@ def test_robust_accuracy_is_the_first_number_of_every_table(report, html):
 
 def test_noise_has_a_section_with_every_model_and_is_not_called_robust(html):
     text = text_of(section(html, "Noise"))
-    assert "noisy_convolutions with random_self_ensemble" in text and noise.EXPLANATION in text
+    assert "noisy_convolutions with random_self_ensemble" in text and noise_table.EXPLANATION in text
     assert 0 < text.index("clean") < text.index("gn02_std") < text.index("gn08_variance")
     base = text[text.index("base ") : text.index("noisy_convolutions")]
     assert [number for number in ("72.0 [66.7, 76.8]", "71.0 [65.6, 75.8]", "19.0 [") if number not in base] == []
@@ -151,8 +151,8 @@ def test_noise_has_a_section_with_every_model_and_is_not_called_robust(html):
 
 def test_without_noise_there_is_no_section(report):
     rest = report._replace(rows=[row for row in report.rows if row["knowledge"] != "nothing"])
-    text = page.render_page(rest, curves=None, gallery=())
-    assert "<h2>Noise</h2>" not in text and noise.EXPLANATION not in text
+    text = html_page.render_page(rest, curves=None, gallery=())
+    assert "<h2>Noise</h2>" not in text and noise_table.EXPLANATION not in text
 
 
 def test_every_row_says_what_its_attacker_knew(html):
@@ -164,7 +164,7 @@ def test_every_row_says_what_its_attacker_knew(html):
 def test_long_names_may_break_and_are_still_escaped(report, html):
     assert "random_<wbr>self_<wbr>ensemble" in html
     evil = report._replace(summary=[Summary(**(report.summary[0] | {"run": "<b>_x"}))], rows=report.rows[:1], curve=[])
-    assert "&lt;b&gt;_<wbr>x" in page.render_page(evil, curves=None, gallery=())
+    assert "&lt;b&gt;_<wbr>x" in html_page.render_page(evil, curves=None, gallery=())
 
 
 def test_no_two_curves_look_alike(report):
@@ -182,7 +182,7 @@ def heights(svg):
 
 
 def test_the_legend_of_the_curve_is_above_it_and_long_names_do_not_share_a_line(report):
-    names = [card.model_name(*model) for model in MODELS]
+    names = [summary.model_name(*model) for model in MODELS]
     found = heights(plots.epsilon_curve(report.curve))
     assert max(found[name] for name in names) < found["robust accuracy under pgd, %"]
     assert len({found[name] for name in names}) == 3

@@ -8,9 +8,9 @@ import pytest
 from test_outcomes import N, base_and_fixer, make_outcome
 
 from advjax.evaluation import report as report_lib
-from advjax.evaluation.environment import describe_environment
 from advjax.evaluation.outcomes import correct_index
 from advjax.evaluation.report import Report, Row
+from advjax.runtime.environment import describe_environment
 from advjax.types import UserError
 
 

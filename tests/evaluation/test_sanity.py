@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.evaluation import sanity
+from advjax.evaluation import report_card
 from advjax.types import LogitsFn
 
 pytestmark = pytest.mark.optimized
@@ -27,7 +27,7 @@ class Healthy(NamedTuple):
 
     def examine(self, logits_fn, *names):
         threat_model = attacks.linf(0.25)
-        return sanity.examine(logits_fn, self.images, self.labels, threat_model, names=names or None)
+        return report_card.examine(logits_fn, self.images, self.labels, threat_model, names=names or None)
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,18 @@ CANARIES = {
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.__name__)
 def test_canaries_are_caught(healthy, canary):
     names = CANARIES[canary]
-    assert sanity.failed(healthy.examine(canary(healthy.logits_fn), *names)) == list(names)
+    assert report_card.failed(healthy.examine(canary(healthy.logits_fn), *names)) == list(names)
 
 
 def test_gradients_that_lead_nowhere_are_caught_by_comparing_attacks(healthy):
     found = healthy.examine(quantised(healthy.logits_fn), "random noise", "query attack", "unbounded attack")
-    assert "query attack" in sanity.failed(found) and "unbounded attack" in sanity.failed(found)
+    assert "query attack" in report_card.failed(found) and "unbounded attack" in report_card.failed(found)
 
 
 def test_a_healthy_model_passes_every_check(healthy):
     found = healthy.examine(healthy.logits_fn)
-    assert [check.name for check in found] == list(sanity.CHECKS)
-    assert sanity.failed(found) == [], [check.finding for check in found if not check.passed]
+    assert [check.name for check in found] == list(report_card.CHECKS)
+    assert report_card.failed(found) == [], [check.finding for check in found if not check.passed]
     numbers = {check.name: check.numbers for check in found}
     assert numbers["larger epsilon"]["2.0"] < numbers["larger epsilon"]["1.0"] < numbers["larger epsilon"]["clean"]
     assert all(np.isfinite(list(values.values())).all() for values in numbers.values())
@@ -121,12 +121,12 @@ def test_variables_may_be_arguments(healthy):
 
     threat_model = attacks.linf(0.25)
     common = (healthy.images, healthy.labels, threat_model)
-    inside = sanity.examine(bind, *common, variables=np.float32(1), names=["iterative attack"])
-    assert inside == sanity.examine(healthy.logits_fn, *common, names=["iterative attack"])
+    inside = report_card.examine(bind, *common, variables=np.float32(1), names=["iterative attack"])
+    assert inside == report_card.examine(healthy.logits_fn, *common, names=["iterative attack"])
 
 
 def test_mistakes(healthy):
     with pytest.raises(ValueError, match="needs linf or l2 with a finite epsilon, got l1"):
-        sanity.examine(healthy.logits_fn, healthy.images, healthy.labels, attacks.l1(1))
+        report_card.examine(healthy.logits_fn, healthy.images, healthy.labels, attacks.l1(1))
     with pytest.raises(ValueError, match="names must be among repeatable, .* got 'all'"):  # noqa: RUF043
         healthy.examine(healthy.logits_fn, "all")

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from advjax.evaluation import table
 from advjax.evaluation.report import SCHEMA_VERSION, Report, Row
 from advjax.evaluation.statistics import wilson_interval
+from advjax.reporting import terminal
 
 
 def make_row(run, attack="clean", correct=90, made_on=None, subset="all", n=100, **changes) -> Row:
@@ -55,7 +55,7 @@ def full_report() -> Report:
 
 def printed(report: Report, **options) -> str:
     file = io.StringIO()
-    table.print_report(report, Console(file=file, **options))
+    terminal.print_report(report, Console(file=file, **options))
     return file.getvalue()
 
 
@@ -66,7 +66,7 @@ def cells_of(text: str, attack: str) -> list[str]:
 
 
 def test_transfer_and_robust_accuracy_are_kept_apart():
-    base, fixer = table.blocks(full_report())
+    base, fixer = terminal.blocks(full_report())
     assert (base.run, base.sources) == ("base", ())
     assert base.lines[0].robust["accuracy"] == 0.03
     (source,) = fixer.sources
@@ -80,7 +80,7 @@ def test_transfer_and_robust_accuracy_are_kept_apart():
 
 
 def test_a_row_that_only_claims_to_be_adaptive_is_transfer():
-    (block,) = table.blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
+    (block,) = terminal.blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
     assert block.lines[0].robust is None
     assert block.lines[0].transfer[0]["all"]["accuracy"] == 0.91
 
@@ -93,7 +93,7 @@ def test_every_defense_has_its_block_and_every_source_its_column():
         make_row("fixer", "pgd", 70, "base", defense="resize"),
         make_row("fixer", "pgd", 60, "fixer", defense="resize", adaptive=False),
     )
-    plain, defended = table.blocks(report)
+    plain, defended = terminal.blocks(report)
     assert (plain.name, defended.name) == ("fixer", "fixer with resize")
     assert [(source.made_on, source.kind) for source in plain.sources] == [("base", "transfer"), ("other", "transfer")]
     assert [source.kind for source in defended.sources] == ["transfer", "oblivious"]
@@ -109,7 +109,7 @@ def test_an_attack_on_a_random_model_is_beside_the_one_made_elsewhere():
         make_row("fixer", "pgd", 8, "fixer", defense="resize", eot_samples=40),
         make_row("fixer", "worst case", 7, "fixer", defense="resize", eot_samples=40),
     )
-    (block,) = table.blocks(report)
+    (block,) = terminal.blocks(report)
     assert block.adaptive == "adaptive, 20 draws"
     assert [(line.attack, line.robust["accuracy"]) for line in block.lines] == [
         ("pgd", 0.09),
@@ -128,7 +128,7 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
         {"epsilon": 0.5, "norm": "l2"},
         {"epsilon": None, "norm": "l2"},
     ]
-    (block,) = table.blocks(make_report(*(make_row("base", "pgd", 3, "base", **variant) for variant in variants)))
+    (block,) = terminal.blocks(make_report(*(make_row("base", "pgd", 3, "base", **variant) for variant in variants)))
     assert [(line.attack, line.threat) for line in block.lines] == [
         ("pgd, seed 0", "linf 8/255"),
         ("pgd, faithful, seed 0", "linf 8/255"),
@@ -146,7 +146,7 @@ def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
         make_row("fixer", "pgd", 90, "base", protocol="faithful", labels="predicted"),
         make_row("fixer", "pgd", 2, "fixer"),
     )
-    base, fixer = table.blocks(report)
+    base, fixer = terminal.blocks(report)
     assert [(line.transfer[0]["all"]["accuracy"], line.robust["accuracy"]) for line in (*base.lines, *fixer.lines)] == [
         (0.04, 0.01),
         (0.9, 0.02),
@@ -158,7 +158,7 @@ def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
 def test_what_a_minimum_norm_attack_leaves_is_not_called_robust():
     found = {"norm": "l2", "epsilon": None, "median_distance": 0.58312}
     report = make_report(make_row("base", "pgd", 1, "base"), make_row("base", "cw", 0, "base", **found))
-    (block,) = table.blocks(report)
+    (block,) = terminal.blocks(report)
     assert [line.robust and line.robust["accuracy"] for line in block.lines] == [0.01, None]
     assert not block.is_unmeasured
     text = printed(report)
@@ -174,7 +174,7 @@ def test_attacks_on_fewer_images_say_so():
         make_row("fixer", "cw", 9, "base", n=20),
         make_row("fixer", "cw", 1, "fixer", n=10),
     )
-    (block,) = table.blocks(report)
+    (block,) = terminal.blocks(report)
     assert [line.attack for line in block.lines] == ["pgd, 100 images", "cw, 20 and 10 images"]
     assert block.sources[0].sizes == {"all": "20–100"}
 
@@ -193,7 +193,7 @@ def test_attacks_on_fewer_images_say_so():
     ],
 )
 def test_threat_names(norm, epsilon, name):
-    assert table.threat_name(norm, epsilon) == name
+    assert terminal.threat_name(norm, epsilon) == name
 
 
 def test_a_pipe_gets_the_whole_table_in_100_plain_columns():
@@ -232,7 +232,7 @@ def test_a_narrow_terminal_wraps_and_loses_nothing():
 
 def test_printing_leaves_the_console_as_it_was():
     console = Console(file=io.StringIO(), width=70)
-    table.print_report(full_report(), console)
+    terminal.print_report(full_report(), console)
     assert console.width == 70
 
 

@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from advjax.models import convolution
-from advjax.models.winograd import winograd
+from advjax.cpu import convolution
+from advjax.models import layers
+from advjax.cpu.winograd import winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -255,7 +256,7 @@ def test_what_is_not_supported_is_the_program_of_lax(options):
         variables = jax.eval_shape(module.init, jax.random.key(1), x)
         return str(jax.make_jaxpr(lambda variables, x: module.apply(variables, x))(variables, x))
 
-    assert program(convolution.Conv(6, **options)) == program(nn.Conv(6, **options))
+    assert program(layers.Conv(6, **options)) == program(nn.Conv(6, **options))
 
 
 class _TwoConvs(nn.Module):
@@ -269,7 +270,7 @@ class _TwoConvs(nn.Module):
 
 def test_conv_has_the_parameters_of_linen_conv():
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
-    ours, reference = _TwoConvs(convolution.Conv), _TwoConvs(nn.Conv)
+    ours, reference = _TwoConvs(layers.Conv), _TwoConvs(nn.Conv)
     variables = jax.jit(ours.init)(jax.random.key(1), x)
     chex.assert_trees_all_equal(variables, jax.jit(reference.init)(jax.random.key(1), x))
     assert uses_custom_rule(ours.apply, variables, x) and not uses_custom_rule(reference.apply, variables, x)
@@ -279,9 +280,7 @@ def test_conv_has_the_parameters_of_linen_conv():
 
 
 def test_torch_initialization_and_square_kernel_size():
-    module = convolution.Conv(
-        64, 5, kernel_init=convolution.torch_kernel_init, bias_init=convolution.torch_bias_init(5 * 5 * 4)
-    )
+    module = layers.Conv(64, 5, kernel_init=layers.torch_kernel_init, bias_init=layers.torch_bias_init(5 * 5 * 4))
     params = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))["params"]
     assert params["kernel"].shape == (5, 5, 4, 64) and params["bias"].shape == (64,)
     for values, least in ((params["kernel"], 0.099), (params["bias"], 0.08)):

@@ -8,8 +8,9 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from advjax.models import convolution
-from advjax.models.pooling import global_average_pool, max_pool
+from advjax.cpu import convolution
+from advjax.cpu.pooling import max_pool
+from advjax.models.layers import global_average_pool
 
 # (images, window, strides, padding)
 CASES = {

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
+from advjax.cpu.pooling import max_pool
 from advjax.models import blocks
 from advjax.models.custom_cnn import Custom1, Custom2, CustomCifar
 from advjax.models.keras_resnet import ResNet20v1
-from advjax.models.pooling import max_pool
 from advjax.models.resnet9 import ResNet9
-from advjax.models.torch_weights import load_torch
+from advjax.models.torch.weights import load_torch
 
 torch = pytest.importorskip("torch")
 

@@ -13,7 +13,7 @@ from advjax.models.fixer import with_fixers
 from advjax.models.lenet import LeNet5, Net62k
 from advjax.models.preact_resnet import PreActResNet18
 from advjax.models.resnet import ResNet18, ResNet50, ResNet101
-from advjax.models.torch_weights import load_torch
+from advjax.models.torch.weights import load_torch
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.types import UserError

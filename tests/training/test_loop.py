@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from tiny_models import Tiny, assert_close
 
-from advjax import attacks, sharding
-from advjax.checkpoint import restore_variables
+from advjax import attacks
 from advjax.data import Dataset, from_dataset
-from advjax.metrics import read_metrics
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
-from advjax.preemption import PreemptedError
-from advjax.sharding import Devices
+from advjax.runtime import devices as sharding
+from advjax.runtime.checkpoint import restore_variables
+from advjax.runtime.devices import Devices
+from advjax.runtime.metrics import read_metrics
+from advjax.runtime.preemption import PreemptedError
 from advjax.training import (
     augment,
     averaging,
@@ -24,9 +25,9 @@ from advjax.training import (
     objectives,
     optimizers,
     partition,
-    perturbed_weights,
     trades,
     transforms,
+    weight_perturbation,
 )
 from advjax.training.loop import Plan, fit
 from advjax.training.step import DeviceData, Method, deployed, init_state, train_step
@@ -259,7 +260,7 @@ def test_preemption_saves_and_stops(tmp_path, dataset):
 
 def test_trades_with_perturbed_weights_is_the_same_over_four_devices(dataset):
     attack = trades.most_divergent(attacks.linf(0.05), num_steps=2, step_size=0.03)
-    objective = perturbed_weights.with_weight_perturbation(trades.trades(TINY, losses.cross_entropy), 0.01)
+    objective = weight_perturbation.with_weight_perturbation(trades.trades(TINY, losses.cross_entropy), 0.01)
     method, variables = light_method(objective, (transforms.perturb(attack),))
     expected = some_steps("jit", dataset, method, variables)
     for mapping in ("shard_map", "pmap"):

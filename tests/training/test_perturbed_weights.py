@@ -7,7 +7,7 @@ import pytest
 from tiny_models import Tiny, assert_close, fresh, make_batch, value
 
 from advjax.training import losses, objectives
-from advjax.training.perturbed_weights import with_weight_perturbation
+from advjax.training.weight_perturbation import with_weight_perturbation
 
 MODEL = Tiny()
 OBJECTIVE = objectives.supervised(MODEL, losses.cross_entropy)

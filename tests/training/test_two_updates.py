@@ -7,9 +7,10 @@ import optax
 import pytest
 from tiny_models import Smooth, assert_close, fresh, make_data
 
-from advjax import attacks, sharding
+from advjax import attacks
 from advjax.models import blocks
-from advjax.sharding import Devices
+from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices
 from advjax.training import losses, objectives, optimizers
 from advjax.training.step import Method, gather, init_state
 from advjax.training.two_updates import two_updates

@@ -13,7 +13,7 @@ The published numbers after 1 to 200 epochs are in 001_adversarial_epochs, those
 yet.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 from configs.papers.mixup_report.experiment import ATTACK, LOSS, METHODS, adversarial_run, experiment
 from configs.papers.mixup_report.published import published

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from advjax import defaults
+from advjax.experiment import defaults
 
 ATTACK = "configs.papers.mixup_report.attack:noisy_center_pgd"
 OBJECTIVE = "configs.papers.mixup_report.training:adversarial"

@@ -12,7 +12,7 @@ Fewer epochs, 50 for example, with ``--config.run.mixup.epochs=50``.  The publis
 after 1 to 200 epochs are in 001_adversarial_epochs, those of the tables are after 799.  Not run yet.
 """
 
-from advjax import defaults
+from advjax.experiment import defaults
 from advjax.papers.join import publish
 from configs.papers.mixup_report.experiment import ATTACK, LOSS, METHODS, adversarial_run, experiment
 from configs.papers.mixup_report.published import published

@@ -1,0 +1,301 @@
+"""A convolution with algorithms that are fast on CPU.
+
+XLA's CPU backend is slow exactly where attacks spend their time: inside ``scan``, ``fori_loop`` and ``while_loop`` its
+gradients of a convolution fall off their fast path (the input gradient by 2 to 20 times, the filter gradient by 50 to
+200), and kernels with few channels run far below the speed of a matrix product.  On CPU, :func:`conv_general_dilated`
+therefore replaces the convolution and both of its gradients by algorithms that :func:`_plan` chooses from the static
+shapes.  On other backends, and in every case it does not know (dilation, groups, a precision, other types than float32,
+other layouts than NHWC), it is ``lax.conv_general_dilated``.
+
+The results are those of ``lax`` up to rounding: 1e-6 relative, 1e-5 where Winograd's algorithm is used (3x3 kernels
+with at least 64 channels in the filter gradient, 128 elsewhere).  ``with exact():`` around the tracing, or the
+environment variable ADVJAX_EXACT_CONVOLUTIONS=1, gives ``lax`` itself, bit for bit.  The replacement is a reverse-mode
+rule, which can be differentiated again; ``jax.jvp`` and ``jax.hessian`` (forward mode) need the exact mode on CPU.
+"""
+
+import contextlib
+import contextvars
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from advjax.cpu.winograd import winograd
+from advjax.types import Array
+
+Strides: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_exact = contextvars.ContextVar("exact_convolutions", default=False)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Within this context convolutions are traced as ``lax.conv_general_dilated``.
+
+    The choice is made while a function is traced: a jitted function that has been called before keeps what it was
+    compiled with, so build and call a fresh ``jax.jit`` inside the context.
+    """
+    token = _exact.set(True)
+    try:
+        yield
+    finally:
+        _exact.reset(token)
+
+
+def uses_exact_convolutions() -> bool:
+    """Whether a convolution traced now is ``lax``'s own: not on CPU, within :func:`exact`, or by the environment."""
+    forced = os.environ.get("ADVJAX_EXACT_CONVOLUTIONS", "0") not in ("", "0")
+    return forced or _exact.get() or jax.default_backend() != "cpu"
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """``jax.lax.conv_general_dilated`` with the same arguments, to inject into ``flax.linen.Conv``.
+
+    ``lhs`` are images [n, h, w, channels] and ``rhs`` is a kernel [rows, columns, channels, features] where
+    ``dimension_numbers`` says so, as linen does.  Works under ``jit``, ``grad``, ``vmap``, ``scan`` and ``shard_map``.
+    """
+    exact_convolution = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    is_plain = (
+        jnp.ndim(lhs) == 4
+        and lhs.dtype == rhs.dtype == jnp.float32
+        and set(lhs_dilation or (1,)) == set(rhs_dilation or (1,)) == {1}
+        and feature_group_count == batch_group_count == 1
+        and precision is None
+        and preferred_element_type is None
+        and _is_channels_last(lhs.shape, rhs.shape, dimension_numbers)
+    )
+    if not is_plain or uses_exact_convolutions():
+        return exact_convolution(lhs, rhs)
+
+    strides = tuple(window_strides)
+    pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding) if isinstance(padding, str) else padding
+    pads = tuple((int(low), int(high)) for low, high in pads)
+    if not _is_supported(lhs.shape, rhs.shape, strides, pads):
+        return exact_convolution(lhs, rhs)
+    return _convolve(*_equally_varying(lhs, rhs), strides, pads)
+
+
+# --- which algorithm -------------------------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """The algorithm of each direction: a name in ``_ALGORITHMS``; a gradient is its transpose, for it is bilinear.
+
+    Two gradients are forward convolutions in their own right, which stay fast inside loops: ``input_gradient`` may be
+    "flip" (the cotangent by the flipped kernel, planned in turn), ``filter_gradient`` "swap" (channels as the batch,
+    the cotangent as the kernel).
+    """
+
+    forward: str
+    input_gradient: str
+    filter_gradient: str
+
+
+_MAX_PATCHES = 2**26  # numbers in the patches of one matrix product: 256 MiB
+
+
+def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> _Plan:
+    """Choose from the shapes; the thresholds are where the alternatives cross on x86 CPUs (AVX2 and AVX-512)."""
+    *window, channels, features = kernel
+    pointwise, minimal = window == [1, 1], window == [3, 3] and strides == (1, 1)
+    height, width = _output_size(images, kernel, strides, padding)
+    affordable = images[0] * height * width * math.prod(kernel[:3]) <= _MAX_PATCHES
+
+    forward = input_gradient = "lax"
+    if minimal and min(channels, features) >= 128:
+        forward = "winograd"
+    elif affordable and (pointwise or (channels <= 8 and features <= 16)):
+        forward = "matmul"
+
+    if affordable and (channels <= 8 or strides != (1, 1)):
+        input_gradient = "matmul"
+    elif strides == (1, 1):
+        input_gradient = "flip"
+
+    if minimal and min(channels, features) >= 64:
+        filter_gradient = "winograd"
+    elif affordable and pointwise:
+        filter_gradient = "matmul"
+    else:
+        filter_gradient = "swap"
+    return _Plan(forward, input_gradient, filter_gradient)
+
+
+def _is_channels_last(images: Sequence[int], kernel: Sequence[int], dimension_numbers: Any) -> bool:
+    given = lax.conv_dimension_numbers(images, kernel, dimension_numbers)
+    return given == lax.conv_dimension_numbers(images, kernel, _LAYOUT)
+
+
+def _is_supported(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> bool:
+    """Nothing empty, channels that match, and no padding wider than the flipped kernel can undo."""
+    not_empty = min(*images, *kernel, *_output_size(images, kernel, strides, padding)) > 0
+    pads_fit = all(0 <= pad < size for pads, size in zip(padding, kernel[:2], strict=True) for pad in pads)
+    return not_empty and pads_fit and images[3] == kernel[2]
+
+
+def _output_size(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> tuple[int, int]:
+    height, width = (
+        (extent + sum(pads) - size) // stride + 1
+        for extent, size, stride, pads in zip(images[1:3], kernel[:2], strides, padding, strict=True)
+    )
+    return height, width
+
+
+# --- the differentiable convolution ----------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    plan = _plan(images.shape, kernel.shape, strides, padding)
+    return _ALGORITHMS[plan.forward](images, kernel, strides, padding)
+
+
+def _convolve_forward(images: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[Array, Any]:
+    return _convolve(images, kernel, strides, padding), (images, kernel)
+
+
+def _convolve_backward(strides: Strides, padding: Padding, residuals: Any, cotangent: Array) -> tuple[Any, Array]:
+    images, kernel = residuals
+    plan = _plan(images.shape, kernel.shape, strides, padding)
+    if plan.input_gradient == "flip":
+        opposite = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel.shape[:2], padding, strict=True))
+        images_bar = _convolve(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, opposite)
+    else:
+        algorithm = _ALGORITHMS[plan.input_gradient]
+        (images_bar,) = jax.linear_transpose(lambda x: algorithm(x, kernel, strides, padding), images)(cotangent)
+    if plan.filter_gradient == "swap":
+        kernel_bar = _correlate(images, cotangent, kernel.shape, strides, padding)
+    else:
+        algorithm = _ALGORITHMS[plan.filter_gradient]
+        (kernel_bar,) = jax.linear_transpose(lambda k: algorithm(images, k, strides, padding), kernel)(cotangent)
+    return images_bar, kernel_bar
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _correlate(images: Array, cotangent: Array, kernel: Sequence[int], strides: Strides, padding: Padding) -> Array:
+    """The filter gradient as a convolution of [channels, h, w, n] by [height, width, n, features]."""
+    sizes = zip(images.shape[1:3], cotangent.shape[1:3], kernel[:2], strides, padding, strict=True)
+    pads = tuple((low, (outs - 1) * stride + size - extent - low) for extent, outs, size, stride, (low, _) in sizes)
+    swapped, window = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
+    result = lax.conv_general_dilated(swapped, window, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_LAYOUT)
+    return result.transpose(1, 2, 0, 3)
+
+
+def _equally_varying(*arrays: Array) -> tuple[Array, ...]:
+    """Mark all arrays as varying over the mesh axes that any of them varies over (nothing outside ``shard_map``).
+
+    Done outside the custom rule: the transpose of the cast sums the gradient of a replicated kernel over the devices.
+    """
+    axes = frozenset().union(*(jax.typeof(array).manual_axis_type.varying for array in arrays))
+    missing = [tuple(sorted(axes - jax.typeof(array).manual_axis_type.varying)) for array in arrays]
+    return tuple(lax.pcast(array, names, to="varying") for array, names in zip(arrays, missing, strict=True))
+
+
+# --- the algorithms: linear in the images and in the kernel ----------------------------------------------------------
+
+
+def _lax(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT)
+
+
+def _winograd(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    del strides  # the plan names this algorithm for stride 1 only
+    return winograd(images, kernel, padding)
+
+
+def _matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """One matrix product that gives ``tile`` neighbouring outputs of a row at once.
+
+    The patch of such a tile is ``span`` = (tile - 1) * stride + columns pixels wide, and the matrix holds ``tile``
+    shifted copies of the kernel between zeros: more multiplications than im2col (tile = 1), but for kernels with few
+    features a matrix as wide as the processor can use, and fewer copies of every pixel.
+    """
+    batch, _, _, channels = images.shape
+    rows, columns, _, features = kernel.shape
+    height, width = _output_size(images.shape, kernel.shape, strides, padding)
+    num_tiles, tile = _tiling(width, features)
+    span = (tile - 1) * strides[1] + columns
+
+    patches = _patches(images, height, num_tiles, tile * strides[1], (rows, span), strides[0], padding)
+    if tile > 1:
+        copies = jnp.asarray(_shifted_copies(columns, tile, strides[1]), kernel.dtype)
+        kernel = jnp.einsum("jpt,ijcf->ipctf", copies, kernel, precision="highest")
+    # Both factors have two dimensions, so that the transposes are plain matrix products as well.
+    matrix = kernel.reshape(rows * span * channels, tile * features)
+    outputs = patches.reshape(-1, len(matrix)) @ matrix
+    return outputs.reshape(batch, height, num_tiles * tile, features)[:, :, :width]
+
+
+def _tiling(width: int, features: int) -> tuple[int, int]:
+    """(number, size) of tiles in a row: up to 64 columns of the matrix a tile, tiles of equal size."""
+    num_tiles = -(-width // max(1, 64 // features))
+    return num_tiles, -(-width // num_tiles)
+
+
+def _shifted_copies(columns: int, tile: int, stride: int) -> np.ndarray:
+    """[columns, span, tile]: 1 where column j of the kernel meets pixel p of the patch for output t of the tile."""
+    column, pixel, output = np.ogrid[:columns, : (tile - 1) * stride + columns, :tile]
+    return pixel == column + output * stride
+
+
+def _patches(
+    images: Array, height: int, num_tiles: int, step: int, window: tuple[int, int], row_stride: int, padding: Padding
+) -> Array:
+    """[n, height, num_tiles, rows * span * channels]: windows of rows x span pixels, ``step`` pixels apart in a row."""
+    batch, image_height, image_width, _ = images.shape
+    rows, span = window
+    (above, _), (left, _) = padding
+    padded_height, padded_width = (height - 1) * row_stride + rows, (num_tiles - 1) * step + span
+    below, right = padded_height - image_height - above, padded_width - image_width - left
+    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (above, below, 0), (left, right, 0), (0, 0, 0)))
+    last = (height - 1) * row_stride + 1
+    bands = [lax.slice_in_dim(padded, row, row + last, row_stride, axis=1) for row in range(rows)]
+    if num_tiles < span:  # few wide tiles: cut out each in one piece
+        tiles = [
+            jnp.concatenate([b[:, :, i * step : i * step + span].reshape(batch, height, -1) for b in bands], axis=-1)
+            for i in range(num_tiles)
+        ]
+        return jnp.stack(tiles, axis=2)
+    last = (num_tiles - 1) * step + 1
+    pixels = [lax.slice_in_dim(b, pixel, pixel + last, step, axis=2) for b in bands for pixel in range(span)]
+    return jnp.concatenate(pixels, axis=-1)
+
+
+_ALGORITHMS: dict[str, Callable[[Array, Array, Strides, Padding], Array]] = {
+    "lax": _lax,
+    "matmul": _matmul,
+    "winograd": _winograd,
+}

@@ -1,0 +1,112 @@
+"""The splits of a data set, and the shares that runs see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from advjax import data
+from advjax.data import Dataset, Source
+from advjax.experiment import defaults
+from advjax.experiment.registry import number
+from advjax.experiment.spec import Copies, Data, Division
+from advjax.types import UserError
+
+
+def load_data(config: Mapping[str, Any], seed: int) -> Data:
+    """Train, validation and test split, each a function of (data set, seed) alone, or of an index file."""
+    arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
+    read = data.open_source if config["stream"] else data.load
+    _check_splits(config)
+    pool = read(config["name"], config["train_split"], **arguments)
+    parts = _parts(pool, config, seed)
+    if "test" in parts:
+        test = _in_memory(pool.take(parts["test"]))
+    else:
+        _check_apart(config)
+        test = data.load(config["name"], config["test_split"], **arguments)
+    train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
+    return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
+
+
+_WITHOUT_EFFECT = {
+    "fractions": ("num_validation", "per_class", "test_split", "num_folds", "index_file"),
+    "num_folds": ("per_class", "test_split", "index_file"),
+    "index_file": ("num_validation", "per_class"),
+}
+"""How ``data.train_split`` may be divided, and what then has no effect."""
+
+
+def _check_splits(config: Mapping[str, Any]) -> None:
+    """Refuses what would have no effect."""
+    for way, keys in _WITHOUT_EFFECT.items():
+        for key in keys:
+            if config[way] and config[key] != defaults.DATA[key]:
+                raise UserError(
+                    f"data.{key} has no effect beside data.{way}, which divides data.train_split; leave it out"
+                )
+    if config["by_patient"] and not config["fractions"]:
+        raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+    if config["fold"] and not config["num_folds"]:
+        raise UserError("data.fold needs data.num_folds, the number of folds")
+
+
+def _check_apart(config: Mapping[str, Any]) -> None:
+    if data.have_common_examples(config["train_split"], config["test_split"]):
+        raise UserError(
+            f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
+            "choose parts without common images, as in train[1024:] and train[:1024]"
+        )
+
+
+def _parts(pool: Dataset | Source, config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Positions in ``data.train_split``: "train", "validation", and "test" where it is taken from there as well."""
+    if config["index_file"]:
+        parts = data.read_index(config["index_file"], pool)
+        if missing := {"train", "validation"} - parts.keys():
+            raise UserError(f"data.index_file: {config['index_file']} has no part {min(missing)!r}")
+        return parts
+    if config["fractions"]:
+        return _shares(pool, [number(share) for share in config["fractions"]], bool(config["by_patient"]), seed)
+    labels, known = pool.labels, {"seed": seed, "name": pool.name}
+    parts, kept = {}, np.arange(len(labels), dtype=np.int32)
+    if config["num_folds"]:
+        kept, parts["test"] = data.k_fold(labels, num_folds=config["num_folds"], fold=config["fold"], **known)
+    elif config["per_class"]:
+        kept = data.class_balanced(labels, per_class=config["per_class"], **known)
+    train, validation = data.train_validation(labels[kept], num_validation=config["num_validation"], **known)
+    return {"train": kept[train], "validation": kept[validation], **parts}
+
+
+def _shares(pool: Dataset | Source, shares: list[float], by_patient: bool, seed: int) -> dict[str, np.ndarray]:
+    if len(shares) != 3:
+        raise UserError(f"data.fractions needs three shares, of training, validation and test images, got {shares}")
+    if by_patient:
+        if pool.groups is None:
+            raise UserError(f"data.by_patient: {pool.name} does not say which images belong to one patient")
+        parts = data.by_group(pool.groups, shares, seed=seed, name=pool.name)
+    else:
+        parts = data.fractions(pool.labels, shares, seed=seed, name=pool.name)
+    return dict(zip(("train", "validation", "test"), parts, strict=True))
+
+
+def _in_memory(part: Dataset | Source) -> Dataset:
+    if isinstance(part, Dataset):
+        return part
+    if not len(part.labels):
+        # No validation images: a data set may not be empty, what is left of it here may.
+        nothing = np.empty((0, *part.image_shape), np.uint8)
+        return Dataset(part.name, nothing, part.labels, part.index, part.class_names, part.groups)
+    return data.read_all(part)
+
+
+def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Source:
+    """The share of the training split that a run sees; smaller shares are parts of larger ones."""
+    train = loaded.train
+    return train.take(data.nested_subset(train.labels, fraction=fraction, seed=seed, name=train.name))
+
+
+def num_training_examples(subset: Dataset | Source, copies: Copies | None, undersample: bool, seed: int) -> int:
+    """How many examples a run learns from: its share of the training split with the copies, and undersampled."""
+    labels = np.tile(subset.labels, 1 + (len(copies.attacks) if copies else 0))
+    return len(data.undersample(labels, seed=seed, name=subset.name)) if undersample else len(labels)

@@ -1,0 +1,100 @@
+"""What is measured: attacks, defences, the report card, the curve over epsilon."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advjax.evaluation.adversarial_sets import FORMATS
+from advjax.experiment import defaults
+from advjax.experiment.build_attack import build_attack, known_label_use
+from advjax.experiment.registry import DEFENSES, build, number, required
+from advjax.experiment.spec import Curve, EvaluationPlan, NamedDefense, Run
+from advjax.types import Array, AttackFn, UserError
+
+
+def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described: Mapping[str, Any]) -> EvaluationPlan:
+    """What a config's ``evaluation`` measures of ``runs``, which may be fewer than are ``described``.
+
+    Raises:
+      UserError: something in it is unknown or makes no sense.
+    """
+    named = tuple(
+        build_attack(name, _described(spec["attacks"], name), f"evaluation.attacks.{name}")
+        for name in spec["attacks"]["order"]
+    )
+    made_on = (spec["made_on"],) if isinstance(spec["made_on"], str) else tuple(dict.fromkeys(spec["made_on"]))
+    if unknown := [name for name in made_on or ("",) if name not in runs]:
+        raise UserError(f"evaluation.made_on: no run is named {unknown[0]!r}; runs are {', '.join(runs)}")
+    if spec["pictured"] and spec["pictured"] not in spec["attacks"]["order"]:
+        names = ", ".join(spec["attacks"]["order"])
+        raise UserError(f"evaluation.pictured: {spec['pictured']!r} is none of the attacks {names}")
+    if spec["num_examples"] < 0 or spec["batch_size"] < 1:
+        raise UserError("evaluation: num_examples must be 0 or more and batch_size at least 1")
+    if spec["protocol"] not in ("sound", "faithful"):
+        raise UserError(f"evaluation.protocol must be 'sound' or 'faithful', got {spec['protocol']!r}")
+    if spec["save_adversarial"] not in ("", *FORMATS):
+        raise UserError(
+            f"evaluation.save_adversarial must be {', '.join(map(repr, FORMATS))} or '', "
+            f"got {spec['save_adversarial']!r}"
+        )
+    return EvaluationPlan(
+        named,
+        made_on,
+        known_label_use(spec["transfer_labels"], "evaluation.transfer_labels"),
+        spec["protocol"],
+        spec["num_examples"],
+        spec["batch_size"],
+        spec["pictured"],
+        spec["num_pictures"],
+        tuple(_defense(name, spec["defenses"], runs) for name in spec["defenses"]["order"]),
+        spec["num_checked"],
+        _checked(spec["checked"], described) or tuple(runs),
+        _curve(spec["curve"]),
+        spec["save_adversarial"],
+    )
+
+
+def _checked(given: Sequence[str], described: Mapping[str, Any]) -> tuple[str, ...]:
+    """A run that is described may be named although it is left out this time."""
+    if unknown := [name for name in given if name not in described]:
+        raise UserError(f"evaluation.checked: no run is named {unknown[0]!r}; runs are {', '.join(described)}")
+    return tuple(given)
+
+
+def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -> NamedDefense:
+    where = f"evaluation.defenses.{name}"
+    if name not in described:
+        raise UserError(f"evaluation.defenses: {name!r} is in the order but not described")
+    spec = dict(described[name])
+    run = spec.pop("run", None)
+    if run not in runs:
+        raise UserError(f"{where}: no run is named {run!r}; runs are {', '.join(runs)}")
+    numbers = {key: spec.pop(key, default) for key, default in defaults.DEFENSE.items()}
+    if any(value < 1 for value in numbers.values()):
+        raise UserError(f"{where}: {', '.join(numbers)} must be at least 1")
+    return NamedDefense(name, run, build(DEFENSES, spec, where), **numbers, spec=dict(described[name]))
+
+
+def _curve(spec: Mapping[str, Any] | None) -> Curve | None:
+    if not spec:
+        return None
+    where = "evaluation.curve"
+    keys = ("attack", "epsilons", "num_examples")
+    if unknown := sorted(set(spec) - set(keys)):
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(keys)}")
+    attack, epsilons, num_examples = (required(spec, key, where) for key in keys)
+    attack = dict(attack)
+    built = build_attack("curve", {**attack, "epsilon": 1.0}, where)
+    if built.stages is not None:
+        raise UserError(f"{where}: {attack['name']} has stages; take one attack")
+
+    def attack_at(epsilon: Array) -> AttackFn:
+        return build_attack("curve", {**attack, "epsilon": epsilon}, where).for_verdict()
+
+    epsilons = tuple(float(number(epsilon)) for epsilon in epsilons)
+    return Curve(attack["name"], built.norm, attack_at, epsilons, num_examples)
+
+
+def _described(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if name not in table:
+        raise UserError(f"evaluation.attacks: {name!r} is in the order but not described")
+    return table[name]

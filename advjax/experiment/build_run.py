@@ -1,0 +1,154 @@
+"""One run: its model, its data, how long it trains, and by what method."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from advjax import data
+from advjax.evaluation.adversarial_sets import FORMATS
+from advjax.experiment.build_attack import build_attack, known_label_use
+from advjax.experiment.build_data import num_training_examples, training_subset
+from advjax.experiment.build_method import build_method
+from advjax.experiment.registry import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
+from advjax.experiment.spec import Copies, Data, PlacedAttack, Run
+from advjax.training.loop import Plan
+from advjax.types import UserError
+
+SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
+"""Of those that `advjax.jobs.train` validates, what a checkpoint may be chosen by."""
+_OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
+
+
+def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
+    """The run that a config describes under ``name``, of the data, and perhaps of runs before it.
+
+    Raises:
+      UserError: something in it is unknown or makes no sense.
+    """
+    spec, where = config["run"][name], f"run.{name}"
+    start = spec["model"].get("base") or spec["start"] or None
+    training = _placed(spec["attack"], f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
+    validation = _placed(_validation_attack(spec), f"{where}.validation_attack", ATTACKS)
+    twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
+    networks = (training and training.made_on, *twin_labels)
+    asks = tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
+    copies = _copies(spec["copies"], f"{where}.copies")
+    needed = tuple(dict.fromkeys((start, *asks, copies and copies.made_on, validation and validation.made_on)))
+    for other in needed:
+        if other not in (None, "self", *earlier):
+            raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
+    model = _model(spec["model"], where, loaded.train.num_classes, earlier)
+    fraction = number(spec["train_fraction"])
+    num_train = num_training_examples(
+        training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
+    )
+    plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    if plan.select_metric == "attacked_accuracy" and validation is None:
+        raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
+    if not spec["checkpoint"] and not len(loaded.validation.labels):
+        _check_without_validation(plan, where)
+    steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
+    summary = {
+        "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
+        "data_set": loaded.train.name,
+        "seed": config["seed"],
+        "run": spec,
+        "needs": {other: earlier[other].spec for other in needed if other not in (None, "self")},
+    }
+    return Run(
+        name=name,
+        model=model,
+        start=start,
+        train_fraction=fraction,
+        copies=copies,
+        undersample=bool(spec["undersample"]),
+        method=build_method(spec, where, model, plan, steps_per_epoch, training, asks),
+        asks=asks,
+        validation_attack=validation,
+        plan=plan,
+        checkpoint=spec["checkpoint"],
+        spec=summary,
+    )
+
+
+def _placed(spec: Mapping[str, Any] | None, where: str, table: Mapping[str, Callable[..., Any]]) -> PlacedAttack | None:
+    """An attack with ``made_on`` and ``labels``, as training and validation have it."""
+    if not spec:
+        return None
+    spec = dict(spec)
+    made_on, label_use = spec.pop("made_on", "self"), spec.pop("labels", "true")
+    built = build_attack("train", spec, where, table)
+    if built.stages is not None:
+        raise UserError(f"{where}: {spec['name']} is for evaluation only")
+    return PlacedAttack(built.for_transfer(known_label_use(label_use, where)), made_on)
+
+
+def _validation_attack(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The attack to validate with, as ``defaults.RUN`` says."""
+    training = spec["attack"]
+    if spec["validation_attack"] or not training or training.get("name") not in TRAINING_ATTACKS:
+        return spec["validation_attack"] or training
+    return {"name": "pgd", **{key: training[key] for key in _OF_EVERY_PGD if key in training}}
+
+
+def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mapping[str, Run]) -> nn.Module:
+    spec, where = dict(spec), f"{where}.model"
+    if base := spec.pop("base", None):
+        return build(PATCHES, spec, where, earlier[base].model)
+    if spec.get("name") in PATCHES:
+        raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
+    return build(MODELS, {"num_classes": num_classes, **spec}, where)
+
+
+def _copies(spec: Mapping[str, Any], where: str) -> Copies | None:
+    if not spec["order"]:
+        return None
+    if spec["format"] not in FORMATS:
+        raise UserError(f"{where}: format must be {' or '.join(map(repr, FORMATS))}, got {spec['format']!r}")
+    attacks = []
+    for name in spec["order"]:
+        if name not in spec:
+            raise UserError(f"{where}: {name!r} is in the order but not described")
+        attack = build_attack(name, spec[name], f"{where}.{name}")
+        if attack.stages is not None:
+            raise UserError(f"{where}.{name}: {spec[name]['name']} is for evaluation only")
+        attacks.append(attack)
+    return Copies(spec["made_on"], tuple(attacks), known_label_use(spec["labels"], where), spec["format"])
+
+
+def _check_without_validation(plan: Plan, where: str) -> None:
+    """Refuses what would need validation images where there are none."""
+    choice = "select is 'best'" if plan.select == "best" else f"patience is {plan.patience}" if plan.patience else ""
+    if choice:
+        raise UserError(
+            f"{where}: {choice}, but there are no validation images to judge by: set data.num_validation (or the "
+            f"second of data.fractions) above 0, or select='last' and patience=0"
+        )
+
+
+def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_workers: int) -> Plan:
+    steps = data.steps_per_epoch(num_train, spec["batch_size"])
+    num_steps = spec["num_steps"] or spec["epochs"] * steps
+    if num_steps < 1:
+        raise UserError(f"{where}: epochs or num_steps must be at least 1")
+    for key, least in (("log_every", 1), ("validate_every_epochs", 1), ("patience", 0)):
+        if spec[key] < least:
+            raise UserError(f"{where}: {key} must be at least {least}, got {spec[key]!r}")
+    if spec["select"] not in ("best", "last"):
+        raise UserError(f"{where}: select must be 'best' or 'last', got {spec['select']!r}")
+    if spec["select_metric"] not in SELECT_METRICS:
+        known = ", ".join(map(repr, SELECT_METRICS))
+        raise UserError(f"{where}: select_metric must be one of {known}, got {spec['select_metric']!r}")
+    every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
+    return Plan(
+        num_steps,
+        spec["batch_size"],
+        spec["log_every"],
+        every,
+        seed,
+        spec["select"],
+        spec["select_metric"],
+        spec["patience"],
+        num_workers,
+    )
