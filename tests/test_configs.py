@@ -13,7 +13,7 @@ from test_wiring import config_of
 
 from advjax import data
 from advjax.cpu import convolution
-from advjax.evaluation.outcomes import TRANSFER
+from advjax.evaluation.attacker_knowledge import TRANSFER
 from advjax.experiment import registry
 from advjax.experiment.from_config import from_config
 from advjax.jobs import evaluate, train

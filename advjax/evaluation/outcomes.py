@@ -11,15 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advjax.evaluation.attacker_knowledge import ADAPTIVE, NOTHING
 from advjax.runtime.files import plain, write_atomically
 
 CLEAN = "clean"
 """Name of the attack where there is none."""
-EVERYTHING, SCORES, OBLIVIOUS, TRANSFER = "everything", "scores", "undefended model", "source model"
-"""What an attacker knows: the model with its defence, its answers alone, it without its defence, another model."""
-NOTHING = "nothing"
-"""What noise knows."""
-ADAPTIVE = (EVERYTHING, SCORES)
 
 
 class Outcome(NamedTuple):

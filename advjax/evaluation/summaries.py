@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome
+from advjax.evaluation.attacker_knowledge import EVERYTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.outcomes import CLEAN, Outcome
 from advjax.evaluation.report import CurvePoint, Summary, SummaryCell
 from advjax.evaluation.report_card import SIGNIFICANT, Check
 from advjax.evaluation.statistics import mcnemar, wilson_interval

@@ -37,7 +37,7 @@ def build_method(
     plan: Plan,
     steps_per_epoch: int,
     training: PlacedAttack | None,
-    asks: tuple[str, ...],
+    sources: tuple[str, ...],
 ) -> Callable[[Variables, Mapping[str, nn.Module]], Method]:
     """``(untrained variables, models of earlier runs) -> Method``: what a run's config describes.
 
@@ -57,7 +57,7 @@ def build_method(
     if spec["two_updates"]:
         step, updates = _two_updates(spec["two_updates"], training, where), 2
     elif training is not None:
-        steps.append(transforms.perturb(*training))
+        steps.append(transforms.perturb(training.function, training.made_on))
     steps += [
         build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
         for name in spec["targets"]["order"]
@@ -82,7 +82,7 @@ def build_method(
             transforms=tuple(steps),
             optimizer=partition.partitioned(by_label, labels),
             trainable=trainable,
-            models={name: models[name] for name in asks},
+            models={name: models[name] for name in sources},
             average=average,
             step=step,
         )
@@ -108,7 +108,7 @@ def _two_updates(kind: str, training: PlacedAttack | None, where: str) -> Callab
         raise UserError(f"{where}: two_updates must be 'attack', 'reused_gradient' or '', got {kind!r}")
     if training is None or training.made_on != "self":
         raise UserError(f"{where}: two_updates needs an attack that is made on 'self'")
-    return two_updates.two_updates(training.attack, kind == "reused_gradient")
+    return two_updates.two_updates(training.function, kind == "reused_gradient")
 
 
 def _optimizer(

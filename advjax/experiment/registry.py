@@ -15,7 +15,7 @@ import jax
 
 from advjax import attacks, defenses
 from advjax.data import Dataset
-from advjax.evaluation.scored_model import Deployment
+from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
     custom_cnn,
     denoise,
@@ -48,7 +48,7 @@ ATTACKS = {
     "fab": attacks.fab,
     "square": attacks.square,
 }
-STAGED_ATTACKS = {"auto_attack": attacks.auto_attack_stages, "quick_check": attacks.quick_check_stages}
+ATTACK_ENSEMBLES = {"auto_attack": attacks.auto_attack_stages, "quick_check": attacks.quick_check_stages}
 NOISES = {"gaussian_noise": attacks.gaussian_noise}
 """Evaluated beside the attacks, but made without a look at any model."""
 TRAINING_ATTACKS = {"most_divergent": trades.most_divergent}
@@ -122,49 +122,44 @@ OPTIMIZERS = {"sgd": optimizers.sgd, "adam": optimizers.adam, "adamw": optimizer
 AVERAGES = {"ema": averaging.ema, "swa": averaging.swa}
 
 
-def _no_arrays(train: Dataset) -> PyTree:
-    return {}
+def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Callable[..., StochasticLogitsFn]:
+    """A defense that needs nothing of the model but its logits."""
+    return lambda model, variables, arrays: wrap(logits_fn(model, variables), arrays)
 
 
-def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Callable[[nn.Module], Callable]:
-    """A defence that needs nothing of the model but its logits; variables are those of the model and of the defence."""
-    return lambda model: lambda variables: wrap(logits_fn(model, variables[0]), variables[1])
-
-
-def _random_self_ensemble() -> Deployment:
+def _random_self_ensemble() -> DefenseRecipe:
     def check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         shapes = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
         if not is_stochastic(model, shapes, image_shape):
             raise UserError(
-                f"random_self_ensemble asks a {type(model).__name__} with noise inside, but this one has none: "
-                "give its run's model noise, or take gaussian_smoothing"
+                f"random_self_ensemble needs a model with noise layers, and this {type(model).__name__} has none: "
+                "give its run's model noise, or use gaussian_smoothing"
             )
 
-    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays, check)
+    return DefenseRecipe(lambda model, variables, arrays: stochastic_logits_fn(model, variables), check=check)
 
 
-def _gaussian_smoothing(std: float) -> Deployment:
-    return Deployment(_around_logits(lambda f, arrays: defenses.gaussian_smoothing(f, std)), _no_arrays)
+def _gaussian_smoothing(std: float) -> DefenseRecipe:
+    return DefenseRecipe(_around_logits(lambda f, arrays: defenses.gaussian_smoothing(f, std)))
 
 
-def _random_resize_pad(smallest: int = 26, largest: int = 31) -> Deployment:
-    return Deployment(
+def _random_resize_pad(smallest: int = 26, largest: int = 31) -> DefenseRecipe:
+    return DefenseRecipe(
         _around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)),
-        _no_arrays,
-        lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
+        check=lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
     )
 
 
 def _mixup_inference(
     mode: str = "other", num_mixes: int = 30, mix_weight: float = 0.5, pool_size: int = 1000
-) -> Deployment:
+) -> DefenseRecipe:
     def pool(train: Dataset) -> PyTree:
         return defenses.make_pool(train.images[:pool_size], train.labels[:pool_size], train.num_classes)
 
     def wrap(f: LogitsFn, arrays: PyTree) -> StochasticLogitsFn:
         return defenses.mixup_inference(f, arrays, mode=mode, num_mixes=num_mixes, mix_weight=mix_weight)
 
-    return Deployment(_around_logits(wrap), pool)
+    return DefenseRecipe(_around_logits(wrap), pool)
 
 
 DEFENSES = {
