@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from conftest import REPOSITORY
+
+from support.paths import REPOSITORY
 
 LAYERS = [
     {"types"},
