@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import attack_models as am
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
 from advjax.attacks.auto_pgd import checkpoints
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

@@ -3,17 +3,17 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import recorded
 
 from advjax import attacks
 from advjax.attacks import carlini_wagner_l2, carlini_wagner_linf
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, smaller, tanh_box
+from support import attack_models as am
+from support import recorded
 
 pytestmark = pytest.mark.optimized
 

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import Attack, ThreatModel
 from advjax.attacks.base import keys_per_image
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

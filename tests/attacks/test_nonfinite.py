@@ -2,7 +2,6 @@
 
 import warnings
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import combine, model_queries, runner
 from advjax.evaluation import report_card, summaries
+from support import attack_models as am
 
 EPSILON = 0.2
 ATTACKS = {

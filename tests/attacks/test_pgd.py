@@ -1,12 +1,12 @@
 """FGSM, BIM and PGD against formulas written out by hand, and the rules for what is returned."""
 
-import attack_models as am
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
 from advjax.attacks.base import KEEP_RULES, Kept, first_kept, keep_rule
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

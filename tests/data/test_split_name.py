@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_wiring import changed, config_of
 
 from advjax import data
 from advjax.experiment.from_config import from_config
 from advjax.types import UserError
+from support.configs import changed, config_of
 
 TRAIN, TEST = 1438, 359
 """Images of digits."""

@@ -6,8 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
-from test_wiring import config_of
 
 from advjax.evaluation import report
 from advjax.evaluation.outcomes import CLEAN
@@ -16,6 +14,8 @@ from advjax.experiment.from_config import from_config, plain
 from advjax.papers import __main__ as command
 from advjax.papers import join, published, show
 from advjax.types import UserError
+from support.configs import config_of
+from support.paths import REPOSITORY
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
 WITH_PUBLISHED = [name for name in CONFIGS if config_of(name).published]

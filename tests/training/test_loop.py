@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Tiny, assert_close
 
 from advjax import attacks
 from advjax.data import Dataset, from_dataset
@@ -32,6 +31,7 @@ from advjax.training import (
 from advjax.training.loop import Plan, fit
 from advjax.training.step import DeviceData, Method, deployed, init_state, train_step
 from advjax.types import Variables
+from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
 BASE = ResNet9(width=0.0625, num_classes=3, head="average")

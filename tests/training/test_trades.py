@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 from advjax import attacks
 from advjax.attacks.base import trajectory
 from advjax.models import blocks
 from advjax.training import losses, trades, transforms
 from advjax.types import UserError
+from support.tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 MODEL = Tiny()
 THREAT = attacks.linf(0.1)
