@@ -43,10 +43,10 @@ def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
         "--config.evaluation.attacks.fgsm.norm=l2",
     )
     built = from_config(config)
-    base, fixer = (run.spec["run"] for run in built.runs)
+    base, fixer = (run.identity["run"] for run in built.runs)
     assert (base["epochs"], base["objective"]["noise"], built.runs[0].model.mean) == (3, False, [0.5])
     assert fixer["attack"]["num_restarts"] == 2
-    assert {attack.name: attack.spec.get("loss") for attack in built.evaluation.attacks}["auto_pgd"] == "dlr"
+    assert {attack.name: attack.identity.get("loss") for attack in built.evaluation.attacks}["auto_pgd"] == "dlr"
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
     # As it is shipped: all of it makes sense.
     from_config(config)
-    built = from_config(shrink(config))
-    train.train(built, str(tmp_path), devices, print)
-    found = evaluate.evaluate(built, str(tmp_path), devices, print)
+    config = shrink(config)
+    train.train(config, str(tmp_path), devices, print)
+    found = evaluate.evaluate(config, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
     if len(config.runs) > 1:
         made_on = config.evaluation.made_on
@@ -107,8 +107,7 @@ def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devi
     with config.unlocked(), config.ignore_type():
         config.run.base.objective = {"name": "logit_pairing", "loss": {"name": "cross_entropy"}, "weight": 0.5}
         config.run.base.attack = {"name": "fgsm", "norm": "linf", "epsilon": "0.15"}
-    built = from_config(config)
-    train.train(built, str(tmp_path), devices, print)
+    train.train(config, str(tmp_path), devices, print)
     (line,) = [line for line in read_metrics(tmp_path / "base") if line["kind"] == "train"]
     assert line["apart"] > 0 and line["loss"] > 0.5 * line["apart"]
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.evaluation.scored_model import Deployed, majority
+from advjax.defenses.majority_vote import majority
+from advjax.evaluation.scored_model import ScoredModel, predict
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_a_verdict_of_two_votes_is_no_more_for_the_first_class_than_for_another(
     def draw(images, rng):
         return 2 * jax.random.normal(rng, (len(images), 3))
 
-    deployed = Deployed(lambda variables: draw, num_draws=1, num_votes=2)
-    verdicts = deployed.predict({}, jnp.zeros((3000, 1, 1, 1)), jax.random.split(jax.random.key(0), 3000))
+    model = ScoredModel("run", "defense", lambda variables: draw, {}, "", num_draws=1, num_votes=2)
+    verdicts = predict(model, {}, jnp.zeros((3000, 1, 1, 1)), jax.random.split(jax.random.key(0), 3000))
     # The standard deviation of a share is 0.009; were ties for the first class, it would have 5/9.
     np.testing.assert_allclose(np.bincount(verdicts, minlength=3) / 3000, 1 / 3, atol=0.03)

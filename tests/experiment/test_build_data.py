@@ -38,9 +38,8 @@ def folder(tmp_path, monkeypatch):
 
 def loaded(**changes):
     run = defaults.run(model={"name": "lenet5"}, num_steps=2, batch_size=4, select="last")
-    return from_config(
-        defaults.experiment(data=changes, runs=("base",), run={"base": run}, evaluation={"batch_size": 4})
-    ).data
+    config = defaults.experiment(data=changes, runs=("base",), run={"base": run}, evaluation={"batch_size": 4})
+    return from_config(config).load_data()
 
 
 def of_folder(folder, **changes):

@@ -6,7 +6,7 @@ import pytest
 
 from advjax import attacks
 from advjax.experiment import registry
-from advjax.experiment.build_attack import build_attack
+from advjax.experiment.build_attack import build_attack, whole_attack
 from advjax.experiment.from_config import from_config
 from advjax.models import blocks
 from advjax.types import UserError, Variables
@@ -17,10 +17,10 @@ def test_the_digits_config_is_the_experiment_it_describes():
     built = from_config(config_of("digits_fixer"))
     base, fixer = built.runs
     assert (base.name, base.needs, fixer.name, fixer.needs) == ("base", (), "fixer", ("base",))
-    assert [len(split.labels) for split in built.data.splits] == [1298, 140, 359]
+    assert [len(split.labels) for split in built.load_data().splits] == [1298, 140, 359]
     assert [attack.name for attack in built.evaluation.attacks] == ["fgsm", "pgd_50", "auto_pgd"]
     assert all(attack.epsilon == 0.15 and attack.norm == "linf" for attack in built.evaluation.attacks)
-    assert fixer.spec["needs"]["base"] == base.spec
+    assert fixer.identity["needs"]["base"] == base.identity
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"evaluation__protocol": "paper"}, "evaluation.protocol must be 'sound' or 'faithful', got 'paper'"),
         ({"evaluation__num_examples": -1}, "evaluation: num_examples must be 0 or more"),
         ({"evaluation__attacks__order": ("cw",)}, "evaluation.attacks: 'cw' is in the order but not described"),
-        ({"evaluation__pictured": "cw"}, "evaluation.pictured: 'cw' is none of the attacks fgsm, pgd_50, auto_pgd"),
+        ({"evaluation__pictured": "cw"}, "evaluation.pictured: 'cw' is not among the attacks fgsm, pgd_50, auto_pgd"),
         (
             {"evaluation__defenses": {"order": ("rse",), "rse": {"name": "random_self_ensemble", "run": "base"}}},
-            "evaluation.defenses.rse: random_self_ensemble asks a ResNet9 with noise inside, but this one has none",
+            "evaluation.defenses.rse: random_self_ensemble needs a model with noise layers, and this ResNet9 has none",
         ),
     ],
 )
@@ -193,20 +193,22 @@ def test_numbers_may_be_fractions(text, expected):
 def test_an_attack_of_a_config_is_the_attack_of_the_library():
     spec = {"name": "auto_pgd", "epsilon": "8/255", "num_steps": 7, "loss": "dlr", "step_size": "0.005"}
     named = build_attack("a", spec, "here")
-    assert isinstance(named.attack, attacks.Attack) and named.stages is None
+    assert isinstance(named.attack, attacks.Attack) and not named.is_ensemble
     assert (named.attack.num_steps, named.threat_model) == (7, attacks.linf(8 / 255))
-    assert (named.name, named.norm, named.epsilon, named.spec) == ("a", "linf", 8 / 255, spec)
-    assert named.for_verdict().stop_on_success and not named.for_transfer("true").stop_on_success
-    minimal = named._replace(threat_model=attacks.l2(float("inf")))
-    assert not minimal.for_verdict().stop_on_success
+    assert (named.name, named.norm, named.epsilon, named.identity) == ("a", "linf", 8 / 255, spec)
+    (stage,) = named.stages
+    assert stage.attack(0) is named.attack and stage.num_rounds(10) == 1
 
 
-def test_restarts_and_stages_of_a_config():
-    spec = {"name": "fgsm", "epsilon": 0.1, "num_restarts": 3}
-    named = build_attack("a", spec, "here")
-    assert not isinstance(named.for_verdict(), attacks.Attack)
-    staged = build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
-    assert [stage.name for stage in staged.stages] == ["apgd-ce", "apgd-dlr"]
+def test_restarts_and_ensembles_of_a_config():
+    named = build_attack("a", {"name": "fgsm", "epsilon": 0.1, "num_restarts": 3}, "here")
+    assert not isinstance(named.attack, attacks.Attack)
+    (stage,) = named.stages
+    assert isinstance(stage.attack(0), attacks.Attack) and stage.num_rounds(10) == 3
+    whole = whole_attack(named, "predicted", "here")
+    assert [stage.num_rounds(10) for stage in whole.stages] == [1] and whole.stages[0].attack(0) is whole.attack
+    ensemble = build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "version": "rand"}, "here")
+    assert [stage.name for stage in ensemble.stages] == ["apgd-ce", "apgd-dlr"]
     with pytest.raises(UserError, match="here: num_restarts must be 1 or more, and 1 for auto_attack"):
         build_attack("a", {"name": "auto_attack", "epsilon": 0.1, "num_restarts": 2}, "here")
     with pytest.raises(UserError, match=r"run.fixer.attack: auto_attack is for evaluation only"):

@@ -1,6 +1,7 @@
 """Attacked copies of training images: made once, kept, taken up again, and learnt beside the images."""
 
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -8,29 +9,29 @@ import pytest
 
 from advjax import data
 from advjax.data import Dataset
-from advjax.evaluation.scored_model import model_hash
-from advjax.experiment.build_attack import build_attack
+from advjax.evaluation.attack_runs import Resources
+from advjax.evaluation.scored_model import variables_hash
+from advjax.experiment.build_attack import build_attack, whole_attack
 from advjax.experiment.build_data import training_subset
 from advjax.experiment.from_config import from_config
-from advjax.experiment.spec import Copies
+from advjax.experiment.spec import AdversarialCopies
 from advjax.jobs import adversarial_augmentation
 from advjax.jobs import train as train_job
 from advjax.jobs.adversarial_augmentation import with_copies
 from advjax.models import adapter
-from advjax.runtime import devices as sharding
-from advjax.runtime.devices import Devices
 from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
 from support.configs import changed
+from support.experiments import devices
 
-COUNT, SIDE, IN_A_FILE = 20, 4, 8
+COUNT, SIDE, IN_A_PART = 20, 4, 8
 EPSILONS = (0.01, 0.03)
 WEIGHTS = np.random.default_rng(1).normal(size=(SIDE * SIDE, 3)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(adversarial_augmentation, "_IMAGES_IN_A_FILE", IN_A_FILE)
+    monkeypatch.setattr(adversarial_augmentation, "_IMAGES_IN_A_PART", IN_A_PART)
 
 
 @pytest.fixture
@@ -47,14 +48,12 @@ def make(tmp_path):
         {"linear": lambda params, x: x.reshape(len(x), -1) @ params}, {"linear": WEIGHTS}
     )
     fgsm = [{"name": "fgsm", "epsilon": epsilon} for epsilon in EPSILONS]
-    named = tuple(build_attack(f"fgsm_{i}", spec, "test") for i, spec in enumerate(fgsm))
+    named = tuple(whole_attack(build_attack(f"fgsm_{i}", spec, "test"), "true", "test") for i, spec in enumerate(fgsm))
 
     def made(train, kind="float32", stop_requested=lambda: False):
-        copies = Copies("source", named, "true", kind)
-        options = {"seed": 0, "batch_size": 4, "devices": Devices(sharding.mesh(), "shard_map")}
-        return with_copies(
-            train, copies, model, variables, workdir=str(tmp_path), stop_requested=stop_requested, **options
-        )
+        copies = AdversarialCopies("source", named, "true", kind)
+        resources = Resources(devices(), 4, 0, str(tmp_path / "copies"), stop_requested)
+        return with_copies(train, copies, model, variables, resources)
 
     return made
 
@@ -95,21 +94,22 @@ def test_streamed_images_get_the_same_copies(make, train):
 def test_copies_are_made_once(make, train, tmp_path, monkeypatch):
     made = make(train)
     (folder, _) = sorted((tmp_path / "copies").iterdir())
-    assert sorted(path.name for path in folder.iterdir()) == ["00000.npy", "00001.npy", "00002.npy", "about.json"]
-    about = json.loads((folder / "about.json").read_text())
-    assert (about["made_on"], about["count"], about["attack"]["epsilon"]) == ("source", COUNT, EPSILONS[0])
-    assert about["model_hash"] == model_hash(adapter.from_functions({"linear": abs}, {"linear": WEIGHTS})[1])
-    (folder / "00001.npy").unlink()
+    parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert parts == ["00000", "00001", "00002"]
+    facts = json.loads((folder / "identity.json").read_text())
+    assert (facts["made_on"], facts["count"], facts["attack"]["epsilon"]) == ("source", COUNT, EPSILONS[0])
+    assert facts["model_hash"] == variables_hash(adapter.from_functions({"linear": abs}, {"linear": WEIGHTS})[1])
+    shutil.rmtree(folder / "00002")
     attacked = []
-    quietly = adversarial_augmentation.attacker
+    run_attack = adversarial_augmentation.run_attack
 
-    def counted(*args, **kwargs):
-        run = quietly(*args, **kwargs)
-        return lambda variables, part, *rest: attacked.extend(part.index) or run(variables, part, *rest)
+    def counted(source, attack, part, *rest, **options):
+        attacked.extend(part.index)
+        return run_attack(source, attack, part, *rest, **options)
 
-    monkeypatch.setattr(adversarial_augmentation, "attacker", counted)
+    monkeypatch.setattr(adversarial_augmentation, "run_attack", counted)
     chex.assert_trees_all_equal(make(train), made)
-    assert attacked == list(train.index[IN_A_FILE : 2 * IN_A_FILE])
+    assert attacked == list(train.index[2 * IN_A_PART :])
 
 
 def test_other_images_get_other_copies(make, train, tmp_path):
@@ -122,18 +122,18 @@ def test_making_can_be_stopped_and_goes_on(make, train, tmp_path):
     asked = iter([False, False, True])
     with pytest.raises(PreemptedError, match="fgsm_0 on source: stopped before image 16 of 20, state saved"):
         make(train, stop_requested=lambda: next(asked))
-    assert len(list((tmp_path / "copies").rglob("*.npy"))) == 2
+    assert len(list((tmp_path / "copies").rglob("images.npy"))) == 2
     assert len(make(train).labels) == 3 * COUNT
 
 
 @pytest.mark.parametrize(
     "content, message", [(b"no array", "is damaged"), (np.zeros((8, 4, 4, 3), np.float32), "holds float32")]
 )
-def test_damaged_files_are_told(make, train, tmp_path, content, message):
+def test_a_damaged_store_is_refused(make, train, tmp_path, content, message):
     make(train)
-    path = sorted((tmp_path / "copies").rglob("*.npy"))[1]
+    path = sorted((tmp_path / "copies").rglob("images.npy"))[1]
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(UserError, match=f"{path.name} {message}.*remove it, and it is made again"):
+    with pytest.raises(UserError, match=message):
         make(train)
 
 
@@ -156,9 +156,10 @@ def with_a_pupil(**changes):
 
 
 def test_a_run_learns_from_copies_and_balanced_classes(tmp_path, monkeypatch):
-    built = from_config(with_a_pupil())
+    config = with_a_pupil()
+    built = from_config(config)
     pupil = built.runs[1]
-    assert pupil.needs == ("base",) and pupil.spec["needs"]["base"] == built.runs[0].spec
+    assert pupil.needs == ("base",) and pupil.identity["needs"]["base"] == built.runs[0].identity
     seen = {}
     learn = train_job.fit
 
@@ -167,7 +168,7 @@ def test_a_run_learns_from_copies_and_balanced_classes(tmp_path, monkeypatch):
         learn(name, method, plan, variables, dataset, *rest, **options)
 
     monkeypatch.setattr(train_job, "fit", watched)
-    train_job.train(built, str(tmp_path), Devices(sharding.mesh(), "jit"), print)
+    train_job.train(config, str(tmp_path), devices("jit"), print)
     _, counts = np.unique(seen["base"].labels, return_counts=True)
     _, balanced = np.unique(seen["pupil"].labels, return_counts=True)
     assert len(set(counts)) > 1 and set(balanced) == {2 * counts.min()}
@@ -178,7 +179,7 @@ def test_an_epoch_is_as_long_as_what_is_learnt():
     length = {"num_steps": 0, "epochs": 1, "undersample": False, "batch_size": 8}
     copied = from_config(with_a_pupil(**length))
     plain = from_config(with_a_pupil(**length, copies={"order": ()}))
-    number = len(training_subset(plain.data, 0.05, plain.seed).labels)
+    number = len(training_subset(plain.load_data(), 0.05, plain.seed).labels)
     assert [built.runs[1].plan.num_steps for built in (plain, copied)] == [-(-number // 8), -(-2 * number // 8)]
 
 

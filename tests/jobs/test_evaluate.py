@@ -15,7 +15,7 @@ from advjax.evaluation import adversarial_sets, report
 from advjax.evaluation.outcomes import read_outcomes
 from advjax.experiment import defaults, registry
 from advjax.experiment.build_attack import build_attack
-from advjax.experiment.from_config import from_config
+from advjax.experiment.from_config import complete, from_config
 from advjax.experiment.presets import with_preset
 from advjax.jobs import evaluate, rescore, train
 from advjax.runtime.preemption import PreemptedError
@@ -39,32 +39,35 @@ ATTACKS = {
 MODELS = [("base", "none"), ("other", "none"), ("other", "smoothing"), ("other", "mixup")]
 
 
-def built(runs=("base", "other"), **evaluation):
+def config_of(runs=("base", "other"), **evaluation):
     """Two small networks, which are compiled in no time."""
     optimizer = {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.005}}
     method = {"model": {"name": "lenet5"}, "batch_size": 64, "optimizer": optimizer}
     plan = {"attacks": ATTACKS, "num_examples": 24, "batch_size": 24, "pictured": "pgd", "num_checked": 0, **evaluation}
-    config = defaults.experiment(
+    return defaults.experiment(
         data={"name": "digits", "image_size": 16, "num_validation": 20},
         runs=runs,
         run={"base": defaults.run(num_steps=200, **method), "other": defaults.run(num_steps=150, **method)},
         evaluation=plan,
     )
-    return from_config(config)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("work"))
-    train.train(built(), folder, devices(), print)
+    train.train(config_of(), folder, devices(), print)
     return folder
 
 
 @pytest.fixture(scope="module")
 def found(workdir):
     curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
-    plan = built(defenses=DEFENSES, save_adversarial="float32", curve=curve)
+    plan = config_of(defenses=DEFENSES, save_adversarial="float32", curve=curve)
     return evaluate.evaluate(plan, workdir, devices(), print)
+
+
+def clean_images():
+    return pixels(from_config(config_of()).load_data().test.images[:24])
 
 
 def rows_of(found, run, defense):
@@ -107,7 +110,7 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
     monkeypatch.setattr(evaluate, "_examined", endless)
     try:
         with pytest.raises(PreemptedError):
-            evaluate.evaluate(built(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
+            evaluate.evaluate(config_of(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
         assert begun.is_set() and not may_end.is_set()
     finally:
         may_end.set()
@@ -116,10 +119,10 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
 @pytest.mark.parametrize("during", ["report cards", "curve"])
 def test_an_evaluation_stops_also_after_its_attacks(during, workdir, monkeypatch, tmp_path):
     asked, may_end = threading.Event(), threading.Event()
-    monkeypatch.setattr(evaluate, "_gathered", lambda judges, maker: asked.set())
-    monkeypatch.setattr(evaluate, "_examined", lambda judge, experiment: may_end.wait(60))
+    monkeypatch.setattr(evaluate, "measure", lambda *arguments: asked.set())
+    monkeypatch.setattr(evaluate, "_examined", lambda *arguments: may_end.wait(60))
     curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
-    plan = built(curve=curve, num_checked=8 if during == "report cards" else 0)
+    plan = config_of(curve=curve, num_checked=8 if during == "report cards" else 0)
     try:
         with pytest.raises(PreemptedError, match=during):
             evaluate.evaluate(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
@@ -168,8 +171,8 @@ def test_noise_is_the_same_for_every_model_and_no_attack(found, workdir):
 
 def test_kept_images_give_the_stored_verdicts(found, workdir):
     path = f"{workdir}/adversarial/pgd.other+smoothing.npz"
-    plan = built(defenses=DEFENSES)
-    kept, verdicts = rescore.score(plan, workdir, path, devices(), print)
+    plan = config_of(defenses=DEFENSES)
+    kept, verdicts = rescore.rescore(plan, workdir, path, devices(), print)
     assert [verdict.differing for verdict in verdicts] == [None, None, 0, None]
     expected = ["source model", "source model", "everything", "source model"]
     assert [verdict.knowledge for verdict in verdicts] == expected
@@ -181,50 +184,59 @@ def test_kept_images_give_the_stored_verdicts(found, workdir):
     assert (facts["attack"], facts["norm"], facts["epsilon"]) == ("pgd", "linf", 0.15)
     assert facts["spec"] == ATTACKS["pgd"] and facts["model_hash"] == row["model_hash"]
     assert facts["defense"]["name"] == "gaussian_smoothing" and facts["versions"]["jax"]
-    np.testing.assert_allclose(
-        kept.distances, np.abs(kept.images - pixels(plan.data.test.images[:24])).max(axis=(1, 2, 3)), atol=1e-6
-    )
+    np.testing.assert_allclose(kept.distances, np.abs(kept.images - clean_images()).max(axis=(1, 2, 3)), atol=1e-6)
 
 
 def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, workdir):
     path = f"{workdir}/adversarial/square.other.npz"
-    _, verdicts = rescore.score(built(defenses=DEFENSES), workdir, path, devices(), print)
+    _, verdicts = rescore.rescore(config_of(defenses=DEFENSES), workdir, path, devices(), print)
     knowledge = [verdict.knowledge for verdict in verdicts]
     assert knowledge == ["source model", "scores", "undefended model", "undefended model"]
 
 
 def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):
     said = []
-    plan = built(("base",), attacks={**ATTACKS, "order": ("pgd",)}, save_adversarial="uint8")
+    plan = config_of(("base",), attacks={**ATTACKS, "order": ("pgd",)}, save_adversarial="uint8")
     found = evaluate.evaluate(plan, workdir, devices(), said.append, folder=str(tmp_path))
     path = f"{tmp_path}/adversarial/pgd.base.npz"
-    kept, (verdict,) = rescore.score(plan, workdir, path, devices(), print)
+    kept, (verdict,) = rescore.rescore(plan, workdir, path, devices(), print)
     assert kept.images.dtype == np.uint8 and verdict.differing == 0
     facts = kept.provenance
     outcome = next(o for o in read_outcomes(tmp_path / "outcomes.npz") if o.adaptive)
     wrong, still = outcome.predictions != outcome.labels, kept.predictions != kept.labels
     assert (facts["num_wrong"], facts["num_lost"]) == (wrong.sum(), (wrong & ~still).sum())
-    assert found.notes == [f"pgd on base: {facts['num_lost']} of {wrong.sum()} wrong answers become right in 8 bits"]
+    assert found.notes == [f"pgd on base: {facts['num_lost']} of {wrong.sum()} misclassifications are lost in 8 bits"]
     assert found.notes[0] in said
-    clean = pixels(plan.data.test.images[:24])
-    assert adversarial_sets.allowed(attacks.linf(0.15), clean, pixels(kept.images)).all()
+    assert adversarial_sets.allowed(attacks.linf(0.15), clean_images(), pixels(kept.images)).all()
 
 
 def test_presets_attack_with_the_pictured_epsilon():
     described = {**ATTACKS, "pgd": {**ATTACKS["pgd"], "epsilon": "8/255"}}
-    plan = built(attacks=described, curve={"attack": {"name": "fgsm"}, "epsilons": (0.1,), "num_examples": 4})
+    curve = {"attack": {"name": "fgsm"}, "epsilons": (0.1,), "num_examples": 4}
+    config = complete(config_of(attacks=described, curve=curve))
     for preset, name, stages in (("quick", "quick_check", 3), ("standard", "auto_attack", 4)):
-        chosen = with_preset(plan, preset)
-        (attack,) = chosen.evaluation.attacks
+        chosen = with_preset(config, preset)
+        plan = from_config(chosen).evaluation
+        (attack,) = plan.attacks
         assert (attack.name, attack.epsilon, attack.norm, len(attack.stages)) == (name, 8 / 255, "linf", stages)
-        assert chosen.evaluation.curve is None and chosen.evaluation.pictured == name
-        assert chosen.config["evaluation"]["attacks"]["order"] == [name]
-        assert chosen.config["run"] == plan.config["run"]
-    assert with_preset(plan, "paper") is plan
-    other = with_preset(built(attacks={**ATTACKS, "order": (*NOISES, "square")}, pictured=""), "quick")
-    assert other.evaluation.attacks[0].epsilon == 0.15
+        assert plan.curve is None and plan.pictured == name
+        assert chosen["evaluation"]["attacks"]["order"] == [name]
+        assert chosen["run"] == config["run"]
+    assert with_preset(config, "paper") == config
+    other = with_preset(complete(config_of(attacks={**ATTACKS, "order": (*NOISES, "square")}, pictured="")), "quick")
+    assert from_config(other).evaluation.attacks[0].epsilon == 0.15
     with pytest.raises(UserError, match="preset quick needs an epsilon: the config has no attack with one"):
-        with_preset(built(attacks={**ATTACKS, "order": tuple(NOISES)}, pictured=""), "quick")
+        with_preset(complete(config_of(attacks={**ATTACKS, "order": tuple(NOISES)}, pictured="")), "quick")
+
+
+def test_a_report_stores_the_config_that_flags_have_changed(flags, workdir, tmp_path, preset):
+    shutil.copytree(workdir, tmp_path / "work", ignore=shutil.ignore_patterns("quick", "report*", "adversarial"))
+    given = dict(mode="evaluate", preset=preset, save_adversarial="float32", workdir=[str(tmp_path / "work")])
+    with flagsaver.flagsaver(**given):
+        main._run(print)
+    stored = report.read_report(tmp_path / "work" / "quick" / "report.json").config["evaluation"]
+    assert stored["save_adversarial"] == "float32" and stored["attacks"]["order"] == ["quick_check"]
+    assert list((tmp_path / "work" / "quick" / "adversarial").iterdir())
 
 
 @pytest.fixture
@@ -261,7 +273,7 @@ def preset(monkeypatch):
     def stages(threat_model):
         return (restarts("weak", attacks.bim(threat_model, num_steps=2, step_size=0.05), 1),)
 
-    monkeypatch.setitem(registry.STAGED_ATTACKS, "quick_check", stages)
+    monkeypatch.setitem(registry.ATTACK_ENSEMBLES, "quick_check", stages)
     return "quick"
 
 

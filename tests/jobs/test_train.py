@@ -1,6 +1,5 @@
 """The whole job, small: two runs on digits, their report, repetition, and folders that hold something else."""
 
-import dataclasses
 import json
 import os
 import re
@@ -13,10 +12,11 @@ from advjax import attacks, data
 from advjax.attacks.combine import restarts
 from advjax.evaluation import report
 from advjax.evaluation.outcomes import read_outcomes
-from advjax.evaluation.scored_model import model_hash
-from advjax.experiment import registry
-from advjax.experiment.from_config import from_config
+from advjax.evaluation.scored_model import variables_hash
+from advjax.experiment import build_data, registry
+from advjax.experiment.from_config import complete, from_config
 from advjax.jobs import evaluate, load, train
+from advjax.jobs import workdir as folders
 from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
 from support.configs import changed
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.optimized
 
 
 def small(**changes):
-    return from_config(
+    return complete(
         changed(
             **{
                 "data__num_validation": 20,
@@ -92,7 +92,7 @@ def test_the_report_has_the_rows_of_the_contract(finished):
 def test_a_folder_says_which_examples_it_has_learnt_from(finished):
     workdir, _ = finished
     parts = data.read_index(f"{workdir}/split.json", data.load("digits", "train"))
-    splits = small().data
+    splits = from_config(small()).load_data()
     assert parts.keys() == {"train", "validation"}
     np.testing.assert_array_equal(parts["train"], splits.train.index)
     np.testing.assert_array_equal(parts["validation"], splits.validation.index)
@@ -105,7 +105,7 @@ def test_a_trained_network_can_be_had_for_own_code(finished):
     logits = network.logits_fn(data.pixels(few.images))
     (clean,) = (row for row in found.rows if (row["run"], row["attack"], row["subset"]) == ("fixer", "clean", "all"))
     assert np.mean(np.argmax(logits, axis=-1) == few.labels) == pytest.approx(clean["accuracy"])
-    assert model_hash(network.variables) == clean["model_hash"]
+    assert variables_hash(network.variables) == clean["model_hash"]
     guide = (REPOSITORY / "docs" / "guide.md").read_text()
     (snippet,) = re.findall(r"```python\n(from advjax.*?)```", guide, re.DOTALL)
     found_there = {}
@@ -115,6 +115,25 @@ def test_a_trained_network_can_be_had_for_own_code(finished):
         load.load(workdir, "x")
     with pytest.raises(UserError, match="holds no experiment"):
         load.load(f"{workdir}/fixer", "fixer")
+
+
+def test_a_network_is_loaded_where_its_data_are_not(finished, monkeypatch):
+    workdir, _ = finished
+
+    def gone(*arguments, **options):
+        raise UserError("no data here")
+
+    monkeypatch.setattr(data, "load", gone)
+    build_data._read.cache_clear()
+    network = load.load(workdir, "fixer")
+    assert variables_hash(network.variables) == variables_hash(load.load(workdir, "fixer").variables)
+    with pytest.raises(UserError, match="no data here"):
+        network.test  # noqa: B018
+    facts = folders._stored_facts(small(), workdir)
+    assert (facts.name, facts.image_shape, facts.num_classes) == ("digits", (8, 8, 1), 10)
+    # Facts of other data or shares are not those of this config.
+    assert folders._stored_facts(small(data__num_validation=30), workdir) is None
+    assert folders._stored_facts(small(run__fixer__train_fraction=0.2), workdir) is None
 
 
 def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
@@ -134,12 +153,10 @@ def test_the_page_shows_tables_curves_and_images(finished):
 
 
 def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finished):
-    from ml_collections import ConfigDict
-
     workdir, found = finished
     before = read_outcomes(f"{workdir}/outcomes.npz")
     with open(f"{workdir}/config.json") as file:
-        again = from_config(ConfigDict(json.load(file)))
+        again = json.load(file)
     repeated = evaluate.evaluate(again, workdir, devices(), print)
     assert without_seconds(repeated) == without_seconds(found)
     for old, new in zip(before, read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
@@ -149,14 +166,14 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
 
 def test_fixing_leaves_the_base_bit_identical(finished):
     workdir, _ = finished
-    built = small()
-    base, fixer = (train.restore(run, workdir, built.image_shape, print) for run in built.runs)
+    built = from_config(small())
+    base, fixer = (folders.restore(run, workdir, built.facts.image_shape, print) for run in built.runs)
     for part in ("params", "model_state"):
         there = getattr(fixer, part)
         there = there["base"] if part == "params" else {name: tree["base"] for name, tree in there.items()}
         chex.assert_trees_all_equal(there, dict(getattr(base, part)))
     row = next(row for row in finished[1].rows if row["run"] == "base")
-    assert row["model_hash"] == model_hash(base)
+    assert row["model_hash"] == variables_hash(base)
 
 
 def test_repeating_the_command_trains_nothing(finished):
@@ -210,26 +227,30 @@ def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, 
         changes = changes | {"run__base__checkpoint": f"{workdir}/base"}
     if "data__fractions" in changes:
         changes = changes | {"data__num_validation": 0}
-    built = small(**changes)
+    built = from_config(small(**changes))
     with pytest.raises(UserError, match=key) as caught:
         for run in built.runs:
-            train.restore(run, workdir, built.image_shape, print)
+            folders.restore(run, workdir, built.facts.image_shape, print)
     assert "\n" not in str(caught.value) and "holds a run of another configuration" in str(caught.value)
 
 
 def test_another_evaluation_of_the_same_runs_is_welcome(finished):
     workdir, _ = finished
-    built = small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
-    assert [bool(train.restore(run, workdir, built.image_shape, print).params) for run in built.runs] == [True] * 2
+    built = from_config(
+        small(evaluation__num_examples=10, evaluation__attacks__order=("fgsm",), evaluation__pictured="")
+    )
+    assert [bool(folders.restore(run, workdir, built.facts.image_shape, print).params) for run in built.runs] == [
+        True
+    ] * 2
 
 
 def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_path):
-    run = small().runs[0]
-    old = json.loads(json.dumps(run.spec))
+    run = from_config(small()).runs[0]
+    old = json.loads(json.dumps(run.identity))
     del old["run"]["copies"], old["run"]["validation_attack"], old["data"]["stream"]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "run.json").write_text(json.dumps(old))
-    train._claim(run, str(tmp_path))
+    folders.claim(run, str(tmp_path))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -242,8 +263,8 @@ def test_every_mapping_gives_the_same_verdicts(finished):
     kept = ("clean", "auto_pgd")
     expected = [row for row in without_seconds(found) if row["attack"] in kept]
     for mapping in ("pmap", "jit"):
-        built = small(evaluation__attacks__order=("auto_pgd",), evaluation__pictured="auto_pgd")
-        repeated = evaluate.evaluate(built, workdir, devices(mapping), print)
+        config = small(evaluation__attacks__order=("auto_pgd",), evaluation__pictured="auto_pgd")
+        repeated = evaluate.evaluate(config, workdir, devices(mapping), print)
         assert [row for row in without_seconds(repeated) if row["attack"] in kept] == expected
 
 
@@ -264,14 +285,14 @@ def staged():
 
     def stages(threat_model):
         weak = attacks.bim(threat_model, num_steps=1, step_size=0.01)
-        strong = dataclasses.replace(attacks.auto_pgd(threat_model, num_steps=3), stop_on_success=True)
+        strong = attacks.auto_pgd(threat_model, num_steps=3)
         return restarts("weak", weak, 2), restarts("strong", strong, 1)
 
     short = {"name": "auto_attack", "epsilon": 0.15}
     changes = {"evaluation__attacks__order": ("fgsm", "short"), "evaluation__attacks__short": short}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.STAGED_ATTACKS, "auto_attack", stages)
-        return small(**changes, evaluation__pictured="fgsm")
+        patch.setitem(registry.ATTACK_ENSEMBLES, "auto_attack", stages)
+        yield small(**changes, evaluation__pictured="fgsm")
 
 
 @pytest.fixture(scope="module")

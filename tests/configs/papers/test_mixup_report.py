@@ -42,10 +42,10 @@ def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_imag
     config = config_of("mnist_mixup_adversarial")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
-    assert [len(split.labels) for split in built.data.splits] == [50000, 4000, 10000]
+    assert [len(split.labels) for split in built.load_data().splits] == [50000, 4000, 10000]
     for run in built.runs:
         assert (run.plan.select, run.plan.select_metric) == ("best", "attacked_accuracy")
-        variables = jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), built.image_shape))
+        variables = jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), built.facts.image_shape))
         assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 61_706
 
 
@@ -58,7 +58,7 @@ def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
     assert [run.name for run in built.runs] == list(config.runs) and set(config.runs) == set(config.run)
-    assert len(built.data.train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
+    assert len(built.load_data().train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
 
 
 @pytest.mark.parametrize("name, runs", [("mnist", "clean,vanilla"), ("cifar", "partial")])
@@ -74,9 +74,8 @@ def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs,
         config.evaluation.attacks.order = (own,)
         if runs == run:
             config.run[run].start = ""
-    built = from_config(config)
-    train.train(built, str(tmp_path), devices, print)
-    found = evaluate.evaluate(built, str(tmp_path), devices, print)
+    train.train(config, str(tmp_path), devices, print)
+    found = evaluate.evaluate(config, str(tmp_path), devices, print)
     pairs = join.join(found.rows, published)
     assert [(pair.kind, pair.attack, pair.ours is None) for pair in pairs] == [
         ("clean", "clean", False),
