@@ -21,8 +21,8 @@ from advjax.reporting.terminal import print_wide
 from advjax.types import UserError
 
 EXPLANATION = (
-    "First only, second only: number of images that only that model classifies correctly. p: exact McNemar test on these "
-    "images, without correction for multiple comparisons. It captures variability across test images, not across "
+    "First only, second only: number of images that only that model classifies correctly. p: exact McNemar test on "
+    "these images, without correction for multiple comparisons. It captures variability across test images, not across "
     "training seeds."
 )
 
