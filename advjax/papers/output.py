@@ -19,7 +19,7 @@ EXPLANATION = (
     "scored model, so the number is not robust accuracy. Adaptive: crafted on the scored model itself with its defense "
     "in the loop; with predicted labels, this is not robust accuracy either."
 )
-HEADS = (
+CSV_COLUMNS = (
     *("workdir", "table", "published_model", "published_dataset", "published_training", "published_attack"),
     *("published", "published_low", "published_high", "published_n", "provenance", "note"),
     *("model", "attack", "subset", "kind", "ours", "low", "high", "n", "difference", "overlap"),
@@ -44,9 +44,9 @@ def listing() -> RenderableType:
 def published_table(name: str) -> RenderableType:
     """One table as it was published."""
     rows = read(name)
-    cells = [dict(zip(_HEADS, _published_cells(entry), strict=True)) for entry in rows]
-    common = [head for head in _HEADS if len({line[head] for line in cells}) == 1]
-    table = plain_table(*(head for head in _HEADS if head not in common), numbers=("value", "n"))
+    cells = [dict(zip(_TABLE_COLUMNS, _published_cells(entry), strict=True)) for entry in rows]
+    common = [head for head in _TABLE_COLUMNS if len({line[head] for line in cells}) == 1]
+    table = plain_table(*(head for head in _TABLE_COLUMNS if head not in common), numbers=("value", "n"))
     for line in cells:
         table.add_row(*(Text(text) for head, text in line.items() if head not in common))
     # Values shared by all rows are printed once.
@@ -82,12 +82,12 @@ def as_csv(found: Mapping[str, Sequence[Pair]]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADS)
+    writer.writerow(CSV_COLUMNS)
     writer.writerows([folder, *_fields(pair)] for folder, pairs in found.items() for pair in pairs)
     return text.getvalue()
 
 
-_HEADS: tuple[str, ...] = ("model", "data", "training", "attack", "metric", "value", "n", "from", "note")
+_TABLE_COLUMNS: tuple[str, ...] = ("model", "data", "training", "attack", "metric", "value", "n", "from", "note")
 
 
 def _published_cells(entry: Published) -> Iterator[str]:

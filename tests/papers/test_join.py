@@ -79,26 +79,26 @@ def test_intervals_apart():
 
 def test_kinds_are_those_of_the_report():
     labels = [{"labels": "predicted"}, {"labels": "true"}]
-    asked = [spec("base", model="ResNet9:base", **UNDER_AUTO_PGD, adaptive=True, **choice) for choice in labels]
-    asked.append(spec(**UNDER_AUTO_PGD, adaptive=True))
-    asked.append(spec(our_attack="gn", attack="none"))
-    asked.append(spec(our_attack="fgsm", attack="none", defense="copies"))
+    requested = [spec("base", model="ResNet9:base", **UNDER_AUTO_PGD, adaptive=True, **choice) for choice in labels]
+    requested.append(spec(**UNDER_AUTO_PGD, adaptive=True))
+    requested.append(spec(our_attack="gn", attack="none"))
+    requested.append(spec(our_attack="fgsm", attack="none", defense="copies"))
     noise = row(attack="gn", made_on=None, knowledge="nothing")
     oblivious = row(attack="fgsm", defense="copies", made_on="fixer", knowledge="undefended model")
-    kinds = [pair.kind for pair in join.join([*ROWS, noise, oblivious], asked)]
+    kinds = [pair.kind for pair in join.join([*ROWS, noise, oblivious], requested)]
     assert kinds == ["adaptive, predicted labels", "adaptive", "adaptive", "noise", "oblivious"]
 
 
 def test_missing_rows_are_reported_as_not_measured():
-    asked = [spec(our_attack="fgsm", attack="FGSM:8/255"), spec(run="other", adaptive=True, **UNDER_AUTO_PGD)]
-    first, second = join.join([*ROWS, row(attack="fgsm", n=0, accuracy=0) | {"accuracy": None}], asked)
+    requested = [spec(our_attack="fgsm", attack="FGSM:8/255"), spec(run="other", adaptive=True, **UNDER_AUTO_PGD)]
+    first, second = join.join([*ROWS, row(attack="fgsm", n=0, accuracy=0) | {"accuracy": None}], requested)
     assert first.ours is second.ours is first.difference is second.overlap is None
     assert (first.kind, second.kind) == ("transfer", "adaptive")
 
 
 def test_overlap_with_an_unknown_interval_is_unknown():
-    asked = {"table": "002_table1", "model": "ResNet18", "dataset": "mnist/test20", "training": "standard"}
-    (pair,) = join.join(ROWS, [{**asked, "run": "fixer", "our_attack": "clean"}])
+    requested = {"table": "002_table1", "model": "ResNet18", "dataset": "mnist/test20", "training": "standard"}
+    (pair,) = join.join(ROWS, [{**requested, "run": "fixer", "our_attack": "clean"}])
     assert (pair.theirs.n, pair.theirs.interval, pair.overlap) == (None, None, None)
     assert pair.difference == pytest.approx(86 - 97.43)
 
@@ -287,8 +287,8 @@ def write_report(folder, rows, **config):
 @pytest.fixture
 def measured(tmp_path):
     when = {"seed": 1}
-    asked = [spec(), spec(**UNDER_AUTO_PGD), spec(our_attack="fgsm", attack="FGSM:8/255"), spec(when=when)]
-    return write_report(tmp_path / "a", ROWS, published=asked, seed=0)
+    requested = [spec(), spec(**UNDER_AUTO_PGD), spec(our_attack="fgsm", attack="FGSM:8/255"), spec(when=when)]
+    return write_report(tmp_path / "a", ROWS, published=requested, seed=0)
 
 
 def test_the_command_prints_published_and_our_numbers(measured, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_the_command_prints_published_and_our_numbers(measured, tmp_path, capsys
     assert printed.count("robust accuracy") == printed.count("is not robust accuracy") == 4
     with (tmp_path / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert tuple(lines[0]) == output.HEADS
+    assert tuple(lines[0]) == output.CSV_COLUMNS
     assert [line["workdir"] for line in lines] == [measured] * 3 + [other]
     numbers = [[line[head] for head in ("published", "ours", "difference", "overlap", "kind")] for line in lines]
     assert numbers[:3] == [
