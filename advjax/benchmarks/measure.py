@@ -109,7 +109,7 @@ def _timed(run, clock):
 
 
 class Ceiling:
-    """Speed of a large float32 matrix product on the same device and threads, as an upper bound for the networks."""
+    """Speed of a large float32 matrix product on the same device and threads, as a reference for the networks."""
 
     def __init__(self, size: int = CEILING_SIZE, repeats: int = 1):
         self.size, self.repeats, self.gflops = size, repeats, []
