@@ -76,11 +76,9 @@ def _check_type(value: Any, default: Any, where: str) -> None:
     elif isinstance(default, float):
         right, wanted = _is_finite(value), "a finite number"
     elif isinstance(default, str):
-        # Several sources of transfer attacks are a list where one is a name.
-        right, wanted = (
-            isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
-            "a name",
-        )
+        # Transfer attacks may have several sources.
+        names = value if where == "evaluation.made_on" and isinstance(value, list) else [value]
+        right, wanted = all(isinstance(name, str) for name in names), "a string"
     else:
         right, wanted = isinstance(value, list | tuple), "a list"
     if not right:

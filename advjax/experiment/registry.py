@@ -216,11 +216,10 @@ def _check_argument(value: Any, annotation: Any, where: str) -> None:
     if annotation is bool and not isinstance(value, bool | int):
         raise UserError(f"{where} must be True or False, got {value!r}")
     # Attacks take traced numbers as well, so their annotations are unions.
-    if isinstance(annotation, types.UnionType) and float in annotation.__args__ and str not in annotation.__args__:
-        wrong = isinstance(value, str | bool | list | Mapping) or (
-            value is None and types.NoneType not in annotation.__args__
-        )
-        if wrong:
+    allowed = annotation.__args__ if isinstance(annotation, types.UnionType) else ()
+    if float in allowed and str not in allowed:
+        is_missing = value is None and types.NoneType not in allowed
+        if is_missing or isinstance(value, str | bool | list | Mapping):
             raise UserError(f"{where} must be a number, got {value!r}")
 
 
