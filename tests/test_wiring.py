@@ -217,9 +217,9 @@ def test_an_attack_of_a_config_is_the_attack_of_the_library():
     assert isinstance(named.attack, attacks.Attack) and named.stages is None
     assert (named.attack.num_steps, named.threat_model) == (7, attacks.linf(8 / 255))
     assert (named.name, named.norm, named.epsilon, named.spec) == ("a", "linf", 8 / 255, spec)
-    assert named.for_verdict().stop_on_success and not named.for_transfer("true").stop_on_success
+    assert named.for_verdict().keywords["until_success"] and named.for_transfer("true") is named.attack
     minimal = named._replace(threat_model=attacks.l2(float("inf")))
-    assert not minimal.for_verdict().stop_on_success
+    assert not minimal.for_verdict().keywords["until_success"]
 
 
 def test_restarts_and_stages_of_a_config():

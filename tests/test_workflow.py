@@ -1,6 +1,5 @@
 """The whole job, small: two runs on digits, their report, repetition, and folders that hold something else."""
 
-import dataclasses
 import json
 import os
 import re
@@ -269,7 +268,7 @@ def staged():
 
     def stages(threat_model):
         weak = attacks.bim(threat_model, num_steps=1, step_size=0.01)
-        strong = dataclasses.replace(attacks.auto_pgd(threat_model, num_steps=3), stop_on_success=True)
+        strong = attacks.auto_pgd(threat_model, num_steps=3)
         return restarts("weak", weak, 2), restarts("strong", strong, 1)
 
     short = {"name": "auto_attack", "epsilon": 0.15}

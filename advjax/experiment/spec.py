@@ -3,7 +3,7 @@
 `advjax.experiment.from_config` makes them from a config.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class NamedAttack(NamedTuple):
     @property
     def is_query(self) -> bool:
         """Whether it asks for no gradients."""
-        return isinstance(self.attack, attacks.Attack) and self.attack.cotangents is None
+        return isinstance(self.attack, attacks.Attack) and self.attack.objective is None
 
     @property
     def is_examinable(self) -> bool:
@@ -67,7 +67,7 @@ class NamedAttack(NamedTuple):
         A minimum-norm attack goes on: its verdict is a distance, and the first success is not the closest.
         """
         assert isinstance(self.attack, attacks.Attack)
-        return self._restarted(dataclasses.replace(self.attack, stop_on_success=self.threat_model.is_bounded))
+        return functools.partial(self._restarted(self.attack), until_success=self.threat_model.is_bounded)
 
     def for_transfer(self, label_use: str) -> AttackFn:
         """The whole of a single attack on every image, with "true" or "predicted" labels."""
