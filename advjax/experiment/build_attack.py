@@ -108,5 +108,5 @@ def _single(
     keep = "first" if attack.threat_model.is_bounded else "closest"
     repeated = attacks.with_restarts(attack, num_restarts, keep=keep) if num_restarts > 1 else attack
     stages = (restarts(name, attack, num_restarts),)
-    is_query = attack.cotangents is None
+    is_query = attack.objective is None
     return NamedAttack(name, attack.threat_model, stages, repeated, is_noise, is_query, None, dict(spec))
