@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 
 from advjax import data
 from advjax.data import Dataset, Source
-from advjax.data.array_cache import write_whole
 from advjax.data.source import joined
 from advjax.evaluation.adversarial_sets import quantized
 from advjax.evaluation.evaluate import attacker
@@ -129,7 +128,7 @@ def _make(
             part = train.take(positions)
             images = attacked(part if isinstance(part, Dataset) else data.read_all(part))
             if jax.process_index() == 0:
-                write_whole(path, lambda file, images=images: np.save(file, images))
+                write_atomically(path, lambda file, images=images: np.save(file, images))
             bar.advance(len(positions))
 
 

@@ -10,8 +10,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from advjax.cpu import convolution
-from advjax.models import layers
 from advjax.cpu.winograd import winograd
+from advjax.models import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
