@@ -90,10 +90,11 @@ def _check_readable(builder: Any, name: str, split: str) -> None:
         )
     if split not in info.splits:
         raise _no_such_split(name, split, list(info.splits))
-    image, label = (dict(info.features).get(key) for key in ("image", "label"))
+    features: dict[str, Any] = dict(info.features)
+    image, label = features.get("image"), features.get("label")
     is_image = isinstance(image, tfds.features.Image | tfds.features.Tensor) and image.np_dtype == np.uint8
     if not (is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes):
-        found = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in info.features.items())
+        found = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())
         raise UserError(
             f"{name} is not an image classification dataset that advjax can read: it needs the features image (uint8) "
             f"and label (ClassLabel), but has {found}"

@@ -15,7 +15,7 @@ import numpy as np
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Writes a file in one step: neither a reader nor a crash ever sees it half written.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk, and renamed over ``path``.  Missing
+    The content goes to a temporary file in the same folder, is flushed to the disk, and renamed over ``path``. Missing
     parent folders are created; permissions follow the umask.
 
     Args:
@@ -44,7 +44,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes a rename durable.  Some file systems cannot sync a folder; the new content is in place regardless."""
+    """Makes a rename durable. Some file systems cannot sync a folder; the new content is in place regardless."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
