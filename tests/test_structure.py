@@ -53,6 +53,49 @@ def test_imports_go_one_way():
     assert not wrong, "\n".join([ORDER, *wrong])
 
 
+def within(folder, path):
+    """First names below ``folder`` of what a module there imports, wherever the import stands."""
+    package = ".".join(folder.relative_to(REPOSITORY).parts)
+    below = [name.removeprefix(f"{package}.") for name in imports(path) if name.startswith(f"{package}.")]
+    return [name.split(".")[0] for name in below]
+
+
+def circle(graph):
+    """Some circle of a graph ``{node: successors}``, as the list of its nodes; [] if there is none."""
+    done = set()
+
+    def visit(node, trail):
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        done.add(node)
+        return next((found for after in graph.get(node, ()) if (found := visit(after, [*trail, node]))), [])
+
+    return next((found for node in graph if (found := visit(node, []))), [])
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [path.parent for path in sorted((REPOSITORY / "advjax").rglob("*/__init__.py"))],
+    ids=lambda folder: folder.relative_to(REPOSITORY).as_posix(),
+)
+def test_no_import_circle_within_a_package(folder):
+    """Neither at the top of a module nor inside a function, where an import could hide a circle."""
+    parts = {path.stem: [path] for path in folder.glob("*.py") if path.name != "__init__.py"}
+    parts |= {path.parent.name: list(path.parent.rglob("*.py")) for path in folder.glob("*/__init__.py")}
+    graph = {
+        part: sorted({name for path in paths for name in within(folder, path)} & parts.keys() - {part})
+        for part, paths in parts.items()
+    }
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["a"]}) == ["a", "b", "d", "a"]
+    assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
 def test_attacks_need_nothing_but_types_cpu_jax_numpy_and_optax():
     allowed = {"advjax.attacks", "advjax.cpu", "advjax.types"}
     found = set()

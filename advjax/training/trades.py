@@ -76,7 +76,7 @@ def trades(model: nn.Module, loss: Loss, *, beta: float = 6.0, noise: bool = Tru
 def mart(model: nn.Module, loss: Loss, *, beta: float = 5.0, noise: bool = True) -> Objective:
     """``loss(f(x'), t) + beta KL(p || p') (1 - <p, t>)`` with p = softmax f(x), p' = softmax f(x') (Wang et al., 2020).
 
-    Examples that are misclassified when clean are pulled together the most.  The weight ``1 - <p, t>``, one minus the
+    Examples that are misclassified when clean are pulled together the most. The weight ``1 - <p, t>``, one minus the
     probability of the label, gets gradients too, as in the published code.
 
     Args:
