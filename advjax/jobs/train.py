@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax
+import flax.errors
 import flax.linen as nn
 import jax
 
