@@ -69,7 +69,7 @@ def summary_of(i, run, defense):
 
 
 def checks_of(i, run, defense):
-    findings = {
+    sentences = {
         "bounds": "all 900 adversarial images are inside their threat model",
         "white box against transfer": "pgd_20 leaves 12.0% crafted on the model itself, 10.0% on the undefended one",
         "draws for a gradient": "auto_pgd leaves 11.0% with 20 draws for each gradient, 8.3% with 40 (p = 0.021)",
@@ -78,7 +78,7 @@ def checks_of(i, run, defense):
         CheckRow(
             run=run, defense=defense, name=name, passed=i % 3 != 2 or name == "bounds", finding=finding, numbers={}
         )
-        for name, finding in findings.items()
+        for name, finding in sentences.items()
     ]
 
 

@@ -136,7 +136,7 @@ def test_published_numbers_apply_only_to_the_method_of_the_report(name):
             "configs.papers.mixup_report.attack:nothing",
             "'configs.papers.mixup_report.attack:nothing' cannot be imported",
         ),
-        ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is no function"),
+        ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is not a function"),
     ],
 )
 def test_configs_can_name_only_functions_of_the_package_configs(name, message):
