@@ -288,6 +288,11 @@ def keys_per_image(rng: Key, count: int) -> Key:
     return rng
 
 
+def image_keys(rng: Key, index: Array | np.ndarray) -> Key:
+    """One key per image, ``fold_in(rng, i)`` for its index i in the dataset, whatever its position in a batch."""
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
+
+
 def model_keys(rngs: Key, question: int | Array) -> Key:
     """Keys for the model's own randomness, apart from those that attacks derive from ``rngs``."""
     return jax.vmap(lambda rng: jax.random.fold_in(jax.random.fold_in(rng, 0x6D6F64), question))(rngs)

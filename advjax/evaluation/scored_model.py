@@ -12,6 +12,7 @@ import numpy as np
 from advjax.attacks import Expectation, expectation
 from advjax.attacks.model_queries import evaluate
 from advjax.data import Dataset
+from advjax.defenses.majority_vote import majority
 from advjax.models.blocks import is_stochastic, logits_fn, stochastic_logits_fn
 from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
@@ -46,16 +47,6 @@ class Deployed(NamedTuple):
         """What an attack with the defence in the loop is shown."""
         bound: Any = self.bind(variables)
         return expectation(bound, self.num_samples) if self.num_draws else bound
-
-
-def majority(logits: Array) -> Array:
-    """int32 [n]: the class that most of the votes [votes, n, classes] predict.
-
-    Of classes with equally many votes it is the one whose mean probability is largest.
-    """
-    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]), axis=0)
-    most = votes == jnp.max(votes, axis=-1, keepdims=True)
-    return jnp.argmax(jnp.where(most, jnp.mean(jax.nn.softmax(logits), axis=0), -1), axis=-1)
 
 
 class Deployment(NamedTuple):

@@ -30,7 +30,7 @@ from advjax.models import (
     wide_resnet,
 )
 from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
-from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
+from advjax.training import augment, averaging, losses, mart, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
 ATTACKS = {
@@ -106,7 +106,7 @@ OBJECTIVES = {
     "fixers": objectives.fixers,
     "manifold_mixup": mixing.manifold_mixup,
     "trades": trades.trades,
-    "mart": trades.mart,
+    "mart": mart.mart,
 }
 PAIRING = ("trades", "mart", "fixers", "partial_mix")
 """Objectives and transforms of targets that need the clean images beside the attacked ones."""

@@ -28,7 +28,7 @@ from advjax.models import blocks
 from advjax.runtime import checkpoint
 from advjax.runtime.devices import Devices
 from advjax.runtime.files import write_atomically
-from advjax.training.loop import deployed, fit
+from advjax.training.loop import evaluation_variables, fit
 from advjax.types import PyTree, UserError, Variables
 
 Notify = Callable[[str], None]
@@ -75,7 +75,7 @@ def restore(run: Run, workdir: str, image_shape: tuple[int, int, int], notify: N
     restored = checkpoint.restore_variables(
         os.path.join(folder, "checkpoints"), which=which, best_metric=run.plan.select_metric, notify=notify
     )
-    variables = deployed(restored.state)
+    variables = evaluation_variables(restored.state)
     expected = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), image_shape))
     there, here = (_shapes(tree) for tree in (variables, expected))
     if there != here:

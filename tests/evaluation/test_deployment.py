@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.evaluation.scored_model import Deployed, majority
+from advjax.defenses.majority_vote import majority
+from advjax.evaluation.scored_model import Deployed
 
 
 @pytest.mark.parametrize(
