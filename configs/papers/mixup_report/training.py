@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import cross_entropy
+from advjax.attacks.base import image_keys
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.training import mixing, objectives
 from advjax.training.losses import Loss
 from advjax.training.objectives import Objective
-from advjax.training.transforms import Transform, example_keys
+from advjax.training.transforms import Transform
 from advjax.types import Array, Batch, Key, PyTree, Variables
 from configs.papers.mixup_report.attack import Ball, ball
 
@@ -72,7 +73,7 @@ def adversarial(
 
     def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
         variables = jax.lax.stop_gradient(Variables(params, model_state))
-        keys = example_keys(jax.random.fold_in(rng, _ATTACK), batch.index)
+        keys = image_keys(jax.random.fold_in(rng, _ATTACK), batch.index)
         replica = model.clone(axis_name=axis_name)
         found, moved = attacked(replica, variables, batch, keys, rules, num_steps, batch_norm != "eval")
         made = batch._replace(images=found, clean=batch.images)
