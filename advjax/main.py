@@ -26,7 +26,7 @@ from advjax.jobs.compare import compare
 from advjax.jobs.evaluate import evaluate
 from advjax.jobs.rescore import print_scores, rescore
 from advjax.jobs.train import train
-from advjax.jobs.workdir import read_config
+from advjax.jobs.workdir import locked, open_experiment, read_config
 from advjax.reporting.terminal import print_report
 from advjax.runtime import distributed
 from advjax.runtime.devices import Devices, is_main_process, mesh
@@ -110,6 +110,20 @@ def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[
     """Trains and evaluates in one folder, as requested."""
     config = _with_flags(_config(workdir))
     devices = Devices(mesh(), config["mapping"])
+    # Whatever is wrong with the config is said before the folder is made.
+    open_experiment(config, workdir)
+    with locked(workdir):
+        _work_on(config, workdir, devices, notify, stop_requested)
+
+
+def _work_on(
+    config: Mapping[str, Any],
+    workdir: str,
+    devices: Devices,
+    notify: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Trains, rescores or evaluates, by the mode."""
     if _MODE.value != "evaluate":
         train(config, workdir, devices, notify, stop_requested)
     for path in _ADVERSARIAL.value or ():

@@ -9,7 +9,7 @@ import pytest
 from support.paths import REPOSITORY
 
 ORDER = (
-    "types < cpu < attacks, models, data, runtime < training, defenses < evaluation < reporting < experiment < jobs"
+    "types < cpu < attacks, models, runtime < data < training, defenses < evaluation < reporting < experiment < jobs"
     " < papers, benchmarks < main"
 )
 """The order of imports: a module imports from its own package and from packages further to the left."""
@@ -53,6 +53,49 @@ def test_imports_go_one_way():
     assert not wrong, "\n".join([ORDER, *wrong])
 
 
+def within(folder, path):
+    """First names below ``folder`` of what a module there imports, wherever the import stands."""
+    package = ".".join(folder.relative_to(REPOSITORY).parts)
+    below = [name.removeprefix(f"{package}.") for name in imports(path) if name.startswith(f"{package}.")]
+    return [name.split(".")[0] for name in below]
+
+
+def circle(graph):
+    """Some circle of a graph ``{node: successors}``, as the list of its nodes; [] if there is none."""
+    done = set()
+
+    def visit(node, trail):
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        done.add(node)
+        return next((found for after in graph.get(node, ()) if (found := visit(after, [*trail, node]))), [])
+
+    return next((found for node in graph if (found := visit(node, []))), [])
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [path.parent for path in sorted(PACKAGE.rglob("*/__init__.py"))],
+    ids=lambda folder: folder.relative_to(REPOSITORY).as_posix(),
+)
+def test_no_import_circle_within_a_package(folder):
+    """Neither at the top of a module nor inside a function, where an import could hide a circle."""
+    parts = {path.stem: [path] for path in folder.glob("*.py") if path.name != "__init__.py"}
+    parts |= {path.parent.name: list(path.parent.rglob("*.py")) for path in folder.glob("*/__init__.py")}
+    graph = {
+        part: sorted({name for path in paths for name in within(folder, path)} & parts.keys() - {part})
+        for part, paths in parts.items()
+    }
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["a"]}) == ["a", "b", "d", "a"]
+    assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
 def test_attacks_need_nothing_but_types_cpu_jax_numpy_and_optax():
     allowed = {"advjax.attacks", "advjax.cpu", "advjax.types"}
     found = set()
@@ -73,14 +116,6 @@ def test_importing_the_attacks_loads_no_other_framework():
 
 
 NORMS = {"LINF", "L2", "L1"}
-OF_ONE_NORM = {
-    "attacks/auto_pgd_l1.py": "its sparse steps and its exact projection are those of l1",
-    "attacks/carlini_wagner/l2.py": "the objective of the paper has the squared l2 norm in it",
-    "attacks/carlini_wagner/l2_line_search.py": "as l2.py",
-    "attacks/carlini_wagner/linf.py": "the objective of the paper has the linf norm in it, one pixel at a time",
-    "attacks/carlini_wagner/linf_line_search.py": "searches the box that the ball of linf is",
-}
-"""Attacks for one norm alone, which refuse all others: what they may ask is whether they have been given theirs."""
 BY_NAME = {"attacks/square.py": "the paper has one way to draw squares for linf and another for l2"}
 """Attacks that look up what they do in a table by the name of the norm."""
 
@@ -125,7 +160,7 @@ def test_no_attack_for_several_norms_asks_which_one_it_has():
         if kinds and name != "attacks/threat_model.py":
             asked[name] = kinds
     # Both ways: an exception that is none any more has to go.
-    assert asked == {name: {"norm"} for name in OF_ONE_NORM} | {name: {"name"} for name in BY_NAME}
+    assert asked == {name: {"name"} for name in BY_NAME}
 
 
 @pytest.mark.parametrize(

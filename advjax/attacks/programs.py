@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import model_queries
-from advjax.attacks.base import AFTER, Attack, model_keys
 from advjax.attacks.batching import padded
-from advjax.attacks.combine import Stage
+from advjax.attacks.combine import Stage, call_attack
+from advjax.attacks.eot import Expectation
 from advjax.attacks.image_keys import KEY_TYPE, typed
+from advjax.attacks.keys import AFTER, model_keys
 from advjax.attacks.lifting import lift
-from advjax.attacks.model_queries import Expectation
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn, PyTree
 
@@ -174,9 +174,7 @@ def call_stage(
 ) -> AttackResult:
     """One round of a stage."""
     attack: AttackFn = stage.attack(jnp.asarray(number))
-    if isinstance(attack, Attack):
-        attack = dataclasses.replace(attack, stop_on_success=until_success)
-    return attack(logits_fn, images, labels, keys)
+    return call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
 
 
 def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys):

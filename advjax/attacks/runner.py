@@ -17,8 +17,8 @@ from advjax.attacks import input_checks, resume
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import batch_sizes, batches
 from advjax.attacks.combine import Stage
+from advjax.attacks.eot import Expectation
 from advjax.attacks.image_keys import folded, image_keys, root_words
-from advjax.attacks.model_queries import Expectation
 from advjax.attacks.programs import Programs, bind_model, describe, owner_of
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.threat_model import ThreatModel

@@ -43,6 +43,8 @@ def build_attack(
         return _single(name, noise, 1, spec, is_noise=True)
     threat_model = _threat_model(arguments, where)
     num_restarts, is_ensemble = arguments.pop("num_restarts", 1), spec.get("name") in ATTACK_ENSEMBLES
+    if not isinstance(num_restarts, int) or isinstance(num_restarts, bool):
+        raise UserError(f"{where}: num_restarts must be a whole number, got {num_restarts!r}")
     search_dtype = arguments.pop("search_dtype", None) if is_ensemble else None
     if search_dtype not in _SEARCH_DTYPES:
         raise UserError(f"{where}: search_dtype must be 'bfloat16' or 'float16', got {search_dtype!r}")
@@ -94,7 +96,7 @@ def _threat_model(arguments: dict[str, Any], where: str) -> attacks.ThreatModel:
     norm, epsilon = arguments.pop("norm", "linf"), arguments.pop("epsilon")
     try:
         epsilon = number(epsilon)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UserError(f"{where}: epsilon {epsilon!r} is not a number; write for example 0.03 or '8/255'") from None
     return build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
 
@@ -106,5 +108,5 @@ def _single(
     keep = "first" if attack.threat_model.is_bounded else "closest"
     repeated = attacks.with_restarts(attack, num_restarts, keep=keep) if num_restarts > 1 else attack
     stages = (restarts(name, attack, num_restarts),)
-    is_query = attack.cotangents is None
+    is_query = attack.objective is None
     return NamedAttack(name, attack.threat_model, stages, repeated, is_noise, is_query, None, dict(spec))

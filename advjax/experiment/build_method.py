@@ -1,5 +1,6 @@
 """How a run trains: transforms of its batches, its objective, its optimizer."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,6 +134,7 @@ def _optimizer(
         schedule = {"name": "constant", "learning_rate": rate}
     elif kind != "constant":
         schedule["num_steps"] = num_updates
+    _check_rates(schedule, where_schedule)
     rates = build(SCHEDULES, schedule, where_schedule)
     if kind == "one_cycle":
         spec |= _momentum(spec, schedule, where, rates[1])
@@ -141,6 +143,15 @@ def _optimizer(
     if plateaus:
         optimizer = build({kind: optimizers.with_plateaus}, plateaus, where_schedule, optimizer, updates_per_epoch)
     return optimizers.with_clipping(optimizer, clip) if clip else optimizer
+
+
+def _check_rates(schedule: Mapping[str, Any], where: str) -> None:
+    """A learning rate is positive and finite."""
+    for key, value in schedule.items():
+        if key.endswith("learning_rate"):
+            rate = number(value)
+            if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                raise UserError(f"{where}: {key} must be positive and finite, got {value!r}")
 
 
 def _momentum(

@@ -108,6 +108,11 @@ def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mappi
         return build(PATCHES, spec, where, earlier[base].model)
     if spec.get("name") in PATCHES:
         raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
+    given, width = spec.get("num_classes", num_classes), spec.get("width", 1.0)
+    if given != num_classes:
+        raise UserError(f"{where}: num_classes must be {num_classes}, as the data have, got {given!r}")
+    if not isinstance(width, int | float) or not 0 < width < 1e3:
+        raise UserError(f"{where}: width must be a positive factor, got {width!r}")
     return build(MODELS, {"num_classes": num_classes, **spec}, where)
 
 

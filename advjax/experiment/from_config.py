@@ -10,6 +10,7 @@ from advjax.experiment import defaults
 from advjax.experiment.build_data import describe_data, load_data
 from advjax.experiment.build_evaluation import build_evaluation
 from advjax.experiment.build_run import build_run
+from advjax.experiment.check_values import check_values
 from advjax.experiment.spec import DataFacts, Experiment, Run
 from advjax.types import UserError
 
@@ -38,6 +39,7 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"unknown key {path}{unknown[0]}; known are {', '.join(known)}")
         for table in _TABLES & given.keys():
             _check_table(given[table], known[table], f"{path}{table}")
+    check_values(spec)
     return spec
 
 
@@ -86,6 +88,8 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_table(given: Any, known: Mapping[str, Any], where: str) -> None:
     """Besides its own keys, a table holds descriptions by name, and no stray values."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must have keys of its own, got {given!r}")
     for key, value in given.items():
         if key not in known and not isinstance(value, Mapping):
             raise UserError(f"{where}.{key} must have the arguments of {key!r}, got {value!r}")

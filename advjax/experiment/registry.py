@@ -6,6 +6,8 @@ belong to a single paper are not registered: "configs.MODULE:FUNCTION" refers to
 
 import importlib
 import inspect
+import math
+import types
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -178,7 +180,7 @@ def number(value: Any) -> Any:
         return value
     try:
         return float(Fraction(value))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         return float(value)
 
 
@@ -194,10 +196,31 @@ def build(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], wher
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     if missing := [key for key in known if parameters[key].default is parameters[key].empty and key not in spec]:
         raise UserError(f"{where}: {name} needs {', '.join(missing)}")
+    arguments = {key: number(value) if _is_number(value) else value for key, value in spec.items()}
+    for key, value in arguments.items():
+        _check_argument(value, parameters[key].annotation if key in parameters else Any, f"{where}: {key}")
     try:
-        return function(*args, **{key: number(value) if _is_number(value) else value for key, value in spec.items()})
-    except (TypeError, ValueError) as error:
+        return function(*args, **arguments)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _check_argument(value: Any, annotation: Any, where: str) -> None:
+    """Refuses numbers that no argument can mean, and fractions or words where a whole number is annotated."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where} must be a number, got nan")
+    if annotation is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UserError(f"{where} must be a whole number, got {value!r}")
+    if annotation is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{where} must be a number, got {value!r}")
+    if annotation is bool and not isinstance(value, bool | int):
+        raise UserError(f"{where} must be True or False, got {value!r}")
+    # Attacks take traced numbers as well, so their annotations are unions.
+    allowed = annotation.__args__ if isinstance(annotation, types.UnionType) else ()
+    if float in allowed and str not in allowed:
+        is_missing = value is None and types.NoneType not in allowed
+        if is_missing or isinstance(value, str | bool | list | Mapping):
+            raise UserError(f"{where} must be a number, got {value!r}")
 
 
 def required(spec: Mapping[str, Any], key: str, where: str) -> Any:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import jax
 
@@ -45,6 +46,7 @@ def train(
     """
     config = complete(config)
     experiment = open_experiment(config, workdir)
+    _check_models(experiment)
     for run in experiment.runs:
         if not run.checkpoint:
             _check_batch(run, devices)
@@ -122,6 +124,15 @@ def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) 
     start = done[run.start]
     # A model that is put around that of an earlier run has its variables under this name.
     return blocks.graft(variables, start) if "base" in variables.params else start
+
+
+def _check_models(experiment: Experiment) -> None:
+    """Refuses a model that does not fit its images, such as one patched after a block that it has not, in seconds."""
+    for run in experiment.runs:
+        try:
+            jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), experiment.facts.image_shape))
+        except (TypeError, ValueError, flax.errors.FlaxError) as error:
+            raise UserError(f"run.{run.name}.model: {str(error).splitlines()[0]}") from error
 
 
 def _check_batch(run: Run, devices: Devices) -> None:

@@ -10,10 +10,12 @@
     <workdir>/report.json, report.html, outcomes.npz, adversarial/, unfinished/      see `advjax.jobs.evaluate`
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +33,28 @@ from advjax.types import PyTree, UserError, Variables
 
 Notify = Callable[[str], None]
 """Receives what people should know, a line at a time."""
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other jobs out of a folder; the operating system releases it however this process ends.
+
+    Raises:
+      UserError: another process is working in the folder.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is working in {workdir}: wait for it, or choose another --workdir"
+            ) from None
+        yield
 
 
 def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def fit(
     """Trains a run to its last step, or until patience ends, from where its checkpoints in ``folder`` left off.
 
     Repeating the call after an interruption anywhere gives the same final state as an undisturbed run: data order and
-    randomness are functions of the step.  Metrics go to ``folder``, checkpoints below it.
+    randomness are functions of the step. Metrics go to ``folder``, checkpoints below it.
 
     Args:
       name: of the run, for the progress bar.

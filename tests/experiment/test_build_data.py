@@ -137,7 +137,7 @@ def test_an_index_file_repeats_a_division(tmp_path, folder):
     for one, other in zip(first.splits, again.splits, strict=True):
         np.testing.assert_array_equal(one.index, other.index)
         np.testing.assert_array_equal(one.images, other.images)
-    with pytest.raises(UserError, match="is of another data set"):
+    with pytest.raises(UserError, match="belongs to another dataset"):
         of_folder(folder, train_split="train+extra", index_file=str(path))
     data.write_index(path, first.division, {"train": np.arange(3)})
     with pytest.raises(UserError, match=r"split.json has no part 'validation'"):

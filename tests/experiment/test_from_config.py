@@ -30,7 +30,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"runs": ("base", "base")}, "runs must name one or more different runs"),
         ({"runs": ("base", "other")}, "runs names 'other', but run describes only base, fixer"),
         ({"runs": ("fixer", "base")}, "run.fixer: no earlier run is named 'base'; earlier are none"),
-        ({"data__name": "nothing"}, "unknown data set 'nothing'; known: digits, cifar10, mnist, fashion_mnist"),
+        ({"data__name": "nothing"}, "unknown dataset 'nothing'; known: digits, cifar10, mnist, fashion_mnist"),
         ({"data__num_validation": 5000}, "num_validation is 5000, but digits has 1438 training examples"),
         ({"run__base__model__name": "lenet"}, "run.base.model: unknown name 'lenet'; known are lenet5, net62k,"),
         ({"run__base__model__head": "x"}, "run.base.model: head must be one of max4, max4_average, average, got 'x'"),

@@ -1,4 +1,4 @@
-"""advjax/runtime/checkpoint.py: checkpoints are restored bit for bit; damaged ones are detected and skipped."""
+"""Checkpoints: what is saved is restored bit for bit, and damage is noticed and skipped."""
 
 import logging
 import pathlib
@@ -251,6 +251,59 @@ def test_variables_alone(run):
     assert restore_variables(str(run), notify=lines.append).step == 2
     assert len(lines) == 1 and "step 3" in lines[0]
     assert steps(run) == ["1", "2", "3"]
+
+
+def flip_a_byte_of(array, step: pathlib.Path) -> None:
+    """Flips a stored byte of an array of random bits, which cannot be compressed."""
+    snippet = np.asarray(array).tobytes()[100:116]
+    (path,) = [path for path in (step / "state").rglob("d/*") if snippet in path.read_bytes()]
+    content = bytearray(path.read_bytes())
+    content[content.index(snippet)] ^= 1
+    path.write_bytes(content)
+
+
+def test_damage_to_the_optimizer_state_leaves_the_weights_usable(tmp_path):
+    kernel, moment = np.random.default_rng(0).bytes(8000), np.random.default_rng(1).bytes(8000)
+    kernel, moment = (jnp.asarray(np.frombuffer(each, np.float32).reshape(40, 50)) for each in (kernel, moment))
+    state = make_state(1)
+    state = state.replace(params={**state.params, "conv": {**state.params["conv"], "kernel": kernel}})
+    adam = state.opt_state[1][0]
+    adam = adam._replace(mu={**adam.mu, "conv": {**adam.mu["conv"], "kernel": moment}})
+    state = state.replace(opt_state=(state.opt_state[0], (adam, *state.opt_state[1][1:])))
+    with Checkpoints(str(tmp_path), save_every=1, keep_latest=1) as checkpoints:
+        checkpoints.save(1, state, metrics={}, config=CONFIG)
+    flip_a_byte_of(moment, tmp_path / "1")
+    lines: list[str] = []
+    restored = restore_variables(str(tmp_path), notify=lines.append)
+    assert lines == []
+    assert_same_bits(restored.state["params"], jax.device_get(state.params))
+    with pytest.raises(UserError, match="opt_state/1/0/mu/conv/kernel differs from what was saved"):
+        restore(tmp_path)
+    flip_a_byte_of(state.params["conv"]["kernel"], tmp_path / "1")
+    with pytest.raises(UserError, match="params/conv/kernel differs from what was saved"):
+        restore_variables(str(tmp_path))
+
+
+def test_two_checkpoints_are_kept_by_default(tmp_path):
+    with Checkpoints(str(tmp_path), save_every=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"w": jnp.ones(3)}, metrics={}, config={})
+    assert steps(tmp_path) == ["2", "3"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("No space [os_error_code='28']")])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
+    with Checkpoints(str(tmp_path), save_every=1) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)}, metrics={}, config={})
+
+        def fail(*args, **kwargs):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot be written .*No space") as caught:
+            patch.setattr(checkpoints._manager, "save", fail)
+            checkpoints.save(2, {"w": jnp.ones(3)}, metrics={}, config={})
+        assert "\n" not in str(caught.value)
+    assert restore_variables(str(tmp_path), names=("w",)).step == 1
 
 
 @pytest.mark.parametrize("mistake", [{"save_every": 0}, {"save_every": 1, "keep_latest": 0}])

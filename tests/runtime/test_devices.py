@@ -182,9 +182,9 @@ def test_sizes_and_names_are_checked():
     mesh = sharding.mesh()
     assert [sharding.pad_to_multiple(n, mesh) for n in (0, 1, 4, 5)] == [0, 4, 4, 8]
     assert sharding.local_batch(12, mesh) == 12
-    with pytest.raises(UserError, match=r"batch size 10 does not divide by the 4 devices.* for example 12"):
+    with pytest.raises(UserError, match=r"batch size 10 is not divisible by the 4 devices.* for example 12"):
         sharding.local_batch(10, mesh)
-    with pytest.raises(UserError, match="batch size 0 does not"):
+    with pytest.raises(UserError, match="batch size 0 is not"):
         sharding.local_batch(0, mesh)
     with pytest.raises(UserError, match=r"shape \(6, 2\) over 4 devices"):
         sharding.shard({"images": np.zeros((6, 2))}, mesh)

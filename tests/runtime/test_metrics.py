@@ -52,7 +52,7 @@ def test_resuming_equals_never_having_stopped(tmp_path, torn):
     write_steps(tmp_path / "resumed", range(4, 9), resume_step=3)
     whole, resumed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "resumed"))
     assert whole == resumed
-    assert not list((tmp_path / "resumed").glob("*.tmp"))
+    assert not [path for path in (tmp_path / "resumed").iterdir() if path.name.endswith(".tmp")]
 
 
 def test_without_resuming_everything_stays_but_a_torn_line(tmp_path):
@@ -80,11 +80,34 @@ def test_a_failing_rewrite_loses_nothing(tmp_path, monkeypatch):
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="no metrics at"):
         read_metrics(tmp_path / "absent.jsonl")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
-    with pytest.raises(UserError, match="line 2 of"):
-        read_metrics(tmp_path)
     with MetricWriter(tmp_path / "other") as writer, pytest.raises(ValueError, match="step"):
         writer.write(1, "train", {"step": 2.0})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"not json", b"", b'{"step": 2, "ki', b"\xff\x00", b"[1]", b"3", b'{"kind": "train"}', b'{"step": 2}']
+    + [b'{"step": %s, "kind": "train"}' % step for step in (b'"2"', b"null", b"2.5", b"true", b"NaN")]
+    + [b'{"step": 2, "kind": "train", "loss": NaN}'],
+)
+def test_a_damaged_line_blocks_nothing_and_is_reported_once(tmp_path, damage):
+    """Reading skips it, resuming removes it."""
+    write_steps(tmp_path / "whole", range(1, 7))
+    write_steps(tmp_path / "torn", range(1, 6))
+    path = tmp_path / "torn" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:]]) + b"\n")
+    notices: list[str] = []
+    records = read_metrics(path, notify=notices.append)
+    assert [json.loads(line) for line in lines] == records
+    assert len(notices) == 1 and "skipped 1 unreadable of 8 lines (line 3)" in notices[0] and "\n" not in notices[0]
+    notices.clear()
+    with MetricWriter(path.parent, resume_step=5, notify=notices.append) as writer:
+        assert len(notices) == 1
+        writer.write(6, "train", {"loss": 1 / 6})
+        writer.write(6, "validation", {"robust_accuracy": 6 / 10})
+    assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert read_metrics(path, notify=notices.append) and len(notices) == 1
 
 
 def test_tensorboard_events(tmp_path):

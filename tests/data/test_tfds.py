@@ -12,7 +12,8 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets")
 
 from advjax import data  # noqa: E402
-from advjax.data import builders, images, tfds_source  # noqa: E402
+from advjax.data import builders, images, tfds_directory  # noqa: E402
+from advjax.data import tfds as tfds_reader  # noqa: E402
 from advjax.types import UserError  # noqa: E402
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (40, 6, 5, 3), dtype=np.uint8)
@@ -90,7 +91,7 @@ def test_other_sets_keep_the_stored_order(root):
 
 @pytest.mark.parametrize("ids", [["a1", "a1", "a0"], ["a", "b", "c"], ["1", "2", "3"], ["9" * 30, "0", "1"]])
 def test_ids_that_are_no_positions_are_not_used(ids):
-    np.testing.assert_array_equal(tfds_source.original_positions("toy", "train", 3, ids), [0, 1, 2])
+    np.testing.assert_array_equal(tfds_reader.original_positions("toy", "train", 3, ids), [0, 1, 2])
 
 
 def test_real_cifar10_test_set_is_in_the_order_of_its_archive(shared):
@@ -200,10 +201,10 @@ def test_arrays_are_resized_and_streamed_too(root):
 
 
 def test_directory_is_argument_then_environment_then_home(root, tmp_path, monkeypatch):
-    assert tfds_source.data_directory() == tmp_path / "home" / "tensorflow_datasets"
+    assert tfds_directory.data_directory() == tmp_path / "home" / "tensorflow_datasets"
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    assert tfds_source.data_directory() == root
-    assert tfds_source.data_directory(tmp_path) == tmp_path
+    assert tfds_directory.data_directory() == root
+    assert tfds_directory.data_directory(tmp_path) == tmp_path
     write(root, "toy")
     assert len(data.load("toy", "train").labels) == 40
 
@@ -216,7 +217,7 @@ def test_newest_version_and_named_configuration(root):
     (root / "toy").mkdir()
     shutil.move(root / "moved", root / "toy" / "small-v2")
     assert len(data.load("toy/small-v2", "train", directory=root).labels) == 12
-    with pytest.raises(UserError, match=r"has configurations: small-v2; name one, as toy/small-v2"):
+    with pytest.raises(UserError, match=r"has configs: small-v2; name one, as in toy/small-v2"):
         data.load("toy", "train", directory=root)
 
 
@@ -227,8 +228,8 @@ def test_newest_version_and_named_configuration(root):
 def reads(monkeypatch) -> list[str]:
     """Grows by one whenever records are really decoded."""
     seen = []
-    read = tfds_source._read
-    monkeypatch.setattr(tfds_source, "_read", lambda builder, *args: seen.append(args[1]) or read(builder, *args))
+    read = tfds_reader._read
+    monkeypatch.setattr(tfds_reader, "_read", lambda builder, *args: seen.append(args[1]) or read(builder, *args))
     return seen
 
 
@@ -297,7 +298,7 @@ def error_of(name: str, split: str, root: pathlib.Path) -> str:
 def test_unknown_name_lists_the_known_ones(name, root):
     write(root, "toy")
     message = error_of(name, "train", root)
-    assert f"unknown data set {name!r}" in message
+    assert f"unknown dataset {name!r}" in message
     assert "digits, cifar10, mnist, fashion_mnist" in message and str(root) in message and "(toy)" in message
 
 
@@ -322,8 +323,8 @@ def test_tfrecord_directory_is_named_and_a_way_out(root):
     for name in ("mnist", "toy"):
         store_as_tfrecord(write(root, name))
     assert "stored as tfrecord, which needs TensorFlow" in error_of("mnist", "train", root)
-    assert "name another directory" in error_of("mnist", "train", root)
-    assert "prepared there again" in error_of("mnist", "train", root)
+    assert "TFDS_DATA_DIR to another directory" in error_of("mnist", "train", root)
+    assert "will be prepared there" in error_of("mnist", "train", root)
     assert "download_and_prepare" in error_of("toy", "train", root)
 
 
