@@ -351,8 +351,8 @@ def command_line_flags() -> str:
         text.append(f"| `--{flag.name}` | {_code(default)} | {_cell(meaning)} |")
     text += [
         "",
-        "`--config.KEY=VALUE` overrides a [key of the config](config_keys.md). Exit codes: 0, done; 2, an error that the",
-        "one printed line explains; 42, preempted: the state is saved, and the same command continues.",
+        "`--config.KEY=VALUE` overrides a [key of the config](config_keys.md). Exit codes: 0, done; 2, an error,",
+        "explained in one line; 42, preempted: the state is saved, and the same command continues.",
         "",
         "| environment variable | meaning |",
         "|---|---|",
