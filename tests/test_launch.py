@@ -1,6 +1,5 @@
 """launch/ and runs that are launched: several processes give what one gives, and a stopped run goes on where it was."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,9 +16,12 @@ import numpy as np
 import pytest
 
 from advjax.runtime import checkpoint
+from support.files import module_from
+from support.paths import REPOSITORY
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
+
+local = module_from(LAUNCH / "local.py")
 
 DIGITS = (
     "--config=configs/digits_fixer.py",
@@ -46,16 +48,6 @@ WHOLE = (
     "--config.evaluation.attacks.order=('fgsm', 'auto_pgd')",
     "--config.evaluation.attacks.auto_pgd.num_steps=3",
 )
-
-
-def load_local():
-    spec = importlib.util.spec_from_file_location("launch_local", LAUNCH / "local.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-local = load_local()
 
 
 # Scripts, with stand-ins for the programs they call.

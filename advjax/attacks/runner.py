@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import input_checks, model_queries
-from advjax.attacks.base import AFTER, model_keys
-from advjax.attacks.combine import Stage, fold_in
-from advjax.attacks.model_queries import Expectation
+from advjax.attacks.combine import Stage, call_attack
+from advjax.attacks.eot import Expectation
+from advjax.attacks.keys import AFTER, fold_in, model_keys
 from advjax.attacks.result_store import StateFile
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, Key, LogitsFn
@@ -135,7 +135,8 @@ def _run(runner, stages, images, labels, index, seed, progress, state_file) -> V
     is_searched = runner.search_fn is not runner.logits_fn
     facts = [names, seed, runner.sizes, is_searched, *_threat(runner.threat_model)]
     if state_file.path is not None:
-        facts += [_program(stage, images.shape[1:], num_classes) for stage in stages]
+        is_bounded = runner.threat_model.is_bounded
+        facts += [_program(stage, is_bounded, images.shape[1:], num_classes) for stage in stages]
     identity = _digest(images, labels, index, predictions, *facts)
     state = _from_arrays(state_file.load(identity)) or _first_state(images, predictions != labels)
     found = state.found
@@ -222,7 +223,7 @@ class _Runner:
 
     def attack(self, stage, number, stage_number, found, images, labels, rows, keys):
         """Attacks some images and writes down what a verification of the result says."""
-        attack = functools.partial(_attack, stage)
+        attack = functools.partial(_attack, stage, self.threat_model.is_bounded)
         run = self._parallel(("attack", stage_number), attack, (False, True, True, True), self.search_fn)
         arguments, count = self._padded(images[rows], labels[rows], keys)
         adversarial, steps, claimed, nonfinite = jax.device_get(run(self.variables, np.int32(number), *arguments))
@@ -261,8 +262,10 @@ class _Runner:
         return self.compiled[name]
 
 
-def _attack(stage: Stage, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
-    result = stage.attack(number)(logits_fn, images, labels, keys)
+def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys: Key):
+    # The first success of a minimum-norm attack is not the closest.
+    attack = stage.attack(number)
+    result = call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
     return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
 
 
@@ -298,7 +301,7 @@ def _threat(threat_model: ThreatModel) -> tuple[Any, ...]:
     return threat_model.norm.name, float(threat_model.epsilon), tuple(map(float, threat_model.bounds))
 
 
-def _program(stage: Stage, image_shape: tuple[int, ...], num_classes: int) -> tuple[int, str]:
+def _program(stage: Stage, until_success: bool, image_shape: tuple[int, ...], num_classes: int) -> tuple[int, str]:
     """What a stage does: how often, and the program that it makes of a small model.
 
     A stage is a closure, which hides its parameters; they all are in the program.  Nothing is compiled for this.
@@ -310,7 +313,7 @@ def _program(stage: Stage, image_shape: tuple[int, ...], num_classes: int) -> tu
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     label, number = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     keys = jax.random.split(jax.random.key(0), 1)
-    attack = jax.jit(lambda number, *arguments: _attack(stage, logits_fn, number, *arguments))
+    attack = jax.jit(lambda number, *arguments: _attack(stage, until_success, logits_fn, number, *arguments))
     return stage.num_rounds(num_classes), attack.lower(number, image, label, keys).as_text()
 
 

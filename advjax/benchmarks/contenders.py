@@ -47,7 +47,7 @@ ATTACKS = {
     "cw-l2-100": "Adam 0.01, 100 steps, one constant c = 1, no early abort",
     "deepfool-l2-50": "at most 50 steps, overshoot 0.02, all classes",
     "autoattack": "standard, linf: APGD-CE 100, APGD-T 9x100, FAB-T 9x100, Square 5000; survivors only",
-    "quick-check": "advjax.attacks.quick_check; compare with autoattack",
+    "quick-check": "advjax.attacks.quick_check_stages; compare with autoattack",
 }
 ALONE = {
     "fgsm": "linf, one step",

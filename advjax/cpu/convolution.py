@@ -2,14 +2,14 @@
 
 XLA's CPU backend is slow exactly where attacks spend their time: inside ``scan``, ``fori_loop`` and ``while_loop`` its
 gradients of a convolution fall off their fast path (the input gradient by 2 to 20 times, the filter gradient by 50 to
-200), and kernels with few channels run far below the speed of a matrix product.  On CPU, :func:`conv_general_dilated`
+200), and kernels with few channels run far below the speed of a matrix product. On CPU, :func:`conv_general_dilated`
 therefore replaces the convolution and both of its gradients by algorithms that :func:`_plan` chooses from the static
-shapes.  On other backends, and in every case it does not know (dilation, groups, a precision, other types than float32,
+shapes. On other backends, and in every case it does not know (dilation, groups, a precision, other types than float32,
 other layouts than NHWC), it is ``lax.conv_general_dilated``.
 
 The results are those of ``lax`` up to rounding: 1e-6 relative, 1e-5 where Winograd's algorithm is used (3x3 kernels
-with at least 64 channels in the filter gradient, 128 elsewhere).  ``with exact():`` around the tracing, or the
-environment variable ADVJAX_EXACT_CONVOLUTIONS=1, gives ``lax`` itself, bit for bit.  The replacement is a reverse-mode
+with at least 64 channels in the filter gradient, 128 elsewhere). ``with exact():`` around the tracing, or the
+environment variable ADVJAX_EXACT_CONVOLUTIONS=1, gives ``lax`` itself, bit for bit. The replacement is a reverse-mode
 rule, which can be differentiated again; ``jax.jvp`` and ``jax.hessian`` (forward mode) need the exact mode on CPU.
 """
 
@@ -72,7 +72,7 @@ def conv_general_dilated(
     """``jax.lax.conv_general_dilated`` with the same arguments, to inject into ``flax.linen.Conv``.
 
     ``lhs`` are images [n, h, w, channels] and ``rhs`` is a kernel [rows, columns, channels, features] where
-    ``dimension_numbers`` says so, as linen does.  Works under ``jit``, ``grad``, ``vmap``, ``scan`` and ``shard_map``.
+    ``dimension_numbers`` says so, as linen does. Works under ``jit``, ``grad``, ``vmap``, ``scan`` and ``shard_map``.
     """
     exact_convolution = functools.partial(
         lax.conv_general_dilated,

@@ -21,12 +21,12 @@ def max_pool(
 ) -> Array:
     """Maximum over windows of ``x`` [n, h, w, channels]; one image [h, w, channels] is pooled as well.
 
-    ``strides`` is ``window`` unless given, as in PyTorch (``flax.linen.max_pool`` would take 1).  The gradient goes to
+    ``strides`` is ``window`` unless given, as in PyTorch (``flax.linen.max_pool`` would take 1). The gradient goes to
     the first maximum of the window in row-major order, as in PyTorch and in ``lax.reduce_window``: on images with
     constant areas, such as MNIST, ties are the rule.
 
     On CPU, windows that neither overlap nor leave gaps, without padding, are compared elementwise, which inside loops
-    is 4 to 10 times faster; all other cases, and all within ``convolution.exact()``, are ``lax.reduce_window``.  As
+    is 4 to 10 times faster; all other cases, and all within ``convolution.exact()``, are ``lax.reduce_window``. As
     for convolutions, forward-mode differentiation on CPU needs ``convolution.exact()``.
     """
     steps = tuple(window if strides is None else strides)

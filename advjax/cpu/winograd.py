@@ -4,8 +4,8 @@ For a 6x6 piece ``d`` of the image and a 3x3 kernel ``g`` the 4x4 outputs are
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A,
 
-an elementwise product: over all pieces and channels, 36 matrix products.  The transforms are matrix products as well,
-with the Kronecker products of the small matrices.  Rounding grows: expect errors of 1e-5 on outputs of scale 4, ten
+an elementwise product: over all pieces and channels, 36 matrix products. The transforms are matrix products as well,
+with the Kronecker products of the small matrices. Rounding grows: expect errors of 1e-5 on outputs of scale 4, ten
 times those of the direct convolution.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, section 4.3.

@@ -1,7 +1,7 @@
 """Test-time defences: ``LogitsFn -> StochasticLogitsFn``, pure, with their randomness in a key.
 
-One call is one draw.  ``averaged`` makes the mean of several draws out of it, as a deployed model would predict;
-``attacks.expectation`` attacks it through its randomness.  None of this is evidence of robustness: that is for
+One call is one draw. ``averaged`` makes the mean of several draws out of it, as a deployed model would predict;
+``attacks.expectation`` attacks it through its randomness. None of this is evidence of robustness: that is for
 ``evaluation`` to measure, with the defence in the loop.
 """
 

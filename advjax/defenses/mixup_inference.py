@@ -40,9 +40,9 @@ def mixup_inference(
     """``log mean_k softmax f(weight * x + (1 - weight) * s_k)`` with random images ``s_k`` of the pool.
 
     With the class that f predicts for x: "predicted" (MI-PL) takes the ``s_k`` from this class, "other" (MI-OL) each
-    from a class drawn uniformly from the others.  "combined" first mixes 5 times with the predicted class at weight
+    from a class drawn uniformly from the others. "combined" first mixes 5 times with the predicted class at weight
     0.5; if the largest probability has fallen by less than 0.2 against f(x), that is the answer, else 15 mixtures with
-    other classes at weight 0.4 are.  The predicted class is a constant to gradients; they flow through the mixture.
+    other classes at weight 0.4 are. The predicted class is a constant to gradients; they flow through the mixture.
 
     Args:
       logits_fn: of a network trained with mixup, or with interpolated adversarial training.

@@ -1,4 +1,4 @@
-"""Noise on the input (Cohen et al. 2019).  Noise inside a network is a property of the model: ``models.layers``."""
+"""Noise on the input (Cohen et al. 2019). Noise inside a network is a property of the model: ``models.layers``."""
 
 import jax
 

@@ -8,7 +8,7 @@ from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
 def random_resize_pad(logits_fn: LogitsFn, smallest: int = 26, largest: int = 31) -> StochasticLogitsFn:
     """The logits of the image shrunk to a random size and put at a random place on zeros, its shape kept.
 
-    Differentiable, so that expectation over its draws is all that an attack needs.  The defaults are for 32x32 images
+    Differentiable, so that expectation over its draws is all that an attack needs. The defaults are for 32x32 images
     and networks that accept nothing else (reading of paper 003, section 4.3).
 
     Args:

@@ -1,8 +1,8 @@
 """A user's own network as a ``Classifier``, without rewriting it.
 
 A linen module keeps its class and its variables: ``from_module`` takes it with the names of the submodules that are its
-blocks.  So does a sequence of linen layers, by a subclass of ``Classifier`` that names them in ``make_blocks``, whose
-trained variables ``in_blocks`` puts in place.  A network of anything else that JAX can differentiate (Equinox, NNX,
+blocks. So does a sequence of linen layers, by a subclass of ``Classifier`` that names them in ``make_blocks``, whose
+trained variables ``in_blocks`` puts in place. A network of anything else that JAX can differentiate (Equinox, NNX,
 plain functions) is given as pure functions with their parameters.
 """
 
@@ -55,7 +55,7 @@ def from_functions(
 ) -> tuple[FunctionClassifier, Variables]:
     """A classifier that applies ``functions`` in order, and its variables: ``params``, each in its block.
 
-    Fixers, denoising blocks and manifold mixup take the model like any other.  Its functions see no ``train`` and keep
+    Fixers, denoising blocks and manifold mixup take the model like any other. Its functions see no ``train`` and keep
     no state: what they compute is what is deployed.
 
     Args:
@@ -136,8 +136,8 @@ def from_module(
     """A linen module as a classifier, and its variables: as they are.
 
     What is inserted after a block, or mixed there, comes at the end of the submodule's call; a ReLU that the module
-    applies to the result comes afterwards.  In train mode its BatchNorm layers work as those of any classifier,
-    synchronised over the devices.  Example::
+    applies to the result comes afterwards. In train mode its BatchNorm layers work as those of any classifier,
+    synchronised over the devices. Example::
 
         network, trained = adapter.from_module(Net(), ("conv1", "conv2", "head"), variables)
         patched = with_fixers(network, after=("conv1",))

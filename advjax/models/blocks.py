@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
     A subclass returns its blocks, in order, from ``make_blocks``: modules or functions, called as ``call_block`` says.
     With ``train`` BatchNorm uses the statistics of the batch, synchronised over ``axis_name`` if there is one, and
-    updates its running averages; without, it uses the running averages.  Noise layers add noise, in either mode, when
+    updates its running averages; without, it uses the running averages. Noise layers add noise, in either mode, when
     the call brings a key for the stream "noise".
     """
 
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
 class Patched(nn.Module):
     """A classifier with small modules inserted after some of its blocks.
 
-    The base is a trained network that stays as it is, so it always runs in inference mode, unless ``train_base``.  Its
+    The base is a trained network that stays as it is, so it always runs in inference mode, unless ``train_base``. Its
     parameters are under ``base``, those of the inserted modules under ``patches_<block name>``.
 
     Attributes:

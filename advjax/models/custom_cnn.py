@@ -1,6 +1,6 @@
 """The small networks of the intelligent-mixup paper (000, Table 1).
 
-The table leaves padding open, and with none the first of them does not fit.  Read here: convolutions padded to keep
+The table leaves padding open, and with none the first of them does not fit. Read here: convolutions padded to keep
 the size, pools as wide as their stride; and the second network is the basic one of CleverHans, whose filters it has.
 """
 

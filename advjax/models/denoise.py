@@ -16,7 +16,7 @@ class DenoisingBlock(nn.Module):
     """``h + BatchNorm(conv1x1(NL(h)))`` on features h [n, height, width, c], without embedding.
 
     With h_i the channels at position i, "dot_product" is ``NL(h)_i = sum_j (h_i . h_j) h_j / (height * width)`` and
-    "gaussian" is ``NL(h)_i = sum_j softmax_j(h_i . h_j / sqrt(c)) h_j``.  BatchNorm's scale starts at 0, so the block
+    "gaussian" is ``NL(h)_i = sum_j softmax_j(h_i . h_j / sqrt(c)) h_j``. BatchNorm's scale starts at 0, so the block
     starts as the identity.
 
     Attributes:

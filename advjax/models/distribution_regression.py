@@ -69,7 +69,7 @@ class DistributionLayer(nn.Module):
     """Distributions of some nodes -> distributions of others: [nodes, bins] -> [features, bins'], each summing to 1.
 
     ``log P_k(t) = -b_k (t - lambda_k)^2 - a_k |t - mu_k| + sum_i log sum_s P_i(s) exp(-w_ki (s - t)^2)`` up to a
-    constant, with the positions s and t of the bins in [0, 1); the inner sums are clipped to [1e-15, 1e15].  Weights
+    constant, with the positions s and t of the bins in [0, 1); the inner sums are clipped to [1e-15, 1e15]. Weights
     and biases start uniform in (-0.1, 0.1), centres uniform in (0, 1); ``nodes * features + 4 * features`` parameters.
     """
 
@@ -104,8 +104,8 @@ class DistributionRegression(nn.Module):
 
     For each class the probabilities of ``num_copies`` copies become a density on 100 bins; a hidden layer with one node
     of 10 bins for each class, and one of 2 bins, follow, and the logit is ``log P(bin 0) - log P(bin 1)``: 280
-    parameters for ten classes.  The copies are drawn with a key of the stream "noise"; a call without one sees the
-    unchanged image alone.  Train it on clean images (``trainable="^drn"``).
+    parameters for ten classes. The copies are drawn with a key of the stream "noise"; a call without one sees the
+    unchanged image alone. Train it on clean images (``trainable="^drn"``).
 
     Attributes:
       base: the classifier, in inference mode, with parameters under ``base``.

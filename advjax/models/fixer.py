@@ -18,7 +18,7 @@ ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
 class Fixer(nn.Module):
     """``relu(h + delta * zeta(conv3x3(relu(conv1x1(h)))))`` on features h [n, height, width, c], shape kept.
 
-    The 1x1 convolution reduces the channels by ``reduction``, the 3x3 one restores them; both have a bias.  As h is the
+    The 1x1 convolution reduces the channels by ``reduction``, the 3x3 one restores them; both have a bias. As h is the
     sum of rectified tensors, the outer ReLU leaves it alone: with ``delta=0`` the classifier is the base, bit for bit.
 
     Attributes:
@@ -51,7 +51,7 @@ class Fixer(nn.Module):
 def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
     """The classifier with one fixer after each of the named blocks, whose results should be rectified.
 
-    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction.  At width 1
+    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction. At width 1
     the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6 % of the base.
 
     Raises:

@@ -68,7 +68,7 @@ class KerasHead(nn.Module):
 class ResNet20v1(ImageClassifier):
     """ResNet20, version 1: 273,066 parameters for ten classes and 32x32x3 images.
 
-    stem 16 - stage1 16 - stage2 32 - stage3 64 - head.  The example subtracts the mean training image: give it as
+    stem 16 - stage1 16 - stage2 32 - stage3 64 - head. The example subtracts the mean training image: give it as
     ``mean``, one number per channel or nested like an image.
     """
 

@@ -21,7 +21,7 @@ he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_ou
 class Conv(nn.Conv):
     """``flax.linen.Conv`` of two dimensions that computes with ``cpu.convolution.conv_general_dilated``.
 
-    ``kernel_size`` may be one number for a square kernel.  Everything else, the names and shapes of the parameters
+    ``kernel_size`` may be one number for a square kernel. Everything else, the names and shapes of the parameters
     included, is that of ``flax.linen.Conv``; for PyTorch's initialization pass ``kernel_init=torch_kernel_init`` and
     ``bias_init=torch_bias_init(fan_in)``.
     """
@@ -83,7 +83,7 @@ class GaussianNoise(nn.Module):
     """``x + std * n`` with n standard normal, if the call brings a key for the stream "noise"; otherwise ``x``.
 
     Random self-ensemble (Liu et al., 2018) draws the noise in training and in every evaluation, independently of
-    ``train``.  With ``std=0`` nothing is added at all.
+    ``train``. With ``std=0`` nothing is added at all.
     """
 
     std: float
@@ -190,7 +190,7 @@ def batch_norm(
 ) -> nn.BatchNorm:
     """BatchNorm over all but the channels: by the batch, over all replicas, in train mode, by running averages else.
 
-    The defaults are PyTorch's, whose "momentum" is one minus this one.  Running variances average the biased variance
+    The defaults are PyTorch's, whose "momentum" is one minus this one. Running variances average the biased variance
     of the batch, by which it is normalised as well; PyTorch's average the unbiased one.
     """
     return nn.BatchNorm(

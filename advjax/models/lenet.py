@@ -25,7 +25,7 @@ class ConvPool(nn.Module):
 class Net62k(ImageClassifier):
     """Two convolutions 5x5 with pooling, three linear layers: 62,006 parameters for 32x32x3 images.
 
-    conv1 6 - conv2 16 - fc1 120 - fc2 84 - head.  For random self-ensemble 004 has ``noise=0.2``.
+    conv1 6 - conv2 16 - fc1 120 - fc2 84 - head. For random self-ensemble 004 has ``noise=0.2``.
 
     Attributes:
       noise: standard deviation of the noise in front of both convolutions, in units of what it is added to.
@@ -47,7 +47,7 @@ class Net62k(ImageClassifier):
 class LeNet5(Net62k):
     """LeNet5 with ReLU and max pooling: the same layers, 61,706 parameters for 32x32x1 images.
 
-    Images of 28x28 are resized to 32x32 first, bilinearly, as 001 does with MNIST.  Manifold mixup has five places: the
+    Images of 28x28 are resized to 32x32 first, bilinearly, as 001 does with MNIST. Manifold mixup has five places: the
     input and the outputs of all blocks but the head.
     """
 

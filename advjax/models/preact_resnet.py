@@ -71,8 +71,8 @@ class PreActHead(nn.Module):
 class PreActResNet18(ImageClassifier):
     """PreActResNet18: 11,171,146 parameters for ten classes and 32x32x3 images.
 
-    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, two blocks a stage, strides 1, 2, 2, 2.  As in
-    001, and in the code it took the network from, nothing is between the last block and the pooling.  Manifold mixup
+    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, two blocks a stage, strides 1, 2, 2, 2. As in
+    001, and in the code it took the network from, nothing is between the last block and the pooling. Manifold mixup
     has three places: the input and the outputs of the first two stages.
 
     Attributes:

@@ -83,7 +83,7 @@ class ResNet18(ImageClassifier):
     """ResNet18: 11,181,642 parameters for ten classes, 11,173,962 with the cifar stem.
 
     stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, for images of any size; grey ones are repeated to
-    three channels.  The imagenet stem leaves 1x1 features of 32x32 images, which costs ten points of accuracy or more.
+    three channels. The imagenet stem leaves 1x1 features of 32x32 images, which costs ten points of accuracy or more.
 
     Attributes:
       stem: "imagenet" or "cifar".

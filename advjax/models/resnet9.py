@@ -69,8 +69,8 @@ class Head(nn.Module):
 class ResNet9(ImageClassifier):
     """ResNet9: 6,588,490 parameters at width 1 for ten classes and 32x32x3 images.
 
-    conv1 64 - conv2 128, pool - res1 128 - conv3 256 (pool with ``pool3``) - conv4 512, pool - res2 512 - head.  The
-    paper's table has no pooling in conv3; the better known ResNet9 has one.  Fixers go after ``res1`` and ``res2``.
+    conv1 64 - conv2 128, pool - res1 128 - conv3 256 (pool with ``pool3``) - conv4 512, pool - res2 512 - head. The
+    paper's table has no pooling in conv3; the better known ResNet9 has one. Fixers go after ``res1`` and ``res2``.
 
     Attributes:
       pool3: pool in conv3 as well (6,573,130 parameters, 0.38 instead of 0.83 G multiply-adds per 32x32 image).

@@ -10,7 +10,7 @@ class WideResNet(ImageClassifier):
     """WideResNet: 36,479,194 parameters at depth 28 and width 10, for ten classes and 32x32x3 images.
 
     stem 16 - stage1 16k - stage2 32k - stage3 64k - head, (depth - 4) / 6 blocks a stage, strides 1, 2, 2, BatchNorm
-    and ReLU in front of the pooling.  Manifold mixup has three places: the input and the outputs of the first two
+    and ReLU in front of the pooling. Manifold mixup has three places: the input and the outputs of the first two
     stages, as its authors have it.
 
     Attributes:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ml_collections import ConfigDict
 
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.attacker_knowledge import EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Row
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.described import differences

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from rich.console import RenderableType
 from rich.text import Text
 
-from advjax.evaluation.outcomes import CLEAN, NOTHING
+from advjax.evaluation.attacker_knowledge import NOTHING
+from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row
 from advjax.reporting.plain_table import plain_table
 from advjax.reporting.summary import cell_text, model_name

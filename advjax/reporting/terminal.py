@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from advjax.evaluation.outcomes import CLEAN, NOTHING
+from advjax.evaluation.attacker_knowledge import NOTHING
+from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, BASE_CORRECT, Report, Row, is_on_itself, is_robust_accuracy
 from advjax.evaluation.summaries import WORST_CASE
 from advjax.reporting import noise_table, summary

@@ -1,13 +1,13 @@
 """Random augmentations of ONE image, pure functions of the image and a key.
 
 An augmentation is ``(image [h, w, c], rng) -> image`` of the same shape; pixels are float32 in [0, 1] and stay
-there.  Factories build them, ``chain`` composes them and ``batched`` maps them over a batch with one key per image,
+there. Factories build them, ``chain`` composes them and ``batched`` maps them over a batch with one key per image,
 so that what an image becomes depends on its own key alone and not on its neighbors or its place in the batch.
 
     augment = chain(pad_crop(4), horizontal_flip(), coarse_dropout(size=10))
     images = batched(augment)(images, jax.random.split(rng, len(images)))
 
-Factories raise ``ValueError`` for arguments that cannot be meant.  ``solarize`` and ``coarse_dropout`` follow
+Factories raise ``ValueError`` for arguments that cannot be meant. ``solarize`` and ``coarse_dropout`` follow
 Albumentations (Buslaev et al., 2020); the latter is Cutout (DeVries and Taylor, 2017) with holes wholly inside.
 """
 
@@ -29,7 +29,7 @@ PadMode: TypeAlias = Literal["reflect", "constant", "edge"]
 def chain(*augmentations: Augmentation) -> Augmentation:
     """Apply ``augmentations`` in order; the one at position i draws from ``fold_in(rng, i)``.
 
-    Appending one therefore leaves the draws of the others as they were.  An empty chain is the identity.
+    Appending one therefore leaves the draws of the others as they were. An empty chain is the identity.
     """
 
     def apply(image: Array, rng: Key) -> Array:
@@ -96,7 +96,7 @@ def coarse_dropout(
     Args:
       probability: of any holes at all, in [0, 1].
       holes: how many; always exactly this many are drawn, independently, and they may overlap.
-      size: pixels of a side, or (height, width).  Each hole lies wholly inside the image, everywhere equally likely.
+      size: pixels of a side, or (height, width). Each hole lies wholly inside the image, everywhere equally likely.
       fill: the value inside, in [0, 1].
 
     Raises:
@@ -152,10 +152,10 @@ def affine(
     """Rotate, shift, scale and shear about the center, resampled bilinearly.
 
     The content at offset q from the center moves to A q + t with A = s R(theta) [[1, 0], [tan phi, 1]] in (row, column)
-    order, where R turns counterclockwise as seen.  Drawn uniformly and independently: theta in
+    order, where R turns counterclockwise as seen. Drawn uniformly and independently: theta in
     +-``rotation_degrees``, phi in +-``shear_degrees``, s in ``scale_limits``, and t in +-``shift_fraction`` of the
-    height and of the width.  What comes from outside the image is 0: the image fades linearly to 0 over the one pixel
-    beyond its border.  Linear in the image, hence differentiable, and exactly the identity for the default arguments.
+    height and of the width. What comes from outside the image is 0: the image fades linearly to 0 over the one pixel
+    beyond its border. Linear in the image, hence differentiable, and exactly the identity for the default arguments.
 
     Raises:
       ValueError: rotation outside [0, 180], shift outside [0, 1], shear outside [0, 90), or scales not 0 < low <= high.

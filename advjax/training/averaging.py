@@ -1,6 +1,6 @@
 """Averages of the weights over the steps of training, evaluated in place of the last weights.
 
-Batch statistics are averaged by the same rule.  They are then near those of the averaged weights, but not the same;
+Batch statistics are averaged by the same rule. They are then near those of the averaged weights, but not the same;
 ``refresh_steps`` estimates them anew.
 """
 

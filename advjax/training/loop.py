@@ -15,10 +15,10 @@ from advjax.runtime.devices import Devices, fetch, shard
 from advjax.runtime.metrics import MetricWriter
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
-from advjax.training.step import DeviceData, Method, TrainState, deployed, init_state, refresh_step
+from advjax.training.step import DeviceData, Method, TrainState, evaluation_variables, init_state, refresh_step
 from advjax.types import PyTree, Variables
 
-__all__ = ["Method", "Plan", "TrainState", "deployed", "fit"]
+__all__ = ["Method", "Plan", "TrainState", "evaluation_variables", "fit"]
 
 # More steps in flight gain nothing, and on several CPU devices they can starve a collective of threads until it aborts.
 _STEPS_IN_FLIGHT = 2
@@ -61,7 +61,7 @@ def fit(
     """Trains a run to its last step, or until patience ends, from where its checkpoints in ``folder`` left off.
 
     Repeating the call after an interruption anywhere gives the same final state as an undisturbed run: data order and
-    randomness are functions of the step.  Metrics go to ``folder``, checkpoints below it.
+    randomness are functions of the step. Metrics go to ``folder``, checkpoints below it.
 
     Args:
       name: of the run, for the progress bar.
@@ -134,7 +134,7 @@ def fit(
                         with feed(0, method.average.refresh_steps) as refreshing:
                             for batch in refreshing:
                                 state = jax.block_until_ready(refresh_fn(state, sources, *batch))
-                    if scores := validate(deployed(state)):
+                    if scores := validate(evaluation_variables(state)):
                         writer.write(step, "validation", scores)
                     patience = _after(patience, scores, plan)
                     is_last = is_last or _is_over(patience, plan)

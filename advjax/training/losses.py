@@ -1,7 +1,7 @@
 """Training losses of ONE example: ``(logits [classes], target [classes]) -> scalar``, smaller is better.
 
-The target is a distribution over the classes: one-hot, smoothed or mixed.  Map over a batch with ``jax.vmap`` and
-average there.  Every loss and its gradient is finite for any finite logits whose differences do not overflow.
+The target is a distribution over the classes: one-hot, smoothed or mixed. Map over a batch with ``jax.vmap`` and
+average there. Every loss and its gradient is finite for any finite logits whose differences do not overflow.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def focal(gamma: float = 2.0) -> Loss:
     """The focal loss ``-sum_j t_j (1 - p_j)^gamma log p_j`` with p = softmax(logits).
 
     For a one-hot target this is ``-(1 - p_y)^gamma log p_y`` (Lin et al., 2017, eq. 4, on softmax probabilities and
-    without class weights): examples that are already right count less.  Soft targets weight each class by its own (1
+    without class weights): examples that are already right count less. Soft targets weight each class by its own (1
     - p_j)^gamma. gamma = 0 is ``cross_entropy``.
 
     Raises:
@@ -70,7 +70,7 @@ def bce_on_softmax(logits: Array, target: Array) -> Array:
 def boosted_cross_entropy(logits: Array, target: Array) -> Array:
     """``-sum_j t_j [log p_j + log(1 - max_{k != j} p_k)]`` with p = softmax(logits).
 
-    Cross-entropy and a margin: besides the label, the likeliest other class counts.  The BCE of MART (Wang et al.,
+    Cross-entropy and a margin: besides the label, the likeliest other class counts. The BCE of MART (Wang et al.,
     2020).
 
     Raises:

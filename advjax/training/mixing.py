@@ -3,8 +3,8 @@
 Partners are rows of the same replica: over several devices an example is mixed with one that stands on its own device.
 The weight is drawn from the key of the step and so is the same on all of them.
 
-Targets stay distributions.  Where two targets are mixed, ``batch.labels`` becomes the class of the heavier example: it
-is what training accuracy is counted against, and what a later attack leaves.  A transform that has ``batch.clean``
+Targets stay distributions. Where two targets are mixed, ``batch.labels`` becomes the class of the heavier example: it
+is what training accuracy is counted against, and what a later attack leaves. A transform that has ``batch.clean``
 before it mixes it in the same way, so that it still belongs to the targets.
 """
 
@@ -112,7 +112,7 @@ def noisy_twins(
 
     With ``x1 = clip(x + noise)`` and t1 the class that ``model`` gives to x1, the batch gets the examples
     ``w x + (1 - w) x1`` with targets ``w t + (1 - w) t1``, w ~ Beta(alpha, alpha) for each image, and is twice as long:
-    originals first.  Noise and weight are functions of the image's index and ``seed`` alone, so with a model that
+    originals first. Noise and weight are functions of the image's index and ``seed`` alone, so with a model that
     stays as it is, and no augmentation before, the mixtures are a fixed second data set, all of it seen once an epoch.
 
     Args:
@@ -163,7 +163,7 @@ def manifold_mixup(
 ) -> Objective:
     """Mixup of hidden features at a place drawn anew in every step (Verma et al., 2019).
 
-    One place, one weight ~ Beta(alpha, alpha) and one permutation for each step; at "images" it is ``mixup``.  The
+    One place, one weight ~ Beta(alpha, alpha) and one permutation for each step; at "images" it is ``mixup``. The
     place is traced: all of them are one program.
 
     Args:

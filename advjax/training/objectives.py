@@ -2,7 +2,7 @@
 
 An objective is ``(params, model_state, batch, rng, axis_name) -> (loss, (model_state, metrics))`` for one replica's
 rows of a batch; the mean of the losses and metrics over the replicas is that of the whole batch, rows with ``mask``
-False left out.  It differentiates: the batch is constant.
+False left out. It differentiates: the batch is constant.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ def fixers(
 
     ``loss(x) + loss(x') + distillation * sum_i [d(u_i(x), h_i^0(x)) + d(u_i(x'), h_i^0(target))]`` for clean images x
     and attacked images x', where u_i are features at fixer i, h_i^0 those of the base at the same place, and d is the
-    length of the difference.  The paper leaves open three things about this term, the last three arguments.  The base
+    length of the difference. The paper leaves open three things about this term, the last three arguments. The base
     runs in inference mode; let only the fixers' parameters be updated.
 
     Args:
@@ -76,7 +76,7 @@ def fixers(
       distillation: the paper's lambda, 0 or 1.
       target: "natural": attacked features are pulled to those of the clean image, as the paper's text says; "printed":
         to those of the attacked image, as its eq. 4 prints.
-      tensor: what u_i is, with h_i the features that enter fixer i and phi_i its correction.  "sum": h_i + delta
+      tensor: what u_i is, with h_i the features that enter fixer i and phi_i its correction. "sum": h_i + delta
         phi_i(h_i), which is the base's where the fixer corrects nothing, the stated aim; "output": its ReLU, as in the
         paper's Table 7, which forgives corrections of inactive features; "before": h_i as the paper's eq. 1 defines it,
         of which the first does not depend on the fixers, and none on the last fixer.

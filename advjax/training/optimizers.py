@@ -1,8 +1,8 @@
 """Optimizers and schedules: optax, with the conventions of the papers reproduced here.
 
-A schedule is ``step -> value`` with the first update at step 0.  Wherever a learning rate or a momentum is asked for,
-a number or a schedule may be given.  Optimizer states are trees of arrays (float32 moments and hyperparameters, int32
-counts), so a checkpoint is complete.  To freeze parameters, put the optimizers of this module inside
+A schedule is ``step -> value`` with the first update at step 0. Wherever a learning rate or a momentum is asked for,
+a number or a schedule may be given. Optimizer states are trees of arrays (float32 moments and hyperparameters, int32
+counts), so a checkpoint is complete. To freeze parameters, put the optimizers of this module inside
 ``partition.partitioned``.
 """
 
@@ -33,7 +33,7 @@ def one_cycle(
 
     Half a cosine takes the rate from peak / ``initial_divisor`` at step 0 to the peak at step
     ``warmup_fraction num_steps - 1``, another takes it to peak / ``final_divisor`` at step ``num_steps - 1``, the
-    last one; momentum goes high, low, high at the same steps.  After the last step both stay as they are.  These are
+    last one; momentum goes high, low, high at the same steps. After the last step both stay as they are. These are
     the steps of PyTorch's ``OneCycleLR``; the final rate is relative to the PEAK, where PyTorch and
     ``optax.cosine_onecycle_schedule`` divide the initial rate once more.
 
@@ -103,7 +103,7 @@ def sgd(
     """Stochastic gradient descent in PyTorch's convention.
 
     ``g = gradient + weight_decay p``, ``v <- m v + g``, ``p <- p - lr v`` (with ``nesterov``: ``p <- p - lr (m v +
-    g)``), v = 0 at first.  The decay enters before the momentum; the rate multiplies after it, so lr and m may change
+    g)``), v = 0 at first. The decay enters before the momentum; the rate multiplies after it, so lr and m may change
     from step to step. With momentum 0 no velocity is kept.
 
     Raises:
@@ -149,8 +149,8 @@ def with_plateaus(
     """``transform`` with its updates multiplied by ``factor`` whenever the training loss has stopped falling.
 
     An epoch counts as a step forward if its mean loss is below ``1 - 1e-4`` times the best so far; after ``patience``
-    epochs without one the factor applies once more.  Factor and patience are those of Keras's ``ReduceLROnPlateau`` if
-    nobody says otherwise; its threshold is absolute.  Updates need the loss of the batch as ``value``.
+    epochs without one the factor applies once more. Factor and patience are those of Keras's ``ReduceLROnPlateau`` if
+    nobody says otherwise; its threshold is absolute. Updates need the loss of the batch as ``value``.
 
     Raises:
       UserError: a factor outside (0, 1), or patience below 1.
@@ -166,7 +166,7 @@ def with_plateaus(
 def with_clipping(transform: optax.GradientTransformation, max_norm: float) -> optax.GradientTransformation:
     """``transform`` on gradients scaled down to an L2 norm (over all of them together) of at most ``max_norm``.
 
-    Clipping comes before anything ``transform`` adds, weight decay included.  Inside ``partition.partitioned`` the
+    Clipping comes before anything ``transform`` adds, weight decay included. Inside ``partition.partitioned`` the
     norm is that of the gradients of its own label.
 
     Raises:

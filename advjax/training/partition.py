@@ -3,8 +3,8 @@
     labels = label_params(params, rules=(("fixer", "trainable"),), default="frozen")
     optimizer = partitioned({"trainable": sgd(0.02, 0.9), "frozen": FROZEN}, labels)
 
-Weight decay and gradient clipping belong INSIDE the transformation of a label.  Around the partition, decay moves
-frozen parameters and the clipping norm is that of gradients nobody uses.  ``optax.masked`` is no substitute: it hands
+Weight decay and gradient clipping belong INSIDE the transformation of a label. Around the partition, decay moves
+frozen parameters and the clipping norm is that of gradients nobody uses. ``optax.masked`` is no substitute: it hands
 the raw gradients of everything outside its mask on, so "frozen" parameters move.
 """
 
@@ -27,7 +27,7 @@ FROZEN: optax.GradientTransformation = optax.stateless(
     lambda updates, params: jax.tree.map(lambda update: jnp.full_like(update, -0.0), updates)
 )
 """The transformation of parameters that do not learn: whatever their gradient, they need no optimizer memory and keep
-every bit in a jitted step.  (Eager addition on CPU keeps -0.0 as well, but flushes subnormal numbers to zero.)"""
+every bit in a jitted step. (Eager addition on CPU keeps -0.0 as well, but flushes subnormal numbers to zero.)"""
 
 
 def label_params(params: PyTree, rules: Sequence[tuple[str, str]], default: str) -> PyTree:
@@ -35,7 +35,7 @@ def label_params(params: PyTree, rules: Sequence[tuple[str, str]], default: str)
 
     Args:
       params: tree of arrays; the path of a leaf is its keys joined by "/", as in "block1/conv/kernel".
-      rules: pairs (regular expression, label).  The first one found anywhere in the path decides (``re.search``: anchor
+      rules: pairs (regular expression, label). The first one found anywhere in the path decides (``re.search``: anchor
         with ^ and $ where that matters).
       default: the label of parameters that no rule decides.
 
@@ -67,7 +67,7 @@ def partitioned(transforms: Mapping[str, optax.GradientTransformation], labels: 
     ``jit`` their weight gradients are not even computed.
 
     Args:
-      transforms: by label; ``FROZEN`` for what must not move.  One whose label no parameter has is allowed and idle.
+      transforms: by label; ``FROZEN`` for what must not move. One whose label no parameter has is allowed and idle.
       labels: tree of labels from ``label_params``.
 
     Raises:

@@ -95,7 +95,7 @@ def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
     return TrainState(jnp.int32(0), variables.params, variables.model_state, opt_state, rng, average)
 
 
-def deployed(state: TrainState | Mapping[str, PyTree]) -> Variables:
+def evaluation_variables(state: TrainState | Mapping[str, PyTree]) -> Variables:
     """The variables to evaluate: averaged where there is an average."""
     fields = state if isinstance(state, Mapping) else vars(state)
     average = fields["average"]
@@ -179,7 +179,7 @@ def refresh_step(
     num_classes: int,
 ) -> TrainState:
     """Moves the batch statistics of the averaged network as a training step would, and nothing else."""
-    variables = deployed(state)
+    variables = evaluation_variables(state)
     batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
     _, (model_state, _) = method.objective(variables.params, variables.model_state, batch, rng, axis_name)
     return state.replace(average={**state.average, "model_state": model_state})

@@ -1,7 +1,7 @@
 """What happens to a batch before the loss: augmentation, attacks and softer targets (and see ``mixing``).
 
 A transform is ``(models, batch, rng) -> batch``, where ``models`` maps "self" to the model being trained and the names
-of earlier runs to theirs, all in inference mode, as a ``Network``.  Randomness per example is folded from its index in
+of earlier runs to theirs, all in inference mode, as a ``Network``. Randomness per example is folded from its index in
 the data set, so that it does not depend on how the batch is split over devices.
 """
 
@@ -59,7 +59,7 @@ def perturb(attack: AttackFn, model: str = "self") -> Transform:
 def soft_labels(off_value: float) -> Transform:
     """``t -> off_value + (1 - C off_value) t``: ``1 - (C - 1) off_value`` on the label, ``off_value`` elsewhere.
 
-    Targets stay distributions.  Linear, so it makes no difference whether targets are mixed before or after.
+    Targets stay distributions. Linear, so it makes no difference whether targets are mixed before or after.
 
     Raises:
       UserError: (when applied) ``off_value`` is not in [0, 1 / C], beyond which the label is not the likeliest class.

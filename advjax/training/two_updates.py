@@ -17,7 +17,7 @@ from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
 def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
     """A step for ``Method.step``: update on the batch after ``method.transforms``, attack it, update on the result.
 
-    The optimizer, and with it a schedule, takes two steps for each step of training.  Metrics of the first update are
+    The optimizer, and with it a schedule, takes two steps for each step of training. Metrics of the first update are
     prefixed with "clean_".
 
     Args:

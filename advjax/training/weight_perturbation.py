@@ -11,8 +11,8 @@ from advjax.types import Array, Batch, Key, PyTree
 def with_weight_perturbation(objective: Objective, gamma: float = 0.005, trainable: PyTree | None = None) -> Objective:
     """``objective`` at ``w + gamma ||w|| g / ||g||``, layer by layer, g its gradient at w (AWP, Wu et al., 2020).
 
-    One step of ascent, as published; the update itself is made from w.  Only tensors of two or more axes are moved:
-    kernels, but neither biases nor the scales of BatchNorm.  Batch statistics are those of the second pass.
+    One step of ascent, as published; the update itself is made from w. Only tensors of two or more axes are moved:
+    kernels, but neither biases nor the scales of BatchNorm. Batch statistics are those of the second pass.
 
     Args:
       objective: any, e.g. ``supervised`` on adversarial images (AT-AWP) or ``trades`` (TRADES-AWP).

@@ -2,7 +2,6 @@
 
 import functools
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import combine, runner
 from advjax.types import UserError
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

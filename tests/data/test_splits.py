@@ -75,7 +75,7 @@ def test_validation_of_an_odd_size_is_stratified():
         (567, "num_validation is 567, but x has 567 training examples: .* 0 to 566"),
         (-1, "num_validation is -1"),
         (3, r"3 validation examples of x would leave . of 4 classes without .*take more"),
-        (565, r"565 for validation leave would leave . of 4 classes without .*take fewer"),
+        (565, r"left by 565 for validation would leave . of 4 classes without .*take fewer"),
     ],
 )
 def test_impossible_validation_is_refused(num_validation, message):

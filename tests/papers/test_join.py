@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
-from test_wiring import config_of
 
 from advjax.evaluation import report
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.statistics import wilson_interval
-from advjax.experiment.from_config import from_config, plain
+from advjax.experiment.from_config import complete, plain
 from advjax.papers import __main__ as command
 from advjax.papers import join, published, show
 from advjax.types import UserError
+from support.configs import config_of
+from support.paths import REPOSITORY
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
 WITH_PUBLISHED = [name for name in CONFIGS if config_of(name).published]
@@ -271,7 +271,7 @@ def test_no_entry_survives_another_method(name):
 def test_entries_hold_for_the_experiment_that_is_built():
     config = config_of("digits_fixer")
     join.publish(config, [spec(**UNDER_AUTO_PGD)])
-    built = from_config(config).config
+    built = complete(config)
     assert join.applicable(built["published"], built) == ([built["published"][0]], [])
     built["run"]["base"]["batch_size"] = 1
     assert join.applicable(built["published"], built) == ([], ["run.base.batch_size is 1"])

@@ -4,10 +4,10 @@ import csv
 import itertools
 
 import pytest
-from conftest import REPOSITORY
 
 from advjax.papers import published
 from advjax.types import UserError
+from support.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "advjax" / "papers" / "tables"
 

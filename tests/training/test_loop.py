@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Tiny, assert_close
 
 from advjax import attacks
 from advjax.data import Dataset, from_dataset
@@ -30,8 +29,9 @@ from advjax.training import (
     weight_perturbation,
 )
 from advjax.training.loop import Plan, fit
-from advjax.training.step import DeviceData, Method, deployed, init_state, train_step
+from advjax.training.step import DeviceData, Method, evaluation_variables, init_state, train_step
 from advjax.types import Variables
+from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
 BASE = ResNet9(width=0.0625, num_classes=3, head="average")
@@ -199,14 +199,15 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, dataset):
 def test_the_average_is_what_is_deployed(dataset):
     method, variables = light_method(average=averaging.ema(0.5))
     params, model_state, average, _ = some_steps("jit", dataset, method, variables)
-    found = deployed({"params": params, "model_state": model_state, "average": average})
+    found = evaluation_variables({"params": params, "model_state": model_state, "average": average})
     chex.assert_trees_all_equal(found, Variables(average["params"], average["model_state"]))
     assert not np.array_equal(found.params["block_head"]["dense"]["kernel"], params["block_head"]["dense"]["kernel"])
     plain, variables = light_method()
     params, model_state, average, _ = some_steps("jit", dataset, plain, variables)
     assert average == {}
     chex.assert_trees_all_equal(
-        deployed({"params": params, "model_state": model_state, "average": {}}), Variables(params, model_state)
+        evaluation_variables({"params": params, "model_state": model_state, "average": {}}),
+        Variables(params, model_state),
     )
 
 
@@ -335,7 +336,7 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
         method = light_method(average=averaging.swa(2, refresh_steps=count))
         plan = make_plan(num_steps=4, validate_every=4)
         seen[count] = run_fit(tmp_path / str(count), dataset, plan, method=method)
-    plain, refreshed = (deployed(seen[count].state) for count in (0, 30))
+    plain, refreshed = (evaluation_variables(seen[count].state) for count in (0, 30))
     chex.assert_trees_all_equal(plain.params, refreshed.params)
     chex.assert_trees_all_equal(seen[0].state["model_state"], seen[30].state["model_state"])
     images = dataset.images.astype(np.float32) / 255

@@ -1,6 +1,6 @@
 """Which linear layers of a network take flattened features, and in which order: read off the network's trace.
 
-PyTorch flattens channels, rows, columns; we flatten rows, columns, channels.  What a layer really takes is known to the
+PyTorch flattens channels, rows, columns; we flatten rows, columns, channels. What a layer really takes is known to the
 computation alone: a block may pool, or transpose, before it flattens.
 """
 

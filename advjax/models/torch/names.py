@@ -4,10 +4,10 @@ One layout is meant for each, the usual one where there is such a thing:
 
 * ``Net62k``, ``LeNet5``: the tutorial's, conv1, conv2, fc1, fc2, fc3.
 * ``ResNet18`` to ``ResNet101``: torchvision's, or its variant for CIFAR-10 with "shortcut" and "linear".
-* ``PreActResNet18``: the usual one for CIFAR-10.  ``WideResNet``: that of TRADES.  ``VGG16``: torchvision's.
+* ``PreActResNet18``: the usual one for CIFAR-10. ``WideResNet``: that of TRADES. ``VGG16``: torchvision's.
 * ``ResNet9``: conv1 to conv4, each ``Sequential(Conv2d, BatchNorm2d, ReLU)`` and perhaps a pooling, res1 and res2, each
-  a ``Sequential`` of two such, and ``classifier``, a ``Sequential`` whose third or fourth entry is linear.  The best
-  known one pools in conv3 and therefore is ``ResNet9(pool3=True)``.  Its convolutions may have biases.
+  a ``Sequential`` of two such, and ``classifier``, a ``Sequential`` whose third or fourth entry is linear. The best
+  known one pools in conv3 and therefore is ``ResNet9(pool3=True)``. Its convolutions may have biases.
 * ``ResNet20v1``: conv1, bn1, layer1 to layer3 of blocks with conv1, bn1, conv2, bn2, where the shape changes "shortcut"
   or "downsample", and linear or fc; as in Keras, all convolutions with bias, those of stride 2 padded with one row and
   column at the end alone where the kernel is 3x3, and ``BatchNorm2d(eps=1e-3)``.

@@ -4,7 +4,7 @@
     variables = load_torch("trades.pt", model)
 
 Every parameter of ours has one torch name, which the family's rules derive from its path; kernels and flattened
-features are reordered from channels first to channels last.  PyTorch is needed only to read its own files.
+features are reordered from channels first to channels last. PyTorch is needed only to read its own files.
 """
 
 import os
@@ -41,13 +41,13 @@ def load_torch(
 
     All families of networks have torch names, for the layout that ``torch_names`` says: of torchvision (ResNet, VGG,
     with and without BatchNorm), of the usual CIFAR-10 versions (ResNet, ResNet9, PreActResNet, VGG), of WideResNet as
-    in TRADES, of the tutorial's LeNet, and plain ones for the others.  Normalisation is an attribute of our model: give
+    in TRADES, of the tutorial's LeNet, and plain ones for the others. Normalisation is an attribute of our model: give
     it the ``mean`` and ``std`` that the PyTorch network was trained with.
 
     Args:
       source: a state dict (name -> array or tensor) or the path of a file with one: .safetensors, or .pt, .pth, .bin,
-        .ckpt, .tar, which are read weights-only.  Leading "module." and "model." are dropped from its names.
-      model: of one of the families; or any other, with ``names``.  For a ``Patched`` one load its base and ``graft``.
+        .ckpt, .tar, which are read weights-only. Leading "module." and "model." are dropped from its names.
+      model: of one of the families; or any other, with ``names``. For a ``Patched`` one load its base and ``graft``.
       image_shape: [h, w, c] of the images, on which the first linear layer may depend.
       names: path of a layer ("stage1/block0/conv1") -> candidates for its torch name ("layer1.0.conv1",).
 
