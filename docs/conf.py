@@ -29,6 +29,8 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "README.md"]
 suppress_warnings = ["config.cache"]
 
+# `Name` in a docstring is a link to the object of this name.
+default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}
 autodoc_typehints_format = "short"
 autosummary_generate = False

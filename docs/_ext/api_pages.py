@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from describe import arguments, cell, returns, summary
+from describe import cell, returns, summary
 from sphinx.pycode import ModuleAnalyzer
 
 import advjax
@@ -96,25 +96,25 @@ def _modules(package: str) -> Iterator[str]:
 def _package_page(name: str, modules: list[str]) -> str:
     rows = [f"| [`{module}`]({module}.md) | {summary(importlib.import_module(module))} |" for module in modules]
     text = [f"# {name}", "", BY_MODULE[name], "", "| module | contents |", "|---|---|", *rows, ""]
-    return "\n".join([*text, "```{toctree}", ":hidden:", "", *modules, "```", ""])
+    entries = [f"{module.removeprefix(f'{name}.')} <{module}>" for module in modules]
+    return "\n".join([*text, "```{toctree}", ":hidden:", "", *entries, "```", ""])
 
 
 def _module_page(module: ModuleType) -> str:
-    members = [name for name, _ in _defined(module)]
-    overview = [".. autosummary::", "", *(f"   {name}" for name in members), ""]
-    directive = [f".. automodule:: {module.__name__}", ""]
-    text = [f"# {module.__name__}", "", "```{eval-rst}", *directive, *(overview if len(members) > 1 else []), "```"]
-    return "\n".join([*text, ""])
+    names = list(_defined(module))
+    overview = ["", ".. autosummary::", "", *(f"   {name}" for name in names)] if len(names) > 1 else []
+    text = [f"# {module.__name__}", "", "```{eval-rst}", f".. automodule:: {module.__name__}", "   :no-members:"]
+    return "\n".join([*text, *overview, "", *(f"{_autodoc(module, name)}\n" for name in names), "```", ""])
 
 
-def _defined(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Public functions and classes that a module defines itself."""
-    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
-    for name in names:
+def _defined(module: ModuleType) -> Iterator[str]:
+    """The public functions and classes that a module defines itself, and its constants that have a docstring."""
+    constants = {name for scope, name in ModuleAnalyzer.for_module(module.__name__).find_attr_docs() if not scope}
+    for name in getattr(module, "__all__", None) or vars(module):
         value = getattr(module, name)
-        is_own = getattr(value, "__module__", None) == module.__name__
-        if is_own and (inspect.isfunction(value) or inspect.isclass(value)):
-            yield name, value
+        is_defined = (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__
+        if not name.startswith("_") and (is_defined or name in constants):
+            yield name
 
 
 GROUPS: dict[str, Callable[[str, Any], bool]] = {
@@ -150,9 +150,10 @@ def _autodoc(module: ModuleType, name: str) -> str:
 
 @functools.cache
 def _constant_docs(package: ModuleType) -> dict[str, list[str]]:
-    """The docstrings below the assignments in all modules of a package and in ``advjax.types``."""
+    """The docstrings below the assignments in a module, or in all modules of a package, and in ``advjax.types``."""
     found: dict[str, list[str]] = collections.defaultdict(list)
-    for name in ("advjax.types", *_modules(package.__name__)):
+    modules = _modules(package.__name__) if hasattr(package, "__path__") else [package.__name__]
+    for name in ("advjax.types", *modules):
         for (scope, constant), lines in ModuleAnalyzer.for_module(name).find_attr_docs().items():
             if not scope:
                 found[constant] = lines
@@ -160,10 +161,10 @@ def _constant_docs(package: ModuleType) -> dict[str, list[str]]:
 
 
 def attack_table() -> str:
-    """The exported attacks with their arguments and the first lines of their docstrings."""
+    """The exported attacks with the first lines of their docstrings."""
     rows = []
     for name in attacks.__all__:
         value = getattr(attacks, name)
         if returns(value) in ("Attack", "AttackFn") and "threat_model" in inspect.signature(value).parameters:
-            rows.append(f"| {{py:func}}`~advjax.attacks.{name}` | {arguments(value)} | {cell(summary(value))} |")
-    return "\n".join(["| attack | arguments | |", "|---|---|---|", *rows, ""])
+            rows.append(f"| {{py:func}}`~advjax.attacks.{name}` | {cell(summary(value))} |")
+    return "\n".join(["| attack | |", "|---|---|", *rows, ""])

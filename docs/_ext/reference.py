@@ -6,6 +6,7 @@ the table of attacks.
 """
 
 import pathlib
+import re
 from typing import Any
 
 import api_pages
@@ -17,7 +18,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the generator and hides what Flax adds to every module."""
     app.connect("builder-inited", lambda app: generate(pathlib.Path(app.srcdir, "generated")))
     app.connect("autodoc-skip-member", _skip_linen_fields)
-    app.connect("autodoc-process-docstring", _keep_colons, priority=400)
+    app.connect("autodoc-process-docstring", _set_aside, priority=400)
+    app.connect("autodoc-process-docstring", _put_back, priority=600)
     return {"parallel_read_safe": True}
 
 
@@ -45,7 +47,16 @@ def _skip_linen_fields(app: Sphinx, what: str, name: str, value: Any, skip: bool
     return True if name in ("parent", "scope") else None
 
 
-def _keep_colons(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Keeps napoleon from taking "int [n]: the classes" for a type and a description, by an empty first line."""
+_TRAILING_UNDERSCORE = re.compile(r"((?<![\w`])\w*[a-z0-9])_(?=[\"'\s.,;)]|$)")
+_SET_ASIDE: dict[str, list[str]] = {}
+
+
+def _set_aside(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Hides docstrings of attributes from napoleon, which takes "int [n]: the classes" for a type and a description."""
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        _SET_ASIDE[name], lines[:] = list(lines), []
+
+
+def _put_back(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Returns what was set aside; a name such as clean_ in plain text is not a link."""
+    lines[:] = [_TRAILING_UNDERSCORE.sub(r"\1\\_", line) for line in _SET_ASIDE.pop(name, lines)]
