@@ -11,6 +11,7 @@ from typing import Any
 
 import api_pages
 import config_pages
+import flax.linen as nn
 from sphinx.application import Sphinx
 
 
@@ -18,6 +19,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the generator and hides what Flax adds to every module."""
     app.connect("builder-inited", lambda app: generate(pathlib.Path(app.srcdir, "generated")))
     app.connect("autodoc-skip-member", _skip_linen_fields)
+    app.connect("autodoc-process-signature", _without_linen_fields)
     app.connect("autodoc-process-docstring", _set_aside, priority=400)
     app.connect("autodoc-process-docstring", _put_back, priority=600)
     return {"parallel_read_safe": True}
@@ -42,9 +44,20 @@ def generate(folder: pathlib.Path) -> None:
             path.unlink()
 
 
+_LINEN_FIELDS = re.compile(r"(?:, )?(?:parent: [^,]*object>|name: str \| None = None)(?=[,)])")
+
+
 def _skip_linen_fields(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
-    """Leaves out the fields that every Flax module has."""
-    return True if name in ("parent", "scope") else None
+    """Leaves out what every Flax module has."""
+    return True if name in ("parent", "scope", "setup") else None
+
+
+def _without_linen_fields(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """The arguments of a Flax module without those that every one has."""
+    is_linen = what == "class" and issubclass(value, nn.Module)
+    return (_LINEN_FIELDS.sub("", signature), returned) if is_linen and signature else None
 
 
 _TRAILING_UNDERSCORE = re.compile(r"((?<![\w`])\w*[a-z0-9])_(?=[\"'\s.,;)]|$)")
