@@ -109,7 +109,7 @@ def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devi
         config.run.base.attack = {"name": "fgsm", "norm": "linf", "epsilon": "0.15"}
     train.train(config, str(tmp_path), devices, print)
     (line,) = [line for line in read_metrics(tmp_path / "base") if line["kind"] == "train"]
-    assert line["apart"] > 0 and line["loss"] > 0.5 * line["apart"]
+    assert line["distance"] > 0 and line["loss"] > 0.5 * line["distance"]
 
 
 def test_the_contributed_method_computes_its_formula(contributed):
