@@ -1,4 +1,4 @@
-"""Batches and devices: training batches must divide by them, which is said at once; those of evaluation are padded."""
+"""Batches and devices: training batches must be divisible, which is checked first; evaluation batches are padded."""
 
 import numpy as np
 import pytest
