@@ -42,7 +42,12 @@ class AttackResult(NamedTuple):
 
 
 AttackFn: TypeAlias = Callable[..., AttackResult]
-"""``(logits_fn, images, labels, rng, start=None) -> AttackResult``; ``rng`` is one key, or one key per image."""
+"""``(logits_fn, images, labels, rng, start=None, until_success=False) -> AttackResult``.
+
+``rng`` is one key, or one key per image.  ``start`` holds images to start from, and ``until_success`` stops attacking
+an image at its first success.  Functions of the first four arguments are accepted wherever an attack is; combinators
+and the runner pass ``start`` only if there is one, and ``until_success`` only if it is true and the function takes it.
+"""
 
 
 class Batch(NamedTuple):

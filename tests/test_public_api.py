@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import pathlib
 import re
 import typing
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ from advjax.experiment import defaults, registry
 from advjax.papers import __main__ as papers_module
 from advjax.papers import join, published
 from advjax.runtime import devices as sharding
+from support.paths import REPOSITORY
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "api.md"
 
 

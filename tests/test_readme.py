@@ -10,9 +10,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import REPOSITORY
 
 from advjax.experiment import defaults
+from support.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 

@@ -3,16 +3,18 @@
 Images are float arrays [n, h, w, c] in [0, 1].  ``attack(logits_fn, images, labels, rng)`` returns an ``AttackResult``.
 """
 
-from advjax.attacks.auto_attack import auto_attack, auto_attack_stages
+from advjax.attacks.auto_attack import auto_attack, auto_attack_stages, quick_check_stages
 from advjax.attacks.auto_pgd import auto_pgd
 from advjax.attacks.auto_pgd_l1 import auto_pgd_l1, auto_pgd_l1_large_epsilon
-from advjax.attacks.base import KEEP_RULES, Attack, Problem, trajectory
+from advjax.attacks.base import Attack, Problem, trajectory
+from advjax.attacks.candidate import KEEP_RULES
 from advjax.attacks.carlini_wagner.l2 import carlini_wagner_l2
 from advjax.attacks.carlini_wagner.l2_line_search import carlini_wagner_l2_line_search
 from advjax.attacks.carlini_wagner.linf import carlini_wagner_linf
 from advjax.attacks.carlini_wagner.linf_line_search import carlini_wagner_linf_line_search
 from advjax.attacks.combine import Stage, over_targets, with_predicted_labels, with_restarts, worst_of
 from advjax.attacks.deepfool import deepfool
+from advjax.attacks.eot import Expectation, expectation
 from advjax.attacks.fab import fab
 from advjax.attacks.losses import (
     AIMS,
@@ -27,9 +29,8 @@ from advjax.attacks.losses import (
     targeted_cross_entropy,
     targeted_dlr,
 )
-from advjax.attacks.model_queries import Expectation, expectation, in_precision
+from advjax.attacks.model_queries import in_precision
 from advjax.attacks.pgd import bim, fgsm, one_step_target_class, pgd
-from advjax.attacks.quick_check import quick_check_stages
 from advjax.attacks.random_noise import gaussian_noise, random_points
 from advjax.attacks.runner import Progress, Verdicts, run_stages
 from advjax.attacks.square import square

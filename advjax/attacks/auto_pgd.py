@@ -1,13 +1,14 @@
-"""AutoPGD: PGD with momentum that chooses its own step sizes (Croce & Hein 2020)."""
+"""AutoPGD: PGD with momentum and adaptive step sizes (Croce & Hein 2020)."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
+from advjax.attacks.base import Attack, Problem
+from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.losses import Aim, AimedLoss, Loss
-from advjax.attacks.pgd_family import climb, goal
+from advjax.attacks.pgd_family import goal
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
@@ -15,30 +16,32 @@ MOMENTUM = 0.75
 
 
 class AutoPGDState(NamedTuple):
-    """State of one image's attack."""
+    """State of the attack on one image."""
 
     index: Array
-    """Number of points observed so far; the start is the first."""
+    """Number of moves so far."""
     point: Array
     previous_point: Array
     loss: Array
     """Loss of the latest observed point (0 before the first step: see ``auto_pgd`` on the first window)."""
-    best: Kept
-    """The point with the highest loss, from which a halved step continues."""
-    best_gradient: Array
+    highest: Candidate
+    """The point with the highest loss, where the search continues after a halving."""
+    is_highest: Array
+    """Whether the point has a higher loss than all points before it."""
+    highest_gradient: Array
     step_size: Array
     increases: Array
-    """Steps since the last checkpoint that raised the loss."""
-    best_loss_at_check: Array
+    """Steps since the last checkpoint that increased the loss."""
+    highest_loss_at_check: Array
     halved_at_check: Array
-    kept: Kept
+    best: Candidate
 
 
 def checkpoints(num_steps: int) -> tuple[int, ...]:
-    """Numbers of steps after which the step size is looked at: 22 41 57 70 80 87 93 99 of 100.
+    """Numbers of steps after which the step size is adapted: 22 41 57 70 80 87 93 99 of 100.
 
-    The first window has 22 % of the steps, each later one is 3 % of the steps shorter, but never below 6 %; each
-    rounded down to at least one step, as in the reference implementation.
+    The first window has 22% of the steps; each later window is shorter by 3% of the steps, but has at least 6%.  All
+    are rounded down, to at least one step, as in the reference implementation.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -66,34 +69,31 @@ def auto_pgd(
     """AutoPGD for linf and l2 (Croce & Hein 2020, algorithm 1; semantics of the authors' implementation).
 
     ``z = project(x_i + eta d(x_i))``, ``x_{i+1} = project(x_i + 0.75 (z - x_i) + 0.25 (x_i - x_{i-1}))`` with d the
-    steepest direction of the norm, from a random point on the surface of the ball.  At each of the ``checkpoints`` the
-    step size eta is halved, and the search goes back to the best point, if at most ``rho`` of the steps of the window
-    raised the loss, or if eta was not halved at the last checkpoint and the best loss has not risen since.  Three
-    details that the paper does not print but the implementation has: the first step counts as a rise if its loss is
-    positive, ``x_{i-1}`` stays where it was when ``x_i`` goes back to the best point, and the last case cannot happen
+    steepest direction of the norm, from a random point on the surface of the ball.  At each of the ``checkpoints``, the
+    step size eta is halved and the search returns to the best point if at most ``rho`` of the steps of the window
+    increased the loss, or if eta was not halved at the last checkpoint and the best loss has not increased since.
+    Three details are in the implementation but not in the paper: the first step counts as an increase if its loss is
+    positive; ``x_{i-1}`` stays where it was when ``x_i`` returns to the best point; and the last condition cannot hold
     at the first checkpoint.
 
     Args:
       threat_model: linf or l2 with a finite epsilon.
-      num_steps: gradient steps; the model is asked once more than that.
+      num_steps: number of gradient steps, with one forward pass each and one more at the end.
       loss: "ce" (cross-entropy), "dlr" (difference of logits ratio), or a function of (logits, label).
-      rho: share of rising steps at or below which the step size is halved.
-      step_size: first step size in pixels; None for ``2 * epsilon``.
-      targeted: labels are the classes to reach, and the loss is minimised.
-      aim: the class by which to leave the label, e.g. ``next_likely_class(1)``; any other class is a success as well.
-        The loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class); "dlr" makes
-        this the APGD-T of AutoAttack.
+      rho: the step size is halved if at most this fraction of the steps increased the loss.
+      step_size: initial step size, in units of the pixels; None for ``2 * epsilon``.
+      targeted: labels are the classes to reach, and the loss is minimized.
+      aim: chooses the class towards which to leave the label, e.g. ``next_likely_class(1)``; any other class counts as
+        success, too.  The loss is then the targeted version of "ce" or "dlr", or a function of (logits, label, class);
+        with "dlr" this is the APGD-T of AutoAttack.
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule, "best" and
-        "highest_loss" suit the making of training examples.
+        "highest_loss" suit training examples.
     """
-    if not (threat_model.norm.dense and threat_model.is_bounded):
-        raise ValueError(
-            f"auto_pgd needs linf or l2 with a finite epsilon, got {threat_model.norm.name} {threat_model.epsilon}"
-        )
+    threat_model.require("auto_pgd", "linf", "l2", finite_epsilon=True)
     if is_concrete(rho) and not 0 < float(rho) <= 1:
         raise ValueError(f"rho must be in (0, 1], got {rho}")
-    keep, keep_best = keep_rule(returns), keep_rule("highest_loss")
-    climbed, windows = goal(loss, targeted, aim), _windows(num_steps)
+    keep, keep_highest = keep_rule(returns), keep_rule("highest_loss")
+    maximized, windows = goal(loss, targeted, aim), _windows(num_steps)
 
     def init(problem: Problem) -> AutoPGDState:
         image, loss_dtype = problem.image, problem.clean_logits.dtype
@@ -104,61 +104,62 @@ def auto_pgd(
             point=point,
             previous_point=point,
             loss=jnp.zeros((), loss_dtype),
-            best=first_kept(point, loss_dtype),
-            best_gradient=jnp.zeros_like(image),
+            highest=unobserved(point, loss_dtype),
+            is_highest=jnp.asarray(False),
+            highest_gradient=jnp.zeros_like(image),
             step_size=jnp.asarray(first, image.dtype),
             increases=jnp.int32(0),
-            best_loss_at_check=jnp.zeros((), loss_dtype),
+            highest_loss_at_check=jnp.zeros((), loss_dtype),
             halved_at_check=jnp.asarray(True),
-            kept=first_kept(point, loss_dtype),
+            best=unobserved(point, loss_dtype),
         )
 
-    def update(problem: Problem, state: AutoPGDState, logits: Array, gradients: Array) -> AutoPGDState:
-        state = observe(problem, state, logits, gradients[0])
-        state, gradient = check(state, gradients[0])
-        return move(problem, state, gradient)
-
-    def observe(problem, state, logits, gradient):
-        seen = climbed.seen(problem, state.point, logits)
+    def observe(problem: Problem, state: AutoPGDState, logits: Array) -> AutoPGDState:
+        seen = maximized.candidate(problem, state, logits)
         is_start = state.index == 0
-        state = state._replace(
+        highest = keep_highest(state.highest, seen)
+        return state._replace(
             loss=jnp.where(is_start, 0, seen.loss),
             increases=state.increases + (~is_start & (seen.loss > state.loss)),
-            best=keep_best(state.best, seen),
-            best_gradient=jnp.where(seen.loss > state.best.loss, gradient, state.best_gradient),
-            kept=keep(state.kept, seen),
+            highest=highest,
+            is_highest=seen.loss > state.highest.loss,
+            highest_loss_at_check=jnp.where(is_start, highest.loss, state.highest_loss_at_check),
+            best=keep(state.best, seen),
         )
-        return state._replace(best_loss_at_check=jnp.where(is_start, state.best.loss, state.best_loss_at_check))
 
-    def check(state, gradient):
-        window = jnp.asarray(windows)[state.index]
-        due = window > 0
-        stuck = ~state.halved_at_check & (state.best_loss_at_check >= state.best.loss)
-        halve = due & ((state.increases <= rho * window) | stuck)
-        state = state._replace(
-            point=jnp.where(halve, state.best.image, state.point),
-            step_size=jnp.where(halve, state.step_size / 2, state.step_size),
-            increases=jnp.where(due, 0, state.increases),
-            best_loss_at_check=jnp.where(due, state.best.loss, state.best_loss_at_check),
-            halved_at_check=jnp.where(due, halve, state.halved_at_check),
+    def move(problem: Problem, state: AutoPGDState, logits: Array, gradient: Array) -> AutoPGDState:
+        state, gradient = check(
+            state._replace(highest_gradient=jnp.where(state.is_highest, gradient, state.highest_gradient)), gradient
         )
-        return state, jnp.where(halve, state.best_gradient, gradient)
-
-    def move(problem, state, gradient):
         point, ascent = state.point, threat_model.norm.ascent(gradient)
         momentum = jnp.where(state.index == 0, 1.0, MOMENTUM).astype(point.dtype)
-        aimed = threat_model.project(problem.image, point + state.step_size * ascent)
+        stepped = threat_model.project(problem.image, point + state.step_size * ascent)
         inertia = point - state.previous_point
-        moved = point + momentum * (aimed - point) + (1 - momentum) * inertia
+        moved = point + momentum * (stepped - point) + (1 - momentum) * inertia
         return state._replace(
             index=state.index + 1, point=threat_model.project(problem.image, moved), previous_point=point
         )
 
-    return climb(threat_model, num_steps, climbed, init=init, update=update, planned=True)
+    def check(state, gradient):
+        """Halves the step size and returns to the best point, if this is a checkpoint and progress was too slow."""
+        window = jnp.asarray(windows)[state.index]
+        due = window > 0
+        stuck = ~state.halved_at_check & (state.highest_loss_at_check >= state.highest.loss)
+        halve = due & ((state.increases <= rho * window) | stuck)
+        state = state._replace(
+            point=jnp.where(halve, state.highest.image, state.point),
+            step_size=jnp.where(halve, state.step_size / 2, state.step_size),
+            increases=jnp.where(due, 0, state.increases),
+            highest_loss_at_check=jnp.where(due, state.highest.loss, state.highest_loss_at_check),
+            halved_at_check=jnp.where(due, halve, state.halved_at_check),
+        )
+        return state, jnp.where(halve, state.highest_gradient, gradient)
+
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
 
 
 def _windows(num_steps: int) -> np.ndarray:
-    """``windows[i]``: steps since the last checkpoint if there is one after step i, else 0."""
+    """``windows[i]``: steps since the last checkpoint if step i is followed by one, else 0."""
     windows = np.zeros(num_steps + 1, np.int32)
     previous = 0
     for checkpoint in checkpoints(num_steps):

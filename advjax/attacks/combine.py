@@ -1,5 +1,6 @@
-"""Attacks made from attacks."""
+"""Attacks built from other attacks."""
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import model_queries
-from advjax.attacks.base import PREDICTION, keys_per_image, model_keys, varying_like
+from advjax.attacks.base import varying_like
+from advjax.attacks.eot import Expectation
+from advjax.attacks.keys import PREDICTION, fold_in, keys_per_image, model_keys
 from advjax.attacks.losses import Aim, next_likely_class
-from advjax.attacks.model_queries import Expectation
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 KEEP = {
@@ -18,13 +20,13 @@ KEEP = {
 }
 """Which result of several attacks is kept for an image.
 
-``first``: the first success; for attacks inside a ball.  ``closest``: the success at the smallest distance; for attacks
-that minimise it.  Without a success it is the result of the first attack.
+``first``: the first success, for attacks inside a ball.  ``closest``: the success at the smallest distance, for attacks
+that minimize it.  Without any success, the result of the first attack is kept.
 """
 
 
 class Stage(NamedTuple):
-    """An attack in several rounds, from a fresh key or towards another class in each."""
+    """An attack in several rounds, each with a fresh key or towards another class."""
 
     name: str
     attack: Callable[[Array], AttackFn]
@@ -34,14 +36,14 @@ class Stage(NamedTuple):
 
 
 def restarts(name: str, attack: AttackFn, num_restarts: int) -> Stage:
-    """The same attack in every round."""
+    """A stage with the same attack in every round."""
     if num_restarts < 1:
         raise ValueError(f"num_restarts must be at least 1, got {num_restarts}")
     return Stage(name, lambda number: attack, lambda num_classes: num_restarts)
 
 
 def targets(name: str, make_attack: Callable[[Aim], AttackFn], num_targets: int) -> Stage:
-    """One round for each of the ``num_targets`` most likely classes besides the label, or for all if they are fewer."""
+    """A stage with a round for each of the ``num_targets`` most likely classes besides the label, as far as they go."""
     if num_targets < 1:
         raise ValueError(f"num_targets must be at least 1, got {num_targets}")
     return Stage(
@@ -52,22 +54,27 @@ def targets(name: str, make_attack: Callable[[Aim], AttackFn], num_targets: int)
 
 
 def with_restarts(attack: AttackFn, num_restarts: int, *, keep: str = "first") -> AttackFn:
-    """The attack ``num_restarts`` times, with keys folded from the key of the image and the number of the restart.
+    """Runs the attack ``num_restarts`` times, with keys folded from the image's key and the number of the restart.
+
+    With ``until_success``, no steps are spent on images for which a success has already been kept (except on the
+    ``expectation`` of a stochastic model).
 
     Args:
-      attack: any attack; one with ``stop_on_success`` spends no steps on images for which a success is already kept
-        (on the ``expectation`` of a stochastic model it does, and what it finds there is not kept).
-      num_restarts: how often; the loop is compiled once.
-      keep: which result to return, "first" or "closest" (see ``KEEP``).  ``steps`` counts those of all attacks.
+      attack: any attack.
+      num_restarts: number of runs; the loop is compiled once.
+      keep: which result to return, "first" or "closest" (see ``KEEP``).  ``steps`` counts the steps of all runs.
     """
     return all_rounds(restarts("restarts", attack, num_restarts), keep=keep)
 
 
 def over_targets(make_attack: Callable[[Aim], AttackFn], num_targets: int = 9, *, keep: str = "first") -> AttackFn:
-    """``make_attack(aim)`` for each of the classes that the model thinks most likely on the clean image.
+    """Runs ``make_attack(aim)`` for each of the most likely classes on the clean image, besides the label.
 
-    The class of the label is not among them, so k classes have at most k - 1 targets.  Success is leaving the label, by
-    whichever class.  Example: ``over_targets(lambda aim: auto_pgd(linf(8 / 255), loss="dlr", aim=aim))``.
+    With k classes there are at most k - 1 targets.  Any misclassification counts as success.
+
+    Example::
+
+        over_targets(lambda aim: auto_pgd(linf(8 / 255), loss="dlr", aim=aim))
     """
     return all_rounds(targets("targets", make_attack, num_targets), keep=keep)
 
@@ -77,16 +84,21 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
     rule = _rule(keep)
 
     def attack(
-        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+        logits_fn: LogitsFn | Expectation,
+        images: Array,
+        labels: Array,
+        rng: Key,
+        start: Array | None = None,
+        until_success: bool = False,
     ) -> AttackResult:
         rngs = keys_per_image(rng, len(images))
 
         def step(kept: AttackResult, number: Array) -> tuple[AttackResult, None]:
-            run = _begin(stage.attack(number), start)
-            new = run(logits_fn, _to_attack(keep, kept, images), labels, fold_in(rngs, number))
+            shown, keys = _to_attack(keep, kept, images), fold_in(rngs, number)
+            new = call_attack(stage.attack(number), logits_fn, shown, labels, keys, start, until_success)
             return _merge(lambda old, new: rule(old, new) | (number == 0), kept, new), None
 
-        # One loop from the first round on: the attack is compiled once.
+        # A single loop, including the first round, so that the attack is compiled once.
         logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
         nothing = _nothing_yet(jnp.asarray(images), jnp.zeros(logits.shape, logits.dtype))
         numbers = jnp.arange(stage.num_rounds(logits.shape[-1]))
@@ -96,50 +108,76 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
 
 
 def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
-    """Several attacks one after the other, each with its own keys; ``keep`` and ``steps`` as in ``with_restarts``."""
+    """Runs several attacks in order, each with its own keys; ``keep`` and ``steps`` are as in ``with_restarts``."""
     rule = _rule(keep)
     if not attacks:
         raise ValueError("worst_of needs at least one attack")
 
     def attack(
-        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+        logits_fn: LogitsFn | Expectation,
+        images: Array,
+        labels: Array,
+        rng: Key,
+        start: Array | None = None,
+        until_success: bool = False,
     ) -> AttackResult:
         rngs = keys_per_image(rng, len(images))
-        kept = _begin(attacks[0], start)(logits_fn, images, labels, fold_in(rngs, 0))
+        kept = call_attack(attacks[0], logits_fn, images, labels, fold_in(rngs, 0), start, until_success)
         for number, other in enumerate(attacks[1:], 1):
-            shown = _to_attack(keep, kept, images)
-            kept = _merge(rule, kept, _begin(other, start)(logits_fn, shown, labels, fold_in(rngs, number)))
+            shown, keys = _to_attack(keep, kept, images), fold_in(rngs, number)
+            kept = _merge(rule, kept, call_attack(other, logits_fn, shown, labels, keys, start, until_success))
         return kept
 
     return attack
 
 
 def with_predicted_labels(attack: AttackFn) -> AttackFn:
-    """Attack the model's own predictions in place of the labels it is given.
+    """Attacks the model's own predictions instead of the labels that are passed.
 
-    An image that the model gets wrong is then pushed away from the wrong class, perhaps into the right one: accuracy
-    under such an attack can exceed what the same attack with true labels leaves.  ``success`` is about the predictions,
-    those of a stochastic model from draws that the attack itself does not see.
+    A misclassified image is then pushed away from the wrong class, possibly into the right one: accuracy under such an
+    attack can exceed that under the same attack with true labels.  ``success`` refers to the predictions; those of a
+    stochastic model come from draws that the attack itself does not see.
     """
 
     def predicted(
-        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+        logits_fn: LogitsFn | Expectation,
+        images: Array,
+        labels: Array,
+        rng: Key,
+        start: Array | None = None,
+        until_success: bool = False,
     ) -> AttackResult:
         keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
         predictions = jnp.argmax(model_queries.evaluate(logits_fn, images, keys), axis=-1)
-        return attack(logits_fn, images, predictions, rng, start)
+        return call_attack(attack, logits_fn, images, predictions, rng, start, until_success)
 
     return predicted
 
 
-def fold_in(rngs: Key, number: int | Array) -> Key:
-    """Keys [n] folded with one number."""
-    return jax.vmap(lambda rng: jax.random.fold_in(rng, number))(rngs)
+def call_attack(
+    attack: AttackFn,
+    logits_fn: LogitsFn | Expectation,
+    images: Array,
+    labels: Array,
+    rng: Key,
+    start: Array | None = None,
+    until_success: bool = False,
+) -> AttackResult:
+    """Calls any attack, including a plain function ``(logits_fn, images, labels, rng) -> AttackResult``.
+
+    ``start`` is passed only if there is one, ``until_success`` only if it is true and ``attack`` has such a parameter.
+    """
+    starts = () if start is None else (start,)
+    options = {"until_success": True} if until_success and _has_parameter(attack, "until_success") else {}
+    return attack(logits_fn, images, labels, rng, *starts, **options)
 
 
-def _begin(attack: AttackFn, start: Array | None) -> AttackFn:
-    """The attack from ``start``, for attacks that take one."""
-    return attack if start is None else lambda *arguments: attack(*arguments, start)
+def _has_parameter(function: Callable, name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def _rule(keep: str) -> Callable[[AttackResult, AttackResult], Array]:
@@ -149,7 +187,7 @@ def _rule(keep: str) -> Callable[[AttackResult, AttackResult], Array]:
 
 
 def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
-    """Where a success will be kept in any case, the adversarial image: attacks that stop do nothing more there."""
+    """The adversarial image where a success is final, so that ``until_success`` skips it; elsewhere the image."""
     return jnp.where(kept.success[:, None, None, None], kept.images, images) if keep == "first" else images
 
 
@@ -164,6 +202,6 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
     def select(old, new):
         return jnp.where(better.reshape(better.shape + (1,) * (old.ndim - 1)), new, old)
 
-    # Whatever is kept, these are of all attacks.
+    # These describe all attacks, whichever result is kept.
     common = {"steps": kept.steps + new.steps, "nonfinite": jnp.asarray(kept.nonfinite | new.nonfinite)}
     return jax.tree.map(select, kept._replace(**common), new._replace(**common))

@@ -1,4 +1,4 @@
-"""DeepFool: walk to the nearest boundary of the linearised model (Moosavi-Dezfooli et al. 2016)."""
+"""DeepFool: steps to the nearest decision boundary of the linearized model (Moosavi-Dezfooli et al. 2016)."""
 
 from typing import NamedTuple
 
@@ -6,24 +6,28 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
+from advjax.attacks.candidate import Observed
+from advjax.attacks.losses import entry
+from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
 NUDGE = 1e-4
-"""Added to the length of every step, in pixels, as the authors' implementation does: a step to the boundary itself
-could end on the wrong side of it by a rounding, and the steps that follow would become ever smaller."""
+"""Added to the length of every step, in units of the pixels, as the authors' implementation does: a step exactly to the
+boundary could end on the wrong side of it by rounding, and the following steps would become ever smaller."""
 
 
 class DeepFoolState(NamedTuple):
-    """Where one image's attack stands."""
+    """State of the attack on one image."""
 
     point: Array
     perturbation: Array
-    """Sum of the steps so far, before the overshoot and before any projection."""
+    """Sum of the steps so far, before the overshoot and any projection."""
     candidates: Array
-    """Classes [k] that may take over from the label."""
+    """The classes [k] whose boundaries are considered."""
     found: Array
     """Whether the model no longer predicts the label at ``point``."""
+    best: Observed
 
 
 def deepfool(
@@ -35,24 +39,23 @@ def deepfool(
 ) -> Attack:
     """DeepFool for linf and l2 (Moosavi-Dezfooli et al. 2016, algorithm 2 and section 2.3).
 
-    With ``f_k = z_k - z_label`` and its gradient ``w_k``, every step goes to the boundary of the linearised model that
-    is nearest, in the norm of the threat model: ``r_i = (|f_k| / ||w_k||_dual + 1e-4) ascent(w_k)`` for the k with the
-    smallest ``|f_k| / ||w_k||_dual``.  The model is asked at ``project(x + (1 + overshoot) sum_i r_i)`` until it
-    predicts another class than the label; that point is returned, or the last one.  A misclassified image is returned
-    as it is.
+    With ``f_k = z_k - z_label`` and its gradient ``w_k``, every step goes to the boundary of the linearized model that
+    is nearest in the norm of the threat model: ``r_i = (|f_k| / ||w_k||_dual + 1e-4) ascent(w_k)`` for the k with the
+    smallest ``|f_k| / ||w_k||_dual``.  The model is evaluated at ``project(x + (1 + overshoot) sum_i r_i)`` until it
+    predicts another class than the label; that point is returned, or else the last one.  A misclassified image is
+    returned unchanged.
 
     Meant for an infinite epsilon, where the projection only clips to the bounds and the distance of the result is what
-    counts.  With a finite one the walk goes on along the ball that it may not leave.
+    counts.  With a finite epsilon, the search continues along the surface of the ball.
 
     Args:
       threat_model: linf or l2.
-      num_steps: most steps; the model is asked once more than that.
-      overshoot: share by which the sum of the steps is lengthened, to end beyond the boundary.
-      num_candidates: the label and the classes that were most likely at first, among which the nearest boundary is
-        sought; one backward pass per step for each but the label.
+      num_steps: maximum number of steps, with one forward pass each and one more at the end.
+      overshoot: fraction by which the sum of the steps is extended, to end beyond the boundary.
+      num_candidates: number of classes considered: the label, and the other classes with the largest logits on the
+        clean image.  Each step takes one backward pass for each of the latter.
     """
-    if not threat_model.norm.dense:
-        raise ValueError(f"deepfool needs linf or l2, got {threat_model.norm.name}")
+    threat_model.require("deepfool", "linf", "l2")
     if num_candidates < 2:
         raise ValueError(f"num_candidates must be at least 2 (the label and one other class), got {num_candidates}")
     if is_concrete(overshoot) and not float(overshoot) >= 0:
@@ -67,42 +70,34 @@ def deepfool(
             perturbation=(start - image) / (1 + overshoot),
             candidates=_other_classes(problem.clean_logits, problem.label, num_candidates - 1),
             found=jnp.asarray(False),
+            best=Observed(start),
         )
 
-    def cotangents(problem: Problem, state: DeepFoolState, logits: Array) -> Array:
-        num_classes = logits.shape[-1]
-        return jax.nn.one_hot(state.candidates, num_classes) - jax.nn.one_hot(problem.label, num_classes)
+    def differences(problem: Problem, state: DeepFoolState, logits: Array) -> Array:
+        return jax.vmap(entry, in_axes=(None, 0))(logits, state.candidates) - entry(logits, problem.label)
 
-    def update(problem: Problem, state: DeepFoolState, logits: Array, gradients: Array) -> DeepFoolState:
-        found = jnp.argmax(logits) != problem.label
-        differences = logits[state.candidates] - logits[problem.label]
-        step = nearest_boundary(differences.astype(gradients.dtype), gradients)
-        perturbation = state.perturbation + jnp.where(found, 0, step)
+    def observe(problem: Problem, state: DeepFoolState, logits: Array) -> DeepFoolState:
+        return state._replace(found=is_fooled(logits, problem.label), best=Observed(state.point))
+
+    def move(problem: Problem, state: DeepFoolState, logits: Array, gradients: Array) -> DeepFoolState:
+        step = nearest_boundary(differences(problem, state, logits).astype(gradients.dtype), gradients)
+        perturbation = state.perturbation + jnp.where(state.found, 0, step)
         moved = threat_model.project(problem.image, problem.image + (1 + overshoot) * perturbation)
-        return state._replace(point=jnp.where(found, state.point, moved), perturbation=perturbation, found=found)
+        return state._replace(point=jnp.where(state.found, state.point, moved), perturbation=perturbation)
 
     def nearest_boundary(differences, gradients):
         directions = jax.vmap(ascent)(gradients)
-        # The unit direction of steepest ascent is where the dual norm is attained.
+        # The dual norm is attained by the unit direction of steepest ascent.
         slopes = jnp.sum(gradients * directions, axis=(1, 2, 3))
         distances = jnp.where(slopes > 0, jnp.abs(differences) / jnp.where(slopes > 0, slopes, 1), jnp.inf)
         nearest = jnp.argmin(distances)
         return jnp.where(slopes[nearest] > 0, (distances[nearest] + NUDGE) * directions[nearest], 0)
 
-    return Attack(
-        threat_model,
-        num_steps,
-        init=init,
-        query=lambda state: state.point,
-        cotangents=cotangents,
-        update=update,
-        finalize=lambda problem, state: state.point,
-        done=lambda state: state.found,
-    )
+    return Attack(threat_model, num_steps, init, differences, observe, move, done=lambda state: state.found)
 
 
 def _other_classes(logits: Array, label: Array, count: int) -> Array:
-    """The ``count`` most likely classes other than the label, or all of them if there are fewer."""
+    """The ``count`` classes with the largest logits besides the label, or all of them if there are fewer."""
     num_classes = logits.shape[-1]
     others = jnp.where(jnp.arange(num_classes) == label, -jnp.inf, logits)
     return jax.lax.top_k(others, min(count, num_classes - 1))[1]

@@ -1,6 +1,5 @@
-"""Asking a model for logits and gradients, whether it is deterministic or not."""
+"""Querying a model, deterministic or stochastic, for logits and gradients."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,52 +7,71 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
+from advjax.attacks.eot import Expectation, log_mean_probability
+from advjax.types import Array, Key, LogitsFn
 
 
-@dataclasses.dataclass(frozen=True)
-class Expectation:
-    """A stochastic model that every attack and combination takes in place of a ``LogitsFn``: see ``expectation``."""
-
-    stochastic_fn: StochasticLogitsFn
-    num_samples: int
-
-    def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
-
-    def draws(self, images: Array, rngs: Key) -> Array:
-        """Logits [n, num_samples, classes].  Each draw of each image has its own key, whatever else is in the batch."""
-
-        def draw(image: Array, rng: Key) -> Array:
-            return self.stochastic_fn(image[None], rng)[0]
-
-        return jax.vmap(
-            lambda image, rng: jax.vmap(draw, in_axes=(None, 0))(image, jax.random.split(rng, self.num_samples))
-        )(images, rngs)
+def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:
+    """Logits [n, classes].  Only a stochastic model uses the keys [n]."""
+    if isinstance(logits_fn, Expectation):
+        return log_mean_probability(logits_fn.draws(images, rngs))
+    return logits_fn(images)
 
 
-def expectation(stochastic_fn: StochasticLogitsFn, num_samples: int) -> Expectation:
-    """Expectation over transformation (Athalye et al. 2018): attack the mean over draws of a random model.
+def differentiate(
+    logits_fn: LogitsFn | Expectation, images: Array, rngs: Key, cotangents: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Logits [n, classes], and the gradients of one or several functions of each image's logits.
 
-    Wherever an attack asks, ``num_samples`` draws with fresh keys answer: the gradient is the mean of the gradients of
-    the loss at each draw, and the logits are the logarithm of the mean probability.  So are the logits of the result,
-    with keys that the attack has not seen.
-
-    Example::
-
-        result = pgd(linf(8 / 255), num_steps=20, step_size=2 / 255)(expectation(fn, 20), images, labels, rng)
+    ``cotangents`` maps logits [n, classes] to the derivatives of these functions with respect to the logits: [n,
+    classes] for one function, with gradients [n, h, w, c], or [n, k, classes] for k, with gradients [n, k, h, w, c].
     """
-    return Expectation(stochastic_fn, num_samples)
+    if isinstance(logits_fn, Expectation):
+        draws, pullback = jax.vjp(lambda x: logits_fn.draws(x, rngs), images)
+        derivatives = jax.vmap(cotangents, in_axes=1, out_axes=-2)(draws) / logits_fn.num_samples
+        logits = log_mean_probability(draws)
+    else:
+        logits, pullback = jax.vjp(logits_fn, images)
+        draws, derivatives = logits, cotangents(logits)
+    derivatives = derivatives.astype(draws.dtype)
+    if derivatives.ndim == draws.ndim:
+        return logits, pullback(derivatives)[0]
+    if derivatives.shape[1] == 1:
+        return logits, pullback(derivatives[:, 0])[0][:, None]
+    return logits, jax.vmap(pullback, in_axes=1, out_axes=1)(derivatives)[0]
+
+
+def finite(gradients: Array) -> tuple[Array, Array]:
+    """Replaces NaN and infinite entries of gradients [n, ..., h, w, c].
+
+    NaN becomes 0, no direction; an infinity keeps its sign and becomes a number so small that the sum of squares over
+    an image full of it is still finite.  All other entries are returned bit for bit.
+
+    Returns:
+      The gradients, and bool [n]: which images had an entry that was NaN or infinite.
+    """
+    largest = float(jnp.finfo(gradients.dtype).max / max(math.prod(gradients.shape[-3:]), 1)) ** 0.5
+    nonfinite = jnp.any(~jnp.isfinite(gradients), axis=tuple(range(1, gradients.ndim)))
+
+    def mend(gradients: Array) -> Array:
+        return jnp.nan_to_num(gradients, nan=0.0, posinf=largest, neginf=-largest)
+
+    # A branch: fused with what follows, the mending would change the rounding of attacks that do not need it.
+    return jax.lax.cond(jnp.any(nonfinite), mend, lambda gradients: gradients, gradients), nonfinite
+
+
+def is_fooled(logits: Array, label: Array, targeted: bool = False) -> Array:
+    """bool [...]: whether the prediction of logits [..., classes] is not the label or, if targeted, is the label."""
+    return (jnp.argmax(logits, axis=-1) == label) == targeted
 
 
 def in_precision(
     dtype: jnp.dtype, bind: Callable[[Any], LogitsFn | Expectation]
 ) -> Callable[[Any], LogitsFn | Expectation]:
-    """``variables -> model`` that computes in another floating-point type, images and logits staying as they are.
+    """Returns ``variables -> model`` computing in another floating-point type; images and logits keep theirs.
 
-    Meant for ``run_stages(..., search_fn=in_precision(jnp.bfloat16, bind), variables=...)``: the search is cheap, what
-    it finds is verified by ``bind`` itself.
+    Meant for ``run_stages(..., search_fn=in_precision(jnp.bfloat16, bind), variables=...)``: the search is cheap, and
+    whatever it finds is verified by ``bind`` itself.
     """
 
     def cast(leaf: Array) -> Array:
@@ -67,50 +85,3 @@ def in_precision(
         return lambda images: model(cast(images)).astype(images.dtype)
 
     return bound
-
-
-def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:
-    """Logits [n, classes]; the keys [n] are for a stochastic model."""
-    if isinstance(logits_fn, Expectation):
-        return _log_mean_probability(logits_fn.draws(images, rngs))
-    return logits_fn(images)
-
-
-def differentiate(
-    logits_fn: LogitsFn | Expectation, images: Array, rngs: Key, cotangents: Callable[[Array], Array]
-) -> tuple[Array, Array]:
-    """Logits [n, classes] and gradients [n, k, h, w, c] of the k combinations of them that ``cotangents`` asks for.
-
-    ``cotangents`` maps logits [n, classes] to [n, k, classes].
-    """
-    if isinstance(logits_fn, Expectation):
-        draws, pullback = jax.vjp(lambda x: logits_fn.draws(x, rngs), images)
-        wanted = jax.vmap(cotangents, in_axes=1, out_axes=2)(draws) / logits_fn.num_samples
-        logits = _log_mean_probability(draws)
-    else:
-        logits, pullback = jax.vjp(logits_fn, images)
-        draws, wanted = logits, cotangents(logits)
-    wanted = wanted.astype(draws.dtype)
-    if wanted.shape[1] == 1:
-        return logits, pullback(wanted[:, 0])[0][:, None]
-    return logits, jax.vmap(pullback, in_axes=1, out_axes=1)(wanted)[0]
-
-
-def finite(gradients: Array) -> tuple[Array, Array]:
-    """Gradients [n, k, h, w, c] that can be followed, and bool [n]: where some entry was NaN or infinite.
-
-    NaN becomes 0, no direction; an infinity keeps its sign and becomes so large a number that the squares of an image
-    full of it still have a finite sum.  Everything else stays as it is, to the last bit.
-    """
-    largest = float(jnp.finfo(gradients.dtype).max / max(math.prod(gradients.shape[2:]), 1)) ** 0.5
-    nonfinite = jnp.any(~jnp.isfinite(gradients), axis=(1, 2, 3, 4))
-
-    def mend(gradients: Array) -> Array:
-        return jnp.nan_to_num(gradients, nan=0.0, posinf=largest, neginf=-largest)
-
-    # A branch: fused with what follows, the mending would change the rounding of attacks that do not need it.
-    return jax.lax.cond(jnp.any(nonfinite), mend, lambda gradients: gradients, gradients), nonfinite
-
-
-def _log_mean_probability(draws: Array) -> Array:
-    return jax.nn.logsumexp(jax.nn.log_softmax(draws), axis=1) - jnp.log(draws.shape[1])

@@ -4,18 +4,19 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
+from advjax.attacks.base import Attack, Problem
+from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.losses import AIMS, Aim, AimedLoss, Loss
-from advjax.attacks.pgd_family import climb, goal
+from advjax.attacks.pgd_family import goal
 from advjax.attacks.threat_model import ThreatModel, is_concrete
 from advjax.types import Array
 
 
 class PGDState(NamedTuple):
-    """The current iterate and the point kept so far."""
+    """The current point, and the one that would be returned."""
 
     point: Array
-    kept: Kept
+    best: Candidate
 
 
 def fgsm(
@@ -27,14 +28,14 @@ def fgsm(
 ) -> Attack:
     """Fast gradient sign method: one step of size epsilon (Goodfellow et al. 2015, section 4).
 
-    ``x' = clip(x + epsilon * ascent(grad_x loss))``, where ascent is the sign for linf, the normalised gradient for l2
-    and the largest entry for l1; the sign of 0 is 0.  A targeted attack goes down the loss of the target class instead.
+    ``x' = clip(x + epsilon * ascent(grad_x loss))``, where ascent is the sign for linf, the normalized gradient for l2
+    and the largest entry for l1; the sign of 0 is 0.  A targeted attack descends the loss of the target class instead.
 
     Example::
 
         result = fgsm(linf(8 / 255))(logits_fn, images, labels, jax.random.key(0))
     """
-    _require_finite(threat_model, "fgsm")
+    threat_model.require("fgsm", finite_epsilon=True)
     return pgd(
         threat_model,
         num_steps=1,
@@ -50,13 +51,13 @@ def fgsm(
 def one_step_target_class(threat_model: ThreatModel, *, target: str | Aim = "least_likely") -> Attack:
     """One step of size epsilon towards another class (Kurakin et al. 2017, "Adversarial machine learning at scale").
 
-    ``x' = clip(x - epsilon * ascent(grad_x CE(z(x), t)))``.  The labels are the true ones, and leaving them, by
-    whichever class, is success.  For a class t of your own choice use ``fgsm(threat_model, targeted=True)``.
+    ``x' = clip(x - epsilon * ascent(grad_x CE(z(x), t)))``.  The labels are the true ones; any misclassification counts
+    as success.  To choose the class t yourself, use ``fgsm(threat_model, targeted=True)``.
 
     Args:
       threat_model: the allowed images; epsilon must be finite.
-      target: how t is chosen: "least_likely" on the clean image, "random" from the key of the image, "next" after the
-        label, or an aim such as ``next_likely_class(1)``.
+      target: how t is chosen: "least_likely" on the clean image, "random" from the image's key, "next" after the label,
+        or an aim such as ``next_likely_class(1)``.
     """
     if isinstance(target, str) and target not in AIMS:
         raise ValueError(f"target must be one of {', '.join(AIMS)} or an aim, got {target!r}")
@@ -73,7 +74,7 @@ def bim(
     aim: Aim | None = None,
     returns: str = "last",
 ) -> Attack:
-    """Basic iterative method, also I-FGSM: PGD from the image itself (Kurakin et al. 2017, section 2.2)."""
+    """Basic iterative method, also called I-FGSM: PGD from the image itself (Kurakin et al. 2017, section 2.2)."""
     return pgd(
         threat_model,
         num_steps=num_steps,
@@ -103,21 +104,21 @@ def pgd(
 
     Args:
       threat_model: the allowed images; epsilon must be finite.
-      num_steps: gradient steps.
-      step_size: length of a step in the norm of the threat model, pixels in [0, 1]; ``2.5 * epsilon / num_steps`` is a
-        common choice (Madry et al. 2018).
+      num_steps: number of gradient steps.
+      step_size: length of a step in the norm of the threat model, in units of the pixels; ``2.5 * epsilon / num_steps``
+        is a common choice (Madry et al. 2018).
       loss: "ce" (cross-entropy), "dlr" (difference of logits ratio), or a function of (logits, label).
-      random_start: begin at a random point instead of the image.
-      targeted: labels are the classes to reach, and the loss is minimised.
-      aim: the class by which to leave the label, e.g. ``least_likely_class``; any other class is a success as well.
-        The loss then is the targeted version of "ce" or "dlr", or a function of (logits, label, class).
-      returns: which observed point to return, see ``KEEP_RULES``: "best" keeps the best so far, "last" is what the
+      random_start: start at a random point instead of the image.
+      targeted: labels are the classes to reach, and the loss is minimized.
+      aim: chooses the class towards which to leave the label, e.g. ``least_likely_class``; any other class counts as
+        success, too.  The loss is then the targeted version of "ce" or "dlr", or a function of (logits, label, class).
+      returns: which observed point to return, see ``KEEP_RULES``: "best" returns the best so far; "last" is what the
         paper and most other libraries return.
     """
-    _require_finite(threat_model, "pgd")
+    threat_model.require("pgd", finite_epsilon=True)
     if is_concrete(step_size) and not float(step_size) >= 0:
         raise ValueError(f"step_size must be 0 or more, got {step_size}")
-    keep, climbed = keep_rule(returns), goal(loss, targeted, aim)
+    keep, maximized = keep_rule(returns), goal(loss, targeted, aim)
 
     def init(problem: Problem) -> PGDState:
         if problem.start is not None:
@@ -126,16 +127,13 @@ def pgd(
             point = threat_model.sample(problem.image, problem.rng)
         else:
             point = problem.image
-        return PGDState(point, first_kept(point, problem.clean_logits.dtype))
+        return PGDState(point, unobserved(point, problem.clean_logits.dtype))
 
-    def update(problem: Problem, state: PGDState, logits: Array, gradients: Array) -> PGDState:
-        seen = climbed.seen(problem, state.point, logits)
-        moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradients[0])
-        return PGDState(threat_model.project(problem.image, moved), keep(state.kept, seen))
+    def observe(problem: Problem, state: PGDState, logits: Array) -> PGDState:
+        return state._replace(best=keep(state.best, maximized.candidate(problem, state, logits)))
 
-    return climb(threat_model, num_steps, climbed, init=init, update=update)
+    def move(problem: Problem, state: PGDState, logits: Array, gradient: Array) -> PGDState:
+        moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradient)
+        return state._replace(point=threat_model.project(problem.image, moved))
 
-
-def _require_finite(threat_model: ThreatModel, name: str) -> None:
-    if not threat_model.is_bounded:
-        raise ValueError(f"{name} needs a finite epsilon, got {threat_model.epsilon}")
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)

@@ -1,4 +1,4 @@
-"""Noise: what a model must withstand before anybody attacks it."""
+"""Random noise: baselines that every attack has to beat."""
 
 import math
 from typing import NamedTuple
@@ -6,24 +6,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
+from advjax.attacks.base import Attack, Problem
+from advjax.attacks.candidate import Candidate, Observed, keep_rule, unobserved
 from advjax.attacks.losses import margin
+from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.threat_model import ThreatModel, is_concrete, l2
 from advjax.types import Array
 
 READINGS = ("std", "variance")
 
 
+class GaussianNoiseState(NamedTuple):
+    """The noisy image."""
+
+    point: Array
+    best: Observed
+
+
 def gaussian_noise(level: float | Array, *, reading: str = "std", bounds: tuple[float, float] = (0.0, 1.0)) -> Attack:
     """``x' = clip(x + n)`` with independent Gaussian n of mean 0 for every pixel and channel.
 
-    The model is not asked before the noise is drawn, so this is no search, but it is judged like an attack: ``success``
-    is a wrong answer, ``distance`` the l2 size of what is left of the noise after clipping.
+    The noise does not depend on the model, so this is not a search, but its result is scored like that of an attack:
+    ``success`` is a misclassification, ``distance`` the l2 norm of what is left of the noise after clipping.
 
     Args:
-      level: size of the noise, pixels in [0, 1].
-      reading: what ``level`` is: the "std" of a pixel, or its "variance", as some image tools have it.  Noise of level
-        0.01 has standard deviation 0.01 in the first case and 0.1 in the second.
+      level: magnitude of the noise, in units of the pixels.
+      reading: what ``level`` is: the standard deviation of a pixel ("std"), or its "variance", as in some image
+        libraries.  Noise of level 0.01 has standard deviation 0.01 in the first case and 0.1 in the second.
       bounds: of the pixels.
     """
     if reading not in READINGS:
@@ -32,39 +41,35 @@ def gaussian_noise(level: float | Array, *, reading: str = "std", bounds: tuple[
         raise ValueError(f"level must be 0 or more, got {level}")
     threat_model = l2(math.inf, bounds)
 
-    def init(problem: Problem) -> Array:
+    def init(problem: Problem) -> GaussianNoiseState:
         image = problem.image
         scale = jnp.asarray(level, image.dtype)
         if reading == "variance":
             scale = jnp.sqrt(scale)
         noise = scale * jax.random.normal(problem.rng, image.shape, image.dtype)
-        return threat_model.project(image, image + noise)
+        noisy = threat_model.project(image, image + noise)
+        return GaussianNoiseState(noisy, Observed(noisy))
 
-    return Attack(
-        threat_model,
-        num_steps=1,
-        init=init,
-        query=lambda noisy: noisy,
-        cotangents=None,
-        update=lambda problem, noisy, logits, gradients: noisy,
-        finalize=lambda problem, noisy: noisy,
-    )
+    def stay(problem: Problem, state: GaussianNoiseState, logits: Array, gradient: None = None) -> GaussianNoiseState:
+        return state
+
+    return Attack(threat_model, 1, init, objective=None, observe=stay, move=stay)
 
 
 class RandomPointsState(NamedTuple):
-    """The point to look at, how many there have been, and the best of them."""
+    """The current point, its number, and the best point so far."""
 
     point: Array
     number: Array
-    kept: Kept
+    best: Candidate
 
 
 def random_points(threat_model: ThreatModel, *, num_points: int = 20) -> Attack:
-    """The best of some points drawn uniformly from the ball: what every search has to beat.
+    """The best of several points drawn uniformly from the ball.
 
     Args:
       threat_model: the allowed images; epsilon must be finite.
-      num_points: how many points are looked at.
+      num_points: number of points.
     """
     keep = keep_rule("best")
 
@@ -73,20 +78,15 @@ def random_points(threat_model: ThreatModel, *, num_points: int = 20) -> Attack:
 
     def init(problem: Problem) -> RandomPointsState:
         first = jnp.int32(0)
-        return RandomPointsState(draw(problem, first), first, first_kept(problem.image, problem.clean_logits.dtype))
+        return RandomPointsState(draw(problem, first), first, unobserved(problem.image, problem.clean_logits.dtype))
 
-    def update(problem: Problem, state: RandomPointsState, logits: Array, gradients: Array) -> RandomPointsState:
-        seen = Kept(state.point, margin(logits, problem.label), jnp.argmax(logits) != problem.label)
+    def observe(problem: Problem, state: RandomPointsState, logits: Array) -> RandomPointsState:
+        seen = Candidate(state.point, margin(logits, problem.label), is_fooled(logits, problem.label))
+        return state._replace(best=keep(state.best, seen))
+
+    def move(problem: Problem, state: RandomPointsState, logits: Array, gradient: None) -> RandomPointsState:
         number = state.number + 1
-        return RandomPointsState(draw(problem, number), number, keep(state.kept, seen))
+        return state._replace(point=draw(problem, number), number=number)
 
-    # The driver asks once more than it makes steps.
-    return Attack(
-        threat_model,
-        num_steps=max(num_points - 1, 1),
-        init=init,
-        query=lambda state: state.point,
-        cotangents=None,
-        update=update,
-        finalize=lambda problem, state: state.kept.image,
-    )
+    # There is one more observation than there are steps.
+    return Attack(threat_model, max(num_points - 1, 1), init, objective=None, observe=observe, move=move)

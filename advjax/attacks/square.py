@@ -8,33 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks.base import Attack, Kept, Problem, first_kept, keep_rule
+from advjax.attacks.base import Attack, Problem
+from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.losses import margin
+from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, Key
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries of a budget of 10,000 after which the share of changed pixels is halved."""
+"""Queries of a budget of 10,000 after which the fraction of changed pixels is halved."""
 
 
 class SquareState(NamedTuple):
-    """Where one image's attack stands."""
+    """State of the attack on one image."""
 
     index: Array
-    """Number of proposals answered so far; the first is the pattern to begin with."""
-    proposal: Array
-    best: Kept
+    """Number of the proposal at ``point``; 0 is the initial pattern."""
+    point: Array
+    best: Candidate
 
 
 class Moves(NamedTuple):
-    """How the search moves in one norm; both return candidates that the threat model still has to project."""
+    """Random search in one norm; the returned candidates still have to be projected."""
 
     begin: Callable[[ThreatModel, Key, Array], Array]
     """``(threat_model, rng, image) -> candidate``."""
     change: Callable[[ThreatModel, Key, Array, Array, Array], Array]
     """``(threat_model, rng, image, best, side of the window) -> candidate``."""
     window: Callable[[int], int]
-    """The side of the window that is used for a wanted side."""
+    """``desired side -> side``: rounds to a side that the patterns allow."""
 
 
 def square(
@@ -47,61 +49,52 @@ def square(
 ) -> Attack:
     """Square attack for linf and l2 (Andriushchenko et al. 2020, algorithms 1 to 3).
 
-    Begins with vertical stripes of +-epsilon (linf) or tiles of a bumpy pattern (l2).  Every query changes the best
+    Starts with vertical stripes of +-epsilon (linf) or tiles of a bump pattern (l2).  Every query changes the best
     image so far in one randomly placed square window, to +-epsilon per channel (linf) or by moving the mass of a second
-    window there (l2), and keeps the change if the margin rises.  The side of the window falls with the number of
+    window there (l2), and keeps the change if the margin increases.  The side of the window shrinks with the number of
     queries.
 
-    Every image draws windows and signs from its own key, where the authors' implementation shares them within a batch,
-    and a window may touch every edge of the image, where theirs leaves out the last position.
+    Every image draws windows and signs from its own key, whereas the authors' implementation shares them within a
+    batch; and a window may touch every edge of the image, whereas theirs excludes the last position.
 
     Args:
       threat_model: linf or l2 with a finite epsilon.
-      num_queries: proposals after the first; the model is asked once more than that.
-      initial_share: share of the pixels in the first windows, p in the paper.
-      rescale_schedule: shrink the windows as a budget of ``num_queries`` would want it, in place of the first
-        ``num_queries`` of a budget of 10,000; AutoAttack does not.
+      num_queries: number of proposals after the first, each with one forward pass.
+      initial_share: fraction of the pixels in the first windows, p in the paper.
+      rescale_schedule: scale the schedule of the windows to a budget of ``num_queries`` instead of following the first
+        ``num_queries`` of a budget of 10,000, as AutoAttack does.
       targeted: labels are the classes to reach.
     """
-    name = threat_model.norm.name
-    if name not in MOVES or not threat_model.is_bounded:
-        raise ValueError(f"square needs {' or '.join(MOVES)} with a finite epsilon, got {name} {threat_model.epsilon}")
+    threat_model.require("square", *MOVES, finite_epsilon=True)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
-    moves, keep = MOVES[name], keep_rule("best")
+    moves, keep = MOVES[threat_model.norm.name], keep_rule("best")
     shares = initial_share * _shrinking(num_queries, rescale_schedule)
 
     def init(problem: Problem) -> SquareState:
         image = problem.image
         proposal = threat_model.project(image, moves.begin(threat_model, jax.random.fold_in(problem.rng, 0), image))
         proposal = proposal if problem.start is None else problem.start
-        return SquareState(jnp.int32(0), proposal, first_kept(proposal, problem.clean_logits.dtype))
+        return SquareState(jnp.int32(0), proposal, unobserved(proposal, problem.clean_logits.dtype))
 
-    def update(problem: Problem, state: SquareState, logits: Array, gradients: Array) -> SquareState:
-        image, index = problem.image, state.index
+    def observe(problem: Problem, state: SquareState, logits: Array) -> SquareState:
         loss = margin(logits, problem.label)
-        success = (jnp.argmax(logits) == problem.label) == targeted
-        best = keep(state.best, Kept(state.proposal, -loss if targeted else loss, success))
+        fooled = is_fooled(logits, problem.label, targeted)
+        return state._replace(best=keep(state.best, Candidate(state.point, -loss if targeted else loss, fooled)))
+
+    def move(problem: Problem, state: SquareState, logits: Array, gradient: None) -> SquareState:
+        image, index = problem.image, state.index
         sides = [moves.window(round(math.sqrt(share * image.shape[0] * image.shape[1]))) for share in shares]
         sides = np.minimum(sides, min(image.shape[:2]))
         rng = jax.random.fold_in(problem.rng, index + 1)
-        proposal = moves.change(threat_model, rng, image, best.image, jnp.asarray(sides, jnp.int32)[index])
-        return SquareState(index + 1, threat_model.project(image, proposal), best)
+        proposal = moves.change(threat_model, rng, image, state.best.image, jnp.asarray(sides, jnp.int32)[index])
+        return state._replace(index=index + 1, point=threat_model.project(image, proposal))
 
-    return Attack(
-        threat_model,
-        num_queries,
-        init=init,
-        query=lambda state: state.proposal,
-        cotangents=None,
-        update=update,
-        finalize=lambda problem, state: state.best.image,
-        targeted=targeted,
-    )
+    return Attack(threat_model, num_queries, init, None, observe, move, targeted=targeted)
 
 
 def _shrinking(num_queries: int, rescale: bool) -> np.ndarray:
-    """``1 / 2^(halvings so far)`` for each of the proposals 0..num_queries, the last of which is never made."""
+    """``1 / 2^(halvings so far)`` for the proposals that follow numbers 0..num_queries."""
     query = np.arange(num_queries + 1)
     if rescale:
         query = query * 10_000 // max(num_queries, 1)
@@ -149,7 +142,7 @@ def _begin_l2(threat_model, rng, image):
 
 
 def _change_l2(threat_model, rng, image, best, side):
-    """Window 1 takes the mass of window 2, and what the ball has left."""
+    """Window 1 takes the mass of window 2 and what is left of the budget."""
     first, second, signs, flip = jax.random.split(rng, 4)
     rows, columns, inside = _window(first, image.shape, side)
     inside_either = inside | _window(second, image.shape, side)[2]
@@ -175,14 +168,14 @@ def _of_size(threat_model, perturbation):
 
 
 def _bumps(rows: Array, columns: Array, side: Array, dtype: jnp.dtype) -> Array:
-    """The pattern of one window, of unit size: a bump in its upper half and a dent in its lower one.
+    """The pattern of one window, of unit norm: a bump in the upper half and a dent in the lower half.
 
-    ``rows`` and ``columns`` are relative to the window of ``side``; the pattern is only meant inside it.
+    ``rows`` and ``columns`` are relative to the window of size ``side``; the pattern is valid only inside it.
     """
     upper = side // 2
 
     def bump(height, rows):
-        # Sum of 1 / (i + 1)^2 over the centred rectangles, each larger by a pixel on every side, that hold it.
+        # Sum of 1 / (i + 1)^2 over the centered rectangles, each larger by a pixel on every side, that hold it.
         center_row, center_column = height // 2, side // 2
         ring = jnp.maximum(jnp.abs(rows - center_row)[:, None], jnp.abs(columns - center_column)[None])
         count = jnp.maximum(height // 2, side // 2) + 1

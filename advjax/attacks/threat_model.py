@@ -61,6 +61,18 @@ class ThreatModel:
         """False for a minimum-norm threat model, whose epsilon is infinite."""
         return not (is_concrete(self.epsilon) and math.isinf(float(self.epsilon)))
 
+    def require(self, user: str, *norms: str, finite_epsilon: bool = False) -> None:
+        """Raises a ValueError unless the norm is one of ``norms`` (any if there are none), and epsilon finite.
+
+        Args:
+          user: what needs it, for the message.
+          norms: names of norms.
+          finite_epsilon: whether an infinite epsilon is refused.
+        """
+        if (norms and self.norm.name not in norms) or (finite_epsilon and not self.is_bounded):
+            needed = " with ".join([" or ".join(norms)] * bool(norms) + ["a finite epsilon"] * finite_epsilon)
+            raise ValueError(f"{user} needs {needed}, got {self.norm.name} {self.epsilon}")
+
     def project(self, image: Array, candidate: Array) -> Array:
         """The allowed image next to ``candidate``: into the ball first, then into the pixel bounds.
 
@@ -96,8 +108,7 @@ class ThreatModel:
         return inside & (self.distance(image, adversarial) <= epsilon + forgiven)
 
     def _perturbed(self, image, rng, draw):
-        if not self.is_bounded:
-            raise ValueError("a random start needs a finite epsilon")
+        self.require("a random start", finite_epsilon=True)
         epsilon = jnp.asarray(self.epsilon, image.dtype)
         return self.project(image, image + draw(rng, image.shape, epsilon).astype(image.dtype))
 

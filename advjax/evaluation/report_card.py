@@ -169,8 +169,8 @@ class _Subject:
         @jax.jit
         def run(variables: Any, epsilon: Array, weights: Array, images: Array, labels: Array, keys: Key) -> Array:
             threat_model = dataclasses.replace(self.threat_model, epsilon=epsilon)
-            attack = dataclasses.replace(make_attack(threat_model, weights), stop_on_success=True)
-            return attack(self.bind(variables), images, labels, keys).images
+            attack = make_attack(threat_model, weights)
+            return attack(self.bind(variables), images, labels, keys, until_success=True).images
 
         return run
 
@@ -205,9 +205,9 @@ def _gradients(subject: _Subject) -> _Finding:
     @jax.jit
     def differentiate(variables: Any, images: Array, labels: Array, keys: Key) -> Array:
         def cotangents(logits: Array) -> Array:
-            return jax.vmap(jax.grad(attacks.cross_entropy))(logits, labels)[:, None]
+            return jax.vmap(jax.grad(attacks.cross_entropy))(logits, labels)
 
-        return model_queries.differentiate(subject.bind(variables), images, keys, cotangents)[1][:, 0]
+        return model_queries.differentiate(subject.bind(variables), images, keys, cotangents)[1]
 
     noisy = jax.vmap(subject.threat_model.project)(
         subject.images, jax.vmap(subject.threat_model.sample)(subject.images, subject.keys)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.attacks.model_queries import evaluate
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched

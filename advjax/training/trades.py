@@ -40,10 +40,10 @@ def most_divergent(
         start = threat_model.project(problem.image, problem.image + noise) if problem.start is None else problem.start
         return descent.init(problem._replace(start=start))
 
-    def cotangents(problem: Problem, state: Any, logits: Array) -> Array:
-        return jax.grad(lambda other: kl_divergence(problem.clean_logits, other))(logits)[None]
+    def objective(problem: Problem, state: Any, logits: Array) -> Array:
+        return kl_divergence(problem.clean_logits, logits)
 
-    return dataclasses.replace(descent, init=init, cotangents=cotangents)
+    return dataclasses.replace(descent, init=init, objective=objective)
 
 
 def trades(model: nn.Module, loss: Loss, *, beta: float = 6.0, noise: bool = True) -> Objective:

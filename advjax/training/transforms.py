@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from advjax.attacks import Expectation, expectation
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.models.blocks import inference_fn
 from advjax.training.augment import Augmentation, batched
 from advjax.types import AttackFn, Batch, Key, LogitsFn, UserError, Variables

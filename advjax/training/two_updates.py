@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from advjax.attacks import Attack
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.training.objectives import Metrics
 from advjax.training.step import DeviceData, Method, ReplicaStep, TrainState, advance, gather, prepare, update
 from advjax.training.transforms import attackable

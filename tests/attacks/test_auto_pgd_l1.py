@@ -3,7 +3,6 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import auto_pgd_l1, auto_pgd_l1_large_epsilon, l1
 from advjax.attacks.auto_pgd_l1 import largest_signs, project_l1
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -88,14 +88,14 @@ def test_follows_the_published_schedule():
     size = images[0].size
     for i in range(len(images)):
         step_size, num_changed, sparsity = epsilon, 0.2 * size, size
-        for j in range(num_steps + 1):
+        for j in range(num_steps):
             if j > 0 and j % 2 == 0:
-                now = np.sum(states.best.image[j, i] != images[i])
+                now = np.sum(states.highest.image[j, i] != images[i])
                 step_size = epsilon if now < 0.95 * sparsity else max(step_size / 1.5, epsilon / 10)
                 num_changed, sparsity = now / 1.5, now
             assert states.step_size[j, i] == pytest.approx(step_size, rel=1e-5)
             assert states.num_changed[j, i] == pytest.approx(num_changed, rel=1e-5)
-    assert np.all(np.diff(states.best.loss, axis=0) >= 0)
+    assert np.all(np.diff(states.highest.loss, axis=0) >= 0)
     assert np.min(states.step_size) < 0.2 * epsilon
     assert np.sum(states.point[-1] != images) < np.sum(states.point[0] != images)
 
@@ -157,8 +157,9 @@ def test_large_epsilon_ends_inside_the_ball():
     model, images = am.smooth_net(), am.awkward_images()
     labels = np.array(np.argmax(model(images), axis=-1))
     labels[0] = (labels[0] + 1) % 3
-    attack = auto_pgd_l1_large_epsilon(l1(0.8), num_steps=11, stop_on_success=True)
-    result = jax.device_get(jax.jit(functools.partial(attack, model))(images, labels, KEY))
+    attack = auto_pgd_l1_large_epsilon(l1(0.8), num_steps=11)
+    run = jax.jit(functools.partial(attack, model, until_success=True))
+    result = jax.device_get(run(images, labels, KEY))
     assert np.all(am.perturbation_sizes(images, result.images, "l1") <= np.float64(np.float32(0.8)))
     np.testing.assert_array_equal(result.images[0], images[0])
     # Four steps in each of the wider balls, at most three in the last.
@@ -175,10 +176,9 @@ def test_an_aim_reaches_its_class_and_any_other_counts_as_well(loss):
     result = jax.device_get(aimed(known.images, known.labels, KEY))
     assert np.all(result.success)
     np.testing.assert_array_equal(np.argmax(result.logits, axis=-1), known.other_labels)
-    wide = auto_pgd_l1_large_epsilon(
-        l1(1.3 * known.epsilon), num_steps=30, loss=loss, aim=attacks.next_likely_class(1), stop_on_success=True
-    )
-    assert np.all(jax.jit(functools.partial(wide, known.model))(known.images, known.labels, KEY).success)
+    wide = auto_pgd_l1_large_epsilon(l1(1.3 * known.epsilon), num_steps=30, loss=loss, aim=attacks.next_likely_class(1))
+    run = jax.jit(functools.partial(wide, known.model, until_success=True))
+    assert np.all(run(known.images, known.labels, KEY).success)
 
 
 def test_the_aimed_loss_is_the_targeted_one():

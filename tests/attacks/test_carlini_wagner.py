@@ -3,17 +3,17 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import recorded
 
 from advjax import attacks
 from advjax.attacks import carlini_wagner_l2, carlini_wagner_linf
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, smaller, tanh_box
+from support import attack_models as am
+from support import recorded
 
 pytestmark = pytest.mark.optimized
 
@@ -172,7 +172,7 @@ def binary_search(margin_at_const, num_steps=3, **options):
     for _ in range(attack.num_steps):
         tried.append(float(state.const))
         logits = jnp.float32([0, 1] if margin_at_const(tried[-1]) else [1, 0])
-        state = attack.update(problem, state, logits, jnp.ones((1, *image.shape)))
+        state = attack.move(problem, attack.observe(problem, state, logits), logits, jnp.ones(image.shape))
     assert attack.done(state)
     return tried[::num_steps]
 
@@ -234,8 +234,12 @@ def test_one_constant_returns_the_closest_success_or_the_end():
     [
         (functools.partial(attack_of, "l2"), {"returns": "best"}, "returns must be one of closest, last, got 'best'"),
         (functools.partial(attack_of, "l2"), {"returns": "last"}, "binary_search_steps=1, got 5"),
-        (lambda **options: carlini_wagner_l2(attacks.linf(0.1), **options), {}, "needs an l2 threat model, got linf"),
-        (lambda **options: carlini_wagner_linf(attacks.l2(0.1), **options), {}, "needs a linf threat model, got l2"),
+        (lambda **options: carlini_wagner_l2(attacks.linf(0.1), **options), {}, "carlini_wagner_l2 needs l2, got linf"),
+        (
+            lambda **options: carlini_wagner_linf(attacks.l2(0.1), **options),
+            {},
+            "carlini_wagner_linf needs linf, got l2",
+        ),
         (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "at least 1, got 200 and 0"),
         (functools.partial(attack_of, "linf"), {"num_steps": 0}, "at least 1"),
         (functools.partial(attack_of, "linf"), {"decrease": 1.0}, "between 0 and 1"),

@@ -3,7 +3,6 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks.carlini_wagner import line_search
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -123,15 +123,15 @@ def constants(works, **options):
     attack = MAKE["l2"](attacks.l2(math.inf), num_steps=1, max_halvings=1, max_doublings=1, **options)
     image = jnp.full((1, 1, 1), 0.5)
     problem = attacks.Problem(image, jnp.int32(0), KEY, jnp.float32([1, 0]), None)
-    state, tried = attack.init(problem), []
-    update = jax.jit(attack.update)
+    state, tried, ones = attack.init(problem), [], jnp.ones(image.shape)
+    step = jax.jit(lambda state, logits: attack.move(problem, attack.observe(problem, state, logits), logits, ones))
     clean = True
     while not attack.done(state):
         fooled = not clean and works(float(state.const))
         logits = jnp.float32([0, 1] if fooled else [1, 0])
         before = int(state.num_consts)
         const = float(state.const)
-        state = update(problem, state, logits, jnp.ones((1, *image.shape)))
+        state = step(state, logits)
         clean = False
         if int(state.num_consts) > before:
             tried.append(const)
@@ -154,7 +154,7 @@ def test_constants_as_in_the_toolbox():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MAKE["l2"](attacks.linf(0.1)), "needs an l2 threat model, got linf"),
+        (lambda: MAKE["l2"](attacks.linf(0.1)), "carlini_wagner_l2_line_search needs l2, got linf"),
         (lambda: MAKE["linf"](attacks.linf(math.inf)), "needs linf with a finite epsilon, got linf inf"),
         (lambda: MAKE["linf"](attacks.l2(0.1)), "needs linf with a finite epsilon, got l2 0.1"),
         (lambda: MAKE["l2"](attacks.l2(0.1), binary_search_steps=0), "binary_search_steps must be at least 1, got 0"),

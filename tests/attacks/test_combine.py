@@ -1,8 +1,5 @@
 """Combinations of attacks, against loops written out by hand."""
 
-import dataclasses
-
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import AttackResult, model_queries
+from support import attack_models as am
 
 COUNT = 12
 IMAGES = np.full((COUNT, 2, 2, 1), 0.5, np.float32)
@@ -138,7 +136,7 @@ def test_expectation_is_the_mean_over_draws():
     net, images, keys = am.smooth_net(), am.gray_images(4), am.keys_of(range(4))
     model = attacks.expectation(noisy(net), 5)
     losses = jax.vmap(jax.grad(attacks.cross_entropy), in_axes=(0, None))
-    logits, gradients = model_queries.differentiate(model, images, keys, lambda logits: losses(logits, 1)[:, None])
+    logits, gradients = model_queries.differentiate(model, images, keys, lambda logits: losses(logits, 1))
     for i, key in enumerate(keys):
         draws = jax.random.split(key, 5)
         probabilities = [jax.nn.softmax(noisy(net)(images[i : i + 1], draw)[0]) for draw in draws]
@@ -147,8 +145,8 @@ def test_expectation_is_the_mean_over_draws():
             jax.grad(lambda image, draw=draw: attacks.cross_entropy(noisy(net)(image[None], draw)[0], 1))(images[i])
             for draw in draws
         ]
-        np.testing.assert_allclose(gradients[i, 0], np.mean(each, axis=0), atol=1e-6)
-    alone, _ = model_queries.differentiate(model, images[2:3], keys[2:3], lambda logits: losses(logits, 1)[:, None])
+        np.testing.assert_allclose(gradients[i], np.mean(each, axis=0), atol=1e-6)
+    alone, _ = model_queries.differentiate(model, images[2:3], keys[2:3], lambda logits: losses(logits, 1))
     np.testing.assert_allclose(alone[0], logits[2], atol=1e-6)
 
 
@@ -183,12 +181,11 @@ def test_luck_of_the_draws_ends_no_attack(attack):
         margin = jnp.sum(images - 0.5, axis=(1, 2, 3)) + 0.02 + 0.2 * jax.random.normal(rng)
         return jnp.stack([5 * margin, 0 * margin], axis=-1)
 
-    attack = dataclasses.replace(attack, stop_on_success=True)
     labels, keys = np.zeros(COUNT, np.int32), am.keys_of(range(COUNT))
     model = attacks.expectation(stochastic, 8)
     untouched = attacks.gaussian_noise(0.0)(model, IMAGES, labels, keys)
     assert 0 < np.sum(untouched.success) < COUNT
-    result = attack(model, IMAGES, labels, keys)
+    result = attack(model, IMAGES, labels, keys, until_success=True)
     np.testing.assert_array_equal(result.steps, attack.num_steps)
     assert np.all(np.sum(result.images - 0.5, axis=(1, 2, 3)) < -0.5)
 

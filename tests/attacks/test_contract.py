@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import Attack, ThreatModel
-from advjax.attacks.base import keys_per_image
+from advjax.attacks.keys import keys_per_image
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -153,18 +153,18 @@ def counted(model):
     return logits_fn
 
 
-def make(name, norm, epsilon, targeted=False, stop_on_success=False) -> Attack:
-    attack = ATTACKS[name].make(NORMS[norm](epsilon), targeted)
-    return dataclasses.replace(attack, stop_on_success=stop_on_success)
+def make(name, norm, epsilon, targeted=False) -> Attack:
+    return ATTACKS[name].make(NORMS[norm](epsilon), targeted)
 
 
 @functools.cache
-def compiled(name, norm, targeted=False, stop_on_success=False):
+def compiled(name, norm, targeted=False, until_success=False):
     """``(model, images, labels, keys, epsilon) -> AttackResult``, compiled once for all tests."""
 
-    @functools.partial(jax.jit, compiler_options=QUICK if targeted or stop_on_success else None)
+    @functools.partial(jax.jit, compiler_options=QUICK if targeted or until_success else None)
     def jitted(model, images, labels, keys, epsilon):
-        return make(name, norm, epsilon, targeted, stop_on_success)(counted(model), images, labels, keys)
+        attack = make(name, norm, epsilon, targeted)
+        return attack(counted(model), images, labels, keys, until_success=until_success)
 
     def run(model, images, labels, keys, epsilon):
         # One set of types, or each test would compile its own.
@@ -259,7 +259,7 @@ def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
 def test_independent_of_batch_size_padding_and_order(data, name, norm):
     with jax.enable_x64(True):
         model, images = jax.tree.map(lambda x: x.astype(np.float64), (data.model, data.images))
-        attack = compiled(name, norm, stop_on_success=True)
+        attack = compiled(name, norm, until_success=True)
         epsilon = middle_epsilon(data, norm)
 
         def run(indices):
@@ -305,7 +305,7 @@ def test_misclassified_images(data, name, norm):
     model, images, labels, keys = data
     epsilon = middle_epsilon(data, norm)
     wrong = np.arange(8) >= 6
-    stopped = compiled(name, norm, stop_on_success=True)(model, images, labels, keys, epsilon)
+    stopped = compiled(name, norm, until_success=True)(model, images, labels, keys, epsilon)
     np.testing.assert_array_equal(np.asarray(stopped.images)[wrong], images[wrong])
     assert np.all(np.asarray(stopped.distance)[wrong] == 0)
     assert np.all(np.asarray(stopped.steps)[wrong] == 0)
@@ -320,7 +320,7 @@ def test_misclassified_images(data, name, norm):
 def test_stopping_on_success_keeps_the_verdicts(data, name, norm):
     model, images, labels, keys = data
     epsilon = 1.5 * middle_epsilon(data, norm)
-    stopped = jax.device_get(compiled(name, norm, stop_on_success=True)(model, images, labels, keys, epsilon))
+    stopped = jax.device_get(compiled(name, norm, until_success=True)(model, images, labels, keys, epsilon))
     full = jax.device_get(compiled(name, norm)(model, images, labels, keys, epsilon))
     if ATTACKS[name].returns_success:
         np.testing.assert_array_equal(stopped.success, full.success)
@@ -336,11 +336,11 @@ def test_stopping_on_success_keeps_the_verdicts(data, name, norm):
 
 
 @every_case
-@pytest.mark.parametrize("stop_on_success", [False, True])
-def test_success_is_what_a_forward_pass_says(data, name, norm, stop_on_success):
+@pytest.mark.parametrize("until_success", [False, True])
+def test_success_is_what_a_forward_pass_says(data, name, norm, until_success):
     model, images, labels, keys = data
     epsilon = middle_epsilon(data, norm)
-    result = compiled(name, norm, stop_on_success=stop_on_success)(model, images, labels, keys, epsilon)
+    result = compiled(name, norm, until_success=until_success)(model, images, labels, keys, epsilon)
     logits = np.tensordot(np.asarray(result.images, np.float64), np.asarray(model.weights, np.float64), 3) + model.bias
     np.testing.assert_allclose(result.logits, logits, atol=1e-4)
     np.testing.assert_array_equal(result.success, np.argmax(logits, axis=-1) != labels)
@@ -357,7 +357,7 @@ def test_any_number_of_classes_and_a_single_image(name, norm, num_classes):
     # The second image only serves to put the first one near the boundaries.
     label = np.argmax(model(images), axis=-1)[:1]
     bound = am.lower_bounds(model, images[:1], label, norm)[0]
-    attack = compiled(name, norm, stop_on_success=True)
+    attack = compiled(name, norm, until_success=True)
     assert not attack(model, images[:1], label, am.keys_of([0]), 0.98 * bound).success[0]
     beyond = attack(model, images[:1], label, am.keys_of([0]), 3 * bound)
     assert beyond.success[0]
@@ -365,19 +365,19 @@ def test_any_number_of_classes_and_a_single_image(name, norm, num_classes):
 
 
 @first_norm
-@pytest.mark.parametrize("stop_on_success", [False, True])
-def test_same_on_four_devices(data, name, norm, stop_on_success):
+@pytest.mark.parametrize("until_success", [False, True])
+def test_same_on_four_devices(data, name, norm, until_success):
     assert jax.device_count() == 4
     epsilon = middle_epsilon(data, norm)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     replicated, split = jax.P(), jax.P("data")
 
     def attack(model, images, labels, keys):
-        return make(name, norm, epsilon, stop_on_success=stop_on_success)(model, images, labels, keys)
+        return make(name, norm, epsilon)(model, images, labels, keys, until_success=until_success)
 
     mapped = jax.shard_map(attack, mesh=mesh, in_specs=(replicated, split, split, split), out_specs=split)
     sharded = jax.jit(mapped, compiler_options=QUICK)(*data)
-    single = compiled(name, norm, stop_on_success=stop_on_success)(*data, epsilon)
+    single = compiled(name, norm, until_success=until_success)(*data, epsilon)
     assert 0 < np.sum(single.success[:-2]) < 6
     np.testing.assert_array_equal(sharded.success, single.success)
     np.testing.assert_allclose(sharded.steps, single.steps, atol=ATTACKS[name].steps_close)

@@ -1,8 +1,8 @@
 """Gradients that are NaN or infinite: no attack may follow them, and nobody may take them for robustness."""
 
 import warnings
+from typing import NamedTuple
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,9 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import combine, model_queries, runner
+from advjax.attacks.candidate import Observed
 from advjax.evaluation import report_card, summaries
+from support import attack_models as am
 
 EPSILON = 0.2
 ATTACKS = {
@@ -82,16 +84,22 @@ def test_finite_gradients_are_left_alone_and_infinite_ones_keep_their_sign():
     np.testing.assert_array_equal(mended[::2], gradients[::2])
 
 
+class Lost(NamedTuple):
+    point: jax.Array
+    best: Observed
+
+
 def test_an_attack_of_ones_own_that_loses_its_image_gets_it_back(linear):
     model, images, labels = linear
     lost = attacks.Attack(
         attacks.linf(EPSILON),
         1,
-        init=lambda problem: problem.image,
-        query=lambda state: state,
-        cotangents=None,
-        update=lambda problem, state, logits, gradients: state,
-        finalize=lambda problem, state: jnp.where(problem.label == 0, jnp.nan, state),
+        init=lambda problem: Lost(problem.image, Observed(problem.image)),
+        objective=None,
+        observe=lambda problem, state, logits: state,
+        move=lambda problem, state, logits, gradient: state._replace(
+            best=Observed(jnp.where(problem.label == 0, jnp.nan, state.point))
+        ),
     )
     np.testing.assert_array_equal(lost(model, images, labels, jax.random.key(0)).images, images)
 

@@ -1,12 +1,12 @@
 """FGSM, BIM and PGD against formulas written out by hand, and the rules for what is returned."""
 
-import attack_models as am
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks.base import KEEP_RULES, Kept, first_kept, keep_rule
+from advjax.attacks.candidate import KEEP_RULES, Candidate, keep_rule, unobserved
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -159,9 +159,9 @@ def test_returns_the_observed_point_it_should(net, images, labels, observed, ret
     ],
 )
 def test_keep_rules_on_hand_made_points(returns, seen, expected):
-    kept = first_kept(np.full((1, 1, 1), -1, np.float32), np.float32)
+    kept = unobserved(np.full((1, 1, 1), -1, np.float32), np.float32)
     for index, (loss, success) in enumerate(seen):
-        new = Kept(np.full((1, 1, 1), index, np.float32), np.float32(loss), np.asarray(success))
+        new = Candidate(np.full((1, 1, 1), index, np.float32), np.float32(loss), np.asarray(success))
         kept = keep_rule(returns)(kept, new)
     assert float(kept.image[0, 0, 0]) == (-1 if expected == "start" else expected)
     if expected != "start":

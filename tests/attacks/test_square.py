@@ -1,6 +1,5 @@
 """The windows, schedules and patterns of the Square attack."""
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks.square import _bumps, _odd, _shrinking, _window
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -79,17 +79,17 @@ def recorded(request):
 
 def test_every_proposal_uses_the_whole_ball(recorded):
     norm, epsilon, _, images, _, states = recorded
-    for proposals in states.proposal:
+    for proposals in states.point:
         sizes = am.perturbation_sizes(images, proposals, norm)
         assert np.all(sizes <= np.float32(epsilon))
         np.testing.assert_allclose(sizes, epsilon, rtol=1e-4)
     if norm == "linf":
-        np.testing.assert_allclose(np.abs(states.proposal - images), epsilon, rtol=1e-4)
+        np.testing.assert_allclose(np.abs(states.point - images), epsilon, rtol=1e-4)
 
 
 def test_keeps_the_highest_margin(recorded):
     _, _, net, _, labels, states = recorded
-    observed = np.stack([jax.vmap(attacks.margin)(net(points), labels) for points in states.proposal[:-1]])
+    observed = np.stack([jax.vmap(attacks.margin)(net(points), labels) for points in states.point[:-1]])
     best = states.best.loss
     assert np.all(np.diff(best, axis=0) >= 0)
     np.testing.assert_allclose(best[1:], np.maximum(np.maximum.accumulate(observed), best[0]), atol=1e-5)
@@ -99,7 +99,7 @@ def test_images_do_not_share_their_windows():
     image = np.repeat(am.gray_images(1), 4, axis=0)
     attack = attacks.square(attacks.linf(0.05), num_queries=3)
     states = attacks.trajectory(attack, am.smooth_net(), image, np.zeros(4, np.int32), am.keys_of(range(4)))
-    assert len(np.unique(states.proposal[0].reshape(4, -1), axis=0)) == 4
+    assert len(np.unique(states.point[0].reshape(4, -1), axis=0)) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_wiring import changed, config_of
 
 from advjax import data
 from advjax.experiment.from_config import from_config
 from advjax.types import UserError
+from support.configs import changed, config_of
 
 TRAIN, TEST = 1438, 359
 """Images of digits."""
@@ -69,8 +69,8 @@ def test_mistakes_are_one_line(split, message):
 
 def test_a_config_trains_on_one_piece_and_tests_on_another():
     built = from_config(changed(data__train_split="train[100:]", data__test_split="train[:100]"))
-    np.testing.assert_array_equal(built.data.test.index, np.arange(100))
-    learnt = np.concatenate([built.data.train.index, built.data.validation.index])
+    np.testing.assert_array_equal(built.load_data().test.index, np.arange(100))
+    learnt = np.concatenate([built.load_data().train.index, built.load_data().validation.index])
     np.testing.assert_array_equal(np.sort(learnt), np.arange(100, TRAIN))
     with pytest.raises(UserError, match=r"data.test_split 'train\[:101\]' has images of data.train_split 'test\+train"):
         from_config(changed(data__train_split="test+train[100:]", data__test_split="train[:101]"))
@@ -81,7 +81,7 @@ def test_the_dauphine_configs_measure_what_the_report_measures(shared):
     config = config_of("cifar_fixed_mix")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
-    np.testing.assert_array_equal(built.data.train.index, np.arange(1024, 50_000))
-    np.testing.assert_array_equal(built.data.test.index, np.arange(1024))
-    assert built.evaluation.num_examples in (0, 1024) and not len(built.data.validation.index)
+    np.testing.assert_array_equal(built.load_data().train.index, np.arange(1024, 50_000))
+    np.testing.assert_array_equal(built.load_data().test.index, np.arange(1024))
+    assert built.evaluation.num_examples in (0, 1024) and not len(built.load_data().validation.index)
     assert all(run.plan.select == "last" and run.plan.num_steps == 10 * 1531 for run in built.runs)

@@ -1,12 +1,10 @@
 """Weights of PyTorch networks: logits equal PyTorch's, and clear errors."""
 
-import importlib.util
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
@@ -17,8 +15,10 @@ from advjax.models.torch.weights import load_torch
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.types import UserError
+from support.files import module_from
+from support.paths import REPOSITORY
 
-DATA = REPOSITORY / "tests" / "data"
+FIXTURES = REPOSITORY / "tests" / "models" / "torch_fixtures"
 MODELS = {
     "resnet18_torchvision": ResNet18(width=1 / 32),
     "resnet50_torchvision": ResNet50(width=1 / 32, stage_sizes=(1, 2, 1, 1)),
@@ -40,7 +40,7 @@ class Nameless(blocks.Classifier):
 
 def fixture(name):
     """State dict, images in [0, 1], and PyTorch's logits for them."""
-    with np.load(DATA / f"torch_{name}.npz") as file:
+    with np.load(FIXTURES / f"torch_{name}.npz") as file:
         state = {key.removeprefix("state/"): file[key] for key in file.files if key.startswith("state/")}
         return state, file["images"].astype(np.float32) / 255, file["logits"]
 
@@ -215,9 +215,7 @@ def test_a_missing_reader_is_named_with_its_extra(tmp_path, monkeypatch, suffix,
 )
 def test_networks_of_full_size_agree_with_pytorch(build, model):
     pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("make_torch_fixtures", DATA / "make_torch_fixtures.py")
-    torch_networks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(torch_networks)
+    torch_networks = module_from(FIXTURES / "make_torch_fixtures.py")
     images = torch_networks.random_images((32, 32, 3))
     network = torch_networks.with_logits_of_order_one(torch_networks.trained_looking(build(torch_networks)), images)
     expected = torch_networks.logits_of(network, images)

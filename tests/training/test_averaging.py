@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Tiny, assert_close, fresh, make_data
 
 from advjax.models import blocks
 from advjax.training import averaging, losses, objectives, optimizers
 from advjax.training.step import Method, evaluation_variables, init_state, refresh_step, train_step
 from advjax.types import UserError, Variables
+from support.tiny_models import Tiny, assert_close, fresh, make_data
 
 MODEL = Tiny()
 

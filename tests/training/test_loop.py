@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import Tiny, assert_close
 
 from advjax import attacks
 from advjax.data import Dataset, from_dataset
@@ -33,6 +32,7 @@ from advjax.training import (
 from advjax.training.loop import Plan, fit
 from advjax.training.step import DeviceData, Method, evaluation_variables, init_state, train_step
 from advjax.types import UserError, Variables
+from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
 BASE = ResNet9(width=0.0625, num_classes=3, head="average")

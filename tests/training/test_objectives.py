@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from advjax import attacks
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.models.blocks import Classifier
 from advjax.models.denoise import with_denoising
@@ -17,6 +16,7 @@ from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
 from advjax.training import augment, losses, objectives, transforms
 from advjax.types import Batch, UserError, Variables
+from support import tiny_models as tiny
 
 SHAPE = (8, 8, 1)
 

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, make_data
 
 from advjax import attacks
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.training import losses, mixing, objectives, optimizers, transforms
 from advjax.training.step import Method, init_state, prepare
 from advjax.training.two_updates import two_updates
+from support.tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, make_data
 
 # Without a random start: whatever differs is the noise of the network.
 BIM = attacks.bim(attacks.linf(0.1), num_steps=3, step_size=0.05)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 from advjax import attacks
 from advjax.attacks.base import trajectory
 from advjax.models import blocks
 from advjax.training import losses, mart, trades, transforms
 from advjax.types import UserError
+from support.tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 MODEL = Tiny()
 THREAT = attacks.linf(0.1)
@@ -115,7 +115,7 @@ def test_the_attack_of_trades_raises_the_divergence_and_knows_no_label():
     def divergence(images):
         return jax.vmap(losses.kl_divergence)(network(batch.images), network(images))
 
-    steps = trajectory(attack, network, batch.images, batch.labels, jax.random.key(0)).kept.image
+    steps = trajectory(attack, network, batch.images, batch.labels, jax.random.key(0)).best.image
     start = divergence(steps[0])
     # The start is a point very near the image ...
     assert 0 < float(jnp.abs(steps[0] - batch.images).max()) < 0.01

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import Smooth, assert_close, fresh, make_data
 
 from advjax import attacks
 from advjax.models import blocks
@@ -15,6 +14,7 @@ from advjax.training import losses, objectives, optimizers
 from advjax.training.step import Method, gather, init_state
 from advjax.training.two_updates import two_updates
 from advjax.types import UserError, Variables
+from support.tiny_models import Smooth, assert_close, fresh, make_data
 
 MODEL = Smooth()
 EPSILON = 0.03

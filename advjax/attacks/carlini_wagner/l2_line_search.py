@@ -1,6 +1,6 @@
-"""Carlini and Wagner's l2 attack by line search, as the Adversarial Robustness Toolbox has it.
+"""Carlini and Wagner's l2 attack by line search, as in the Adversarial Robustness Toolbox.
 
-It is weaker than ``carlini_wagner_l2``, and is here to repeat what was measured with that library.
+It is weaker than ``carlini_wagner_l2``, and serves to reproduce results obtained with that library.
 """
 
 from typing import NamedTuple
@@ -19,35 +19,35 @@ from advjax.attacks.carlini_wagner.tanh_space import (
     smaller,
     tanh_box,
 )
-from advjax.attacks.threat_model import L2, ThreatModel
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 LARGEST_CONST = 1e11
-"""Where the search for a constant is given up."""
+"""The search for a constant ends here."""
 
 
 class LineSearchL2State(NamedTuple):
-    """Where one image's attack stands."""
+    """State of the attack on one image."""
 
     point: Array
     begun: Array
-    """Whether the image itself has been answered for."""
+    """Whether the model has been evaluated at the image itself."""
     start: Seen
     """The image in tanh space, with the hinge as its loss and the gradient of the deficit."""
     search: LineSearch
     step: Array
-    """Number of searches that have ended with this const."""
+    """Number of completed searches with this const."""
     const: Array
     lower: Array
     doubling: Array
-    """Whether no const has worked yet."""
-    worked: Array
+    """Whether no const has succeeded yet."""
+    succeeded: Array
     """Whether this const has led to an adversarial point."""
     found: Array
     """Whether the trials of this search include the point that would be kept as adversarial."""
     num_consts: Array
-    """Number of values of const that are done with."""
-    smallest: Smallest
+    """Number of values of const that are done."""
+    best: Smallest
 
 
 def carlini_wagner_l2_line_search(
@@ -64,34 +64,33 @@ def carlini_wagner_l2_line_search(
 ) -> Attack:
     """C&W's l2 attack by line search (``CarliniL2Method`` of the Adversarial Robustness Toolbox).
 
-    For each of ``binary_search_steps`` values of c, ``num_steps`` searches along the gradient (``line_search``) bring
-    down ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with x' as in ``carlini_wagner_l2``, from w of
-    the image.  After a c that failed comes twice that c, or once another has worked c plus half its distance to the
-    lower bound; after one that worked, the middle between c and the lower bound.  The smallest successful perturbation
-    ever seen is returned (the toolbox does not look at trials that are not the best of their search), and the image
-    itself if there was none or if it is misclassified to begin with.
+    For each of ``binary_search_steps`` values of c, ``num_steps`` searches along the gradient (``line_search``)
+    minimize ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with x' as in ``carlini_wagner_l2``, from w
+    of the image.  After a c that failed, c is doubled, or, once another c has succeeded, increased by half its distance
+    to the lower bound; after one that succeeded, c becomes the midpoint of c and the lower bound.  The smallest
+    successful perturbation ever seen is returned (the toolbox ignores trials that are not the best of their search), or
+    the image itself if there was none or if it is misclassified to begin with.
 
-    As in the toolbox, the lower bound becomes the c that comes after a failure instead of the one that failed, so c
-    stays where it is after the next success, and the margin goes into the gradient even where it no longer counts in
+    As in the toolbox, the lower bound becomes the c that follows a failure instead of the one that failed, so c does
+    not change after the next success; and the margin contributes to the gradient even where it no longer contributes to
     the loss.
 
-    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is
-    taken for that at x'.
+    Meant for an infinite epsilon.  With a finite one, the model is evaluated at ``project(x')``, and its gradient there
+    is used as the gradient at x'.
 
     Args:
       threat_model: l2.
-      num_steps: line searches for each c.  ``Attack.num_steps``, the most points that are asked for in all, is about
-        six times that for each c.
+      num_steps: number of line searches for each c.  ``Attack.num_steps``, the maximum number of points evaluated, is
+        about six times that for each c.
       binary_search_steps: number of values of c.
       learning_rate: first rate for each c, in tanh space.
       initial_const: first c.
-      max_halvings: most trials of a search before one lowers the loss.
-      max_doublings: most further trials of a search whose first one lowers the loss.
+      max_halvings: maximum number of trials of a search before one decreases the loss.
+      max_doublings: maximum number of further trials of a search whose first trial decreases the loss.
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    if threat_model.norm is not L2:
-        raise ValueError(f"carlini_wagner_l2_line_search needs an l2 threat model, got {threat_model.norm.name}")
+    threat_model.require("carlini_wagner_l2_line_search", "l2")
     line_search.require_positive(
         num_steps=num_steps,
         binary_search_steps=binary_search_steps,
@@ -116,19 +115,23 @@ def carlini_wagner_l2_line_search(
             const=jnp.asarray(initial_const, image.dtype),
             lower=jnp.zeros((), image.dtype),
             doubling=jnp.asarray(True),
-            worked=jnp.asarray(False),
+            succeeded=jnp.asarray(False),
             found=jnp.asarray(False),
             num_consts=jnp.int32(0),
-            smallest=Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label)),
+            best=Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label)),
         )
 
-    def update(problem: Problem, state: LineSearchL2State, logits: Array, gradients: Array) -> LineSearchL2State:
+    def objective(problem: Problem, state: LineSearchL2State, logits: Array) -> Array:
+        return deficit(logits, problem.label)
+
+    def observe(problem: Problem, state: LineSearchL2State, logits: Array) -> LineSearchL2State:
         distance = threat_model.distance(problem.image, state.point)
-        seen = Smallest(state.point, distance, quality(logits, problem.label))
-        state = state._replace(smallest=smaller(state.smallest, seen))
+        return state._replace(best=smaller(state.best, Smallest(state.point, distance, quality(logits, problem.label))))
+
+    def move(problem: Problem, state: LineSearchL2State, logits: Array, gradient: Array) -> LineSearchL2State:
         missing = hinge(logits, problem.label).astype(state.start.loss.dtype)
-        first = begin(problem, state._replace(start=Seen(state.start.variable, gradients[0], missing)))
-        state = where(state.begun, searched(problem, state, missing, gradients[0]), first)
+        first = begin(problem, state._replace(start=Seen(state.start.variable, gradient, missing)))
+        state = where(state.begun, searched(problem, state, missing, gradient), first)
         point = threat_model.project(problem.image, to_image(line_search.trial(state.search)))
         return state._replace(point=point, begun=jnp.ones_like(state.begun))
 
@@ -138,19 +141,19 @@ def carlini_wagner_l2_line_search(
         return state._replace(
             search=line_search.begin(at_start, jnp.full_like(state.const, learning_rate)),
             step=jnp.zeros_like(state.step),
-            worked=state.start.loss <= 0,
+            succeeded=state.start.loss <= 0,
             found=jnp.zeros_like(state.found),
         )
 
     def evaluated(problem, state, variable, gradient, missing):
-        """The point with the whole loss and its gradient in tanh space, given those of the margin at its image."""
+        """The point with the total loss and its gradient in tanh space, given those of the margin at its image."""
         image, pullback = jax.vjp(to_image, variable)
         perturbation = image - problem.image
         loss = jnp.sum(perturbation**2) + state.const * missing
         return Seen(variable, pullback(2 * perturbation + state.const * gradient)[0], loss.astype(missing.dtype))
 
     def searched(problem, state, missing, gradient):
-        """The state after a trial, perhaps with the next const."""
+        """The state after a trial, which may move on to the next const."""
         seen = evaluated(problem, state, line_search.trial(state.search), gradient, missing)
         is_best = seen.loss < state.search.best.loss
         found = jnp.where(is_best, missing <= 0, state.found)
@@ -158,7 +161,7 @@ def carlini_wagner_l2_line_search(
         state = state._replace(
             search=search,
             step=state.step + ended,
-            worked=state.worked | (moved & found),
+            succeeded=state.succeeded | (moved & found),
             found=found & ~ended,
         )
         return where(state.step >= num_steps, begin(problem, next_const(state)), state)
@@ -166,27 +169,26 @@ def carlini_wagner_l2_line_search(
     def next_const(state):
         const, lower = state.const, state.lower
         grown = jnp.where(state.doubling, 2 * const, const + (const - lower) / 2)
-        const = jnp.where(state.worked, (lower + const) / 2, grown)
+        const = jnp.where(state.succeeded, (lower + const) / 2, grown)
         return state._replace(
             const=const,
-            lower=jnp.where(state.worked, lower, const),
-            doubling=state.doubling & ~state.worked,
+            lower=jnp.where(state.succeeded, lower, const),
+            doubling=state.doubling & ~state.succeeded,
             num_consts=state.num_consts + 1,
         )
 
     def done(state):
-        # Nothing is smaller than no perturbation at all.
-        unneeded = (state.smallest.quality == 2) & (state.smallest.distance == 0)
+        # No perturbation is smaller than none.
+        unneeded = (state.best.quality == 2) & (state.best.distance == 0)
         return (state.num_consts >= binary_search_steps) | (state.const >= LARGEST_CONST) | unneeded
 
     return Attack(
         threat_model,
         binary_search_steps * num_steps * line_search.most_trials(max_halvings, max_doublings),
-        init=init,
-        query=lambda state: state.point,
-        cotangents=lambda problem, state, logits: jax.grad(deficit)(logits, problem.label)[None],
-        update=update,
-        finalize=lambda problem, state: state.smallest.image,
+        init,
+        objective,
+        observe,
+        move,
         done=done,
         targeted=targeted,
     )

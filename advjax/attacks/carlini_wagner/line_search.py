@@ -1,8 +1,8 @@
-"""Gradient descent with a line search that halves or doubles its rate, as a machine that asks for one point at a time.
+"""Gradient descent with a line search that halves or doubles its rate, one evaluation at a time.
 
-This is the descent of the Adversarial Robustness Toolbox in its attacks of Carlini and Wagner: try the rate of the last
-step; if the loss does not fall, halve the rate until it does; if it falls at once, double the rate while it keeps
-falling.  The best trial becomes the next point.
+This is the descent of the Carlini-Wagner attacks in the Adversarial Robustness Toolbox: try the rate of the last step;
+if the loss does not decrease, halve the rate until it does; if it decreases immediately, double the rate while it keeps
+decreasing.  The best trial becomes the next point.
 """
 
 from typing import NamedTuple, TypeVar
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Seen(NamedTuple):
-    """A point that the model has answered for."""
+    """A point at which the model has been evaluated."""
 
     variable: Array
     gradient: Array
-    """Of the loss with respect to the variable.  Every trial brings its own, so no point is asked about twice."""
+    """Of the loss with respect to the variable.  Every trial has its own, so no point is evaluated twice."""
     loss: Array
 
 
@@ -28,17 +28,17 @@ class LineSearch(NamedTuple):
     """One search, from ``current`` down its gradient."""
 
     current: Seen
-    """Its loss is what a trial has to fall below."""
+    """Its loss is what a trial has to get below."""
     best: Seen
-    """The trial with the lowest loss so far, ``current`` before one has fallen below its loss."""
+    """The trial with the lowest loss so far; ``current`` before any has a lower loss."""
     rate: Array
-    """Of the trial that is asked for."""
+    """Of the next trial."""
     trials: Array
     doubling: Array
 
 
 def begin(current: Seen, rate: Array) -> LineSearch:
-    """The search from ``current``, first with ``rate``."""
+    """Starts a search from ``current``, first with ``rate``."""
     # Zeros made from the loss, so that the search also runs under shard_map.
     return LineSearch(
         current, current, rate, jnp.zeros_like(current.loss, jnp.int32), jnp.zeros_like(current.loss, bool)
@@ -46,26 +46,25 @@ def begin(current: Seen, rate: Array) -> LineSearch:
 
 
 def trial(search: LineSearch) -> Array:
-    """The variable to ask about."""
+    """The variable to evaluate next."""
     return search.current.variable - search.rate * search.current.gradient
 
 
 def advance(search: LineSearch, seen: Seen, max_halvings: int, max_doublings: int) -> tuple[LineSearch, Array, Array]:
-    """Takes the answer to ``trial(search)``.
+    """Advances a search by the evaluation of ``trial(search)``.
 
-    If that ends the search, the next one begins at the best trial.  Without one that fell below the loss of
-    ``current`` it begins at ``current`` again, but is content with less than the loss of the last trial, as the toolbox
-    is.
+    If that ends the search, the next one starts at the best trial.  If no trial had a lower loss than ``current``, it
+    starts at ``current`` again but only has to get below the loss of the last trial, as in the toolbox.
 
     Returns:
-      The search to go on with; whether the last one has ended; whether it has moved to a new point then.
+      The search to continue with, whether the previous one has ended, and whether it then moved to a new point.
     """
     fell = seen.loss < search.current.loss
     best = where(seen.loss < search.best.loss, seen, search.best)
     moved = best.loss < search.current.loss
     trials = search.trials + 1
     halve = ~search.doubling & ~fell & (trials < max_halvings)
-    # The first trial is no doubling.
+    # The first trial is not a doubling.
     double = (trials <= max_doublings) & jnp.where(search.doubling, seen.loss <= best.loss, fell & (trials == 1))
     ended = ~(halve | double)
     factor = jnp.where(double, 2.0, jnp.where(halve | search.doubling, 0.5, 1.0)).astype(search.rate.dtype)
@@ -76,12 +75,12 @@ def advance(search: LineSearch, seen: Seen, max_halvings: int, max_doublings: in
 
 
 def most_trials(max_halvings: int, max_doublings: int) -> int:
-    """Most trials of one search."""
+    """Maximum number of trials of one search."""
     return max(max_halvings, 1 + max_doublings)
 
 
 def where(condition: Array, if_true: T, if_false: T) -> T:
-    """One of two states."""
+    """Selects one of two states."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 

@@ -9,18 +9,18 @@ import optax
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, margin_hinge, quality_of, smaller, tanh_box
-from advjax.attacks.threat_model import LINF, ThreatModel
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 INITIAL_CONST, LARGEST_CONST, CONST_GROWTH = 1e-5, 20.0, 2.0
 SMALLEST_TAU = 1 / 256
-"""Share of the pixel range; a change below half an 8-bit step is not looked for."""
+"""Fraction of the pixel range; the search does not go below half an 8-bit step."""
 SMALL_LOSS = 1e-4
-"""The objective counts as 0 below this share of c."""
+"""The loss counts as 0 below this fraction of c."""
 
 
 class CarliniWagnerLinfState(NamedTuple):
-    """Where one image's search stands."""
+    """State of the search on one image."""
 
     point: Array
     """The image of ``variable``, projected into the threat model."""
@@ -29,11 +29,11 @@ class CarliniWagnerLinfState(NamedTuple):
     optimizer: optax.OptState
     const: Array
     tau: Array
-    """Change of a pixel that costs nothing."""
+    """Change of a pixel that is not penalized."""
     step: Array
-    """Steps taken with this const."""
+    """Number of steps with this const."""
     finished: Array
-    smallest: Smallest
+    best: Smallest
 
 
 def carlini_wagner_linf(
@@ -47,27 +47,26 @@ def carlini_wagner_linf(
 ) -> Attack:
     """Carlini & Wagner's linf attack (2017, section VI.C; semantics of the authors' implementation).
 
-    Adam minimises ``c max(0, confidence - margin(x')) + sum_i max(0, |x'_i - x_i| - tau)`` over w, with ``x'`` as in
+    Adam minimizes ``c max(0, confidence - margin(x')) + sum_i max(0, |x'_i - x_i| - tau)`` over w, with ``x'`` as in
     ``carlini_wagner_l2``, until it is practically 0 and x' is adversarial.  Then tau becomes 0.9 times the largest
-    change of x', and the search goes on from x' with the same c and a new Adam.  After ``num_steps`` without success c
-    is doubled, from 1e-5.  The search ends when c has reached 20 or tau 1/256 of the pixel range.  The smallest
-    successful perturbation ever seen is returned, and the image itself if there was none or if it is misclassified to
-    begin with.
+    change of x', and the search continues from x' with the same c and a new Adam.  After ``num_steps`` without success,
+    c is doubled, starting from 1e-5.  The search ends when c has reached 20, or tau 1/256 of the pixel range.  The
+    smallest successful perturbation ever seen is returned, or the image itself if there was none or if it is
+    misclassified to begin with.
 
-    Meant for an infinite epsilon.  With a finite one the model is asked at ``project(x')``, and the gradient there is
-    taken for that at x'.
+    Meant for an infinite epsilon.  With a finite one, the model is evaluated at ``project(x')``, and its gradient there
+    is used as the gradient at x'.
 
     Args:
       threat_model: linf.
-      num_steps: Adam steps for each c.  ``Attack.num_steps``, the most steps in all, is over 70 times that; most images
-        need less than a tenth of them.
+      num_steps: Adam steps for each c.  ``Attack.num_steps``, the maximum number of steps overall, is more than 70
+        times that; most images need less than a tenth of them.
       learning_rate: of Adam, in tanh space.
-      decrease: factor between the largest change and the next tau.  Closer to 1 is slower and finds smaller changes.
+      decrease: factor from the largest change to the next tau.  Values closer to 1 are slower and find smaller changes.
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    if threat_model.norm is not LINF:
-        raise ValueError(f"carlini_wagner_linf needs a linf threat model, got {threat_model.norm.name}")
+    threat_model.require("carlini_wagner_linf", "linf")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not 0 < decrease < 1:
@@ -82,7 +81,7 @@ def carlini_wagner_linf(
         image = problem.image
         start = image if problem.start is None else problem.start
         variable = to_variable(start)
-        smallest = Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label))
+        best = Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label))
         return CarliniWagnerLinfState(
             point=threat_model.project(image, to_image(variable)),
             variable=variable,
@@ -90,29 +89,32 @@ def carlini_wagner_linf(
             const=jnp.asarray(INITIAL_CONST, image.dtype),
             tau=jnp.asarray(pixel_range, image.dtype),
             step=jnp.int32(0),
-            finished=smallest.quality == 2,
-            smallest=smallest,
+            finished=best.quality == 2,
+            best=best,
         )
 
-    def cotangents(problem: Problem, state: CarliniWagnerLinfState, logits: Array) -> Array:
-        return jax.grad(hinge)(logits, problem.label)[None]
+    def objective(problem: Problem, state: CarliniWagnerLinfState, logits: Array) -> Array:
+        return hinge(logits, problem.label)
 
-    def update(
-        problem: Problem, state: CarliniWagnerLinfState, logits: Array, gradients: Array
-    ) -> CarliniWagnerLinfState:
+    def observe(problem: Problem, state: CarliniWagnerLinfState, logits: Array) -> CarliniWagnerLinfState:
+        return state._replace(best=smaller(state.best, seen(problem, state, logits)))
+
+    def seen(problem, state, logits):
         distance = threat_model.distance(problem.image, state.point)
-        seen = Smallest(state.point, distance, quality(logits, problem.label))
-        state = state._replace(smallest=smaller(state.smallest, seen))
-        loss, gradient = objective(problem, state, logits, gradients[0])
-        succeeded = (seen.quality == 2) & (loss < SMALL_LOSS * state.const)
-        shrunk, descended = shrink(problem, state, distance), descend(problem, state, gradient)
+        return Smallest(state.point, distance, quality(logits, problem.label))
+
+    def move(problem: Problem, state: CarliniWagnerLinfState, logits: Array, gradient: Array) -> CarliniWagnerLinfState:
+        found = seen(problem, state, logits)
+        loss, gradient = total_loss(problem, state, logits, gradient)
+        succeeded = (found.quality == 2) & (loss < SMALL_LOSS * state.const)
+        shrunk, descended = shrink(problem, state, found.distance), descend(problem, state, gradient)
         return jax.tree.map(lambda a, b: jnp.where(succeeded, a, b), shrunk, descended)
 
-    def objective(problem, state, logits, hinge_gradient):
+    def total_loss(problem, state, logits, hinge_gradient):
         """Loss at w, and its gradient."""
 
         def excess(variable):
-            # The image as tanh space has it: the change is 0 at the start.
+            # Both images come from tanh space, so the change is 0 at the start.
             change = to_image(variable) - to_image(to_variable(problem.image))
             return jnp.sum(jnp.maximum(jnp.abs(change) - state.tau, 0))
 
@@ -122,7 +124,7 @@ def carlini_wagner_linf(
         return loss, gradient + pullback(state.const * hinge_gradient)[0]
 
     def shrink(problem, state, largest_change):
-        """Success at ``state.point``: ask for less."""
+        """After a success at ``state.point``: asks for a smaller change."""
         variable = to_variable(state.point)
         tau = decrease * jnp.minimum(state.tau, largest_change)
         return state._replace(
@@ -135,7 +137,7 @@ def carlini_wagner_linf(
         )
 
     def descend(problem, state, gradient):
-        """No success yet: one step of Adam, which keeps its momentum when c grows."""
+        """Without success: one step of Adam, which keeps its momentum when c grows."""
         updates, optimizer = adam.update(gradient, state.optimizer)
         variable = state.variable + updates
         exhausted = state.step + 1 >= num_steps
@@ -152,11 +154,10 @@ def carlini_wagner_linf(
     return Attack(
         threat_model,
         num_steps * (_num_consts() + _num_taus(decrease)),
-        init=init,
-        query=lambda state: state.point,
-        cotangents=cotangents,
-        update=update,
-        finalize=lambda problem, state: state.smallest.image,
+        init,
+        objective,
+        observe,
+        move,
         done=lambda state: state.finished,
         targeted=targeted,
     )

@@ -1,6 +1,6 @@
-"""Carlini and Wagner's attack within an linf ball by line search, as the Adversarial Robustness Toolbox had it.
+"""Carlini and Wagner's attack within an linf ball by line search, as in the Adversarial Robustness Toolbox.
 
-It is weaker than ``carlini_wagner_linf``, and is here to repeat what was measured with that library.
+It is weaker than ``carlini_wagner_linf``, and serves to reproduce results obtained with that library.
 """
 
 from typing import NamedTuple
@@ -19,20 +19,20 @@ from advjax.attacks.carlini_wagner.tanh_space import (
     smaller,
     tanh_box,
 )
-from advjax.attacks.threat_model import LINF, ThreatModel
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 
 class LineSearchLinfState(NamedTuple):
-    """Where one image's attack stands."""
+    """State of the attack on one image."""
 
     point: Array
     begun: Array
-    """Whether the image itself has been answered for."""
+    """Whether the model has been evaluated at the image itself."""
     search: LineSearch
     step: Array
-    """Number of searches that have ended."""
-    smallest: Smallest
+    """Number of completed searches."""
+    best: Smallest
 
 
 def carlini_wagner_linf_line_search(
@@ -48,25 +48,21 @@ def carlini_wagner_linf_line_search(
     """C&W within an linf ball, by line search (``CarliniLInfMethod`` of the Adversarial Robustness Toolbox up to 1.8).
 
     ``x' = low + (high - low) (tanh(w) + 1) / 2`` with low and high the ends of the ball, pixel by pixel, within the
-    bounds.  From w of the image, ``max(0, confidence - margin(x'))`` is brought down in ``num_steps`` searches along
-    its gradient (``line_search``).  The first point where it is 0 is returned, and the image itself if there is none:
-    what looks robust may only not have been found.
+    bounds.  From w of the image, ``max(0, confidence - margin(x'))`` is minimized in ``num_steps`` searches along its
+    gradient (``line_search``).  The first point where it is 0 is returned, or the image itself if there is none: an
+    image that looks robust may just not have been searched well.
 
     Args:
       threat_model: linf with a finite epsilon.
-      num_steps: number of line searches.  ``Attack.num_steps``, the most points that are asked for in all, is about six
+      num_steps: number of line searches.  ``Attack.num_steps``, the maximum number of points evaluated, is about six
         times that.
       learning_rate: first rate, in tanh space.
-      max_halvings: most trials of a search before one lowers the loss.
-      max_doublings: most further trials of a search whose first one lowers the loss.
+      max_halvings: maximum number of trials of a search before one decreases the loss.
+      max_doublings: maximum number of further trials of a search whose first trial decreases the loss.
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    if threat_model.norm is not LINF or not threat_model.is_bounded:
-        raise ValueError(
-            "carlini_wagner_linf_line_search needs linf with a finite epsilon, "
-            f"got {threat_model.norm.name} {threat_model.epsilon}"
-        )
+    threat_model.require("carlini_wagner_linf_line_search", "linf", finite_epsilon=True)
     line_search.require_positive(num_steps=num_steps, max_halvings=max_halvings, max_doublings=max_doublings)
     low, high = threat_model.bounds
     hinge, deficit = margin_hinge(confidence, targeted), margin_deficit(confidence, targeted)
@@ -86,36 +82,37 @@ def carlini_wagner_linf_line_search(
             begun=jnp.asarray(False),
             search=line_search.begin(seen, jnp.asarray(learning_rate, image.dtype)),
             step=jnp.int32(0),
-            smallest=Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label)),
+            best=Smallest(image, jnp.zeros((), image.dtype), quality(problem.clean_logits, problem.label)),
         )
 
-    def update(problem: Problem, state: LineSearchLinfState, logits: Array, gradients: Array) -> LineSearchLinfState:
-        search, to_image = state.search, box(problem)[1]
+    def objective(problem: Problem, state: LineSearchLinfState, logits: Array) -> Array:
+        return deficit(logits, problem.label)
+
+    def observe(problem: Problem, state: LineSearchLinfState, logits: Array) -> LineSearchLinfState:
         distance = threat_model.distance(problem.image, state.point)
-        smallest = smaller(state.smallest, Smallest(state.point, distance, quality(logits, problem.label)))
+        return state._replace(best=smaller(state.best, Smallest(state.point, distance, quality(logits, problem.label))))
+
+    def move(problem: Problem, state: LineSearchLinfState, logits: Array, gradient: Array) -> LineSearchLinfState:
+        search, to_image = state.search, box(problem)[1]
         variable = jnp.where(state.begun, line_search.trial(search), search.current.variable)
         loss = hinge(logits, problem.label).astype(search.current.loss.dtype)
-        # The zeros of the last answer are the same on all devices under shard_map, which the variable is not.
-        gradient = jax.vjp(to_image, variable)[1](gradients[0] + jnp.zeros_like(variable))[0]
-        seen = Seen(variable, gradient, loss)
+        seen = Seen(variable, jax.vjp(to_image, variable)[1](gradient)[0], loss)
         advanced, ended, _ = line_search.advance(search, seen, max_halvings, max_doublings)
         search = where(state.begun, advanced, line_search.begin(seen, search.rate))
-        return LineSearchLinfState(
+        return state._replace(
             point=threat_model.project(problem.image, to_image(line_search.trial(search))),
             begun=jnp.ones_like(state.begun),
             search=search,
             step=state.step + (state.begun & ended),
-            smallest=smallest,
         )
 
     return Attack(
         threat_model,
         num_steps * line_search.most_trials(max_halvings, max_doublings),
-        init=init,
-        query=lambda state: state.point,
-        cotangents=lambda problem, state, logits: jax.grad(deficit)(logits, problem.label)[None],
-        update=update,
-        finalize=lambda problem, state: state.smallest.image,
-        done=lambda state: (state.step >= num_steps) | (state.smallest.quality == 2),
+        init,
+        objective,
+        observe,
+        move,
+        done=lambda state: (state.step >= num_steps) | (state.best.quality == 2),
         targeted=targeted,
     )

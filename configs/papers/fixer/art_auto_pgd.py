@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import ThreatModel, cross_entropy
-from advjax.attacks.base import keys_per_image
+from advjax.attacks.keys import keys_per_image
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 RHO = 0.75
@@ -86,10 +86,7 @@ def art_auto_pgd(
     Returns:
       ``(logits_fn, images, labels, rng, start=None) -> AttackResult``; ``start`` must be None.
     """
-    if not (threat_model.norm.dense and threat_model.is_bounded):
-        raise ValueError(
-            f"art_auto_pgd needs linf or l2 with a finite epsilon, got {threat_model.norm.name} {threat_model.epsilon}"
-        )
+    threat_model.require("art_auto_pgd", "linf", "l2", finite_epsilon=True)
     for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import Attack, Problem, ThreatModel, cross_entropy
+from advjax.attacks.candidate import Observed
 from advjax.types import Array
 
 VERSIONS = {"v1": 255.0, "v2": 1.0}
@@ -72,11 +73,11 @@ def ball(
 
 
 class State(NamedTuple):
-    """Where the search stands at one image."""
+    """State of the attack on one image."""
 
     point: Array
-    seen: Array
-    """The point that the model was asked about last."""
+    best: Observed
+    """The latest point at which the model was evaluated."""
     center: Array
 
 
@@ -116,17 +117,15 @@ def noisy_center_pgd(
     def init(problem: Problem) -> State:
         noise = jax.random.uniform(problem.rng, problem.image.shape, problem.image.dtype, -1, 1)
         point = problem.image if problem.start is None else problem.start
-        return State(point, point, rules.center(problem.image, noise))
+        return State(point, Observed(point), rules.center(problem.image, noise))
 
-    def update(problem: Problem, state: State, logits: Array, gradients: Array) -> State:
-        return State(rules.moved(state.point, state.center, gradients[0]), state.point, state.center)
+    def objective(problem: Problem, state: State, logits: Array) -> Array:
+        return cross_entropy(logits, problem.label)
 
-    return Attack(
-        threat_model,
-        num_steps,
-        init=init,
-        query=lambda state: state.point,
-        cotangents=lambda problem, state, logits: jax.grad(cross_entropy)(logits, problem.label)[None],
-        update=update,
-        finalize=lambda problem, state: state.seen,
-    )
+    def observe(problem: Problem, state: State, logits: Array) -> State:
+        return state._replace(best=Observed(state.point))
+
+    def move(problem: Problem, state: State, logits: Array, gradient: Array) -> State:
+        return state._replace(point=rules.moved(state.point, state.center, gradient))
+
+    return Attack(threat_model, num_steps, init, objective, observe, move)
