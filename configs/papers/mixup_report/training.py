@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import cross_entropy
-from advjax.attacks.base import image_keys
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.training import mixing, objectives
