@@ -21,6 +21,11 @@ def keys_per_image(rng: Key, count: int) -> Key:
     return rng
 
 
+def image_keys(rng: Key, index: Array | np.ndarray) -> Key:
+    """One key per image: ``rng`` folded with the index [n] of the image in its data set."""
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
+
+
 def fold_in(rngs: Key, number: int | Array) -> Key:
     """Folds one number into each of the keys [n]."""
     return jax.vmap(lambda rng: jax.random.fold_in(rng, number))(rngs)

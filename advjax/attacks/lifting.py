@@ -26,7 +26,7 @@ def lift(function: Callable[..., Any], *examples: Any) -> tuple[list[Any], Calla
     Returns:
       ``(constants, bind)`` such that ``bind(constants)(*arguments) == function(*arguments)``.
     """
-    constants = _liftable(_constants(jax.make_jaxpr(function)(*examples)))
+    constants = _liftable(_constants(_traced(function, *examples)[0]))
 
     def bind(variables: Sequence[Any]) -> Callable[..., Any]:
         return functools.partial(_call, function, constants, variables)
@@ -36,7 +36,7 @@ def lift(function: Callable[..., Any], *examples: Any) -> tuple[list[Any], Calla
 
 def _call(function: Callable[..., Any], lifted: list[Any], variables: Sequence[Any], *arguments: Any) -> Any:
     """``function(*arguments)``, with ``variables`` instead of the ``lifted`` constants."""
-    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    traced, shapes = _traced(function, *arguments)
     leaves, structure = jax.tree.flatten(_constants(traced))
     here = _liftable(leaves)
     if len(here) == len(lifted):
@@ -44,6 +44,12 @@ def _call(function: Callable[..., Any], lifted: list[Any], variables: Sequence[A
         leaves = [next(replaced) if np.ndim(leaf) else leaf for leaf in leaves]
     results = _evaluate(traced, jax.tree.unflatten(structure, leaves), jax.tree.leaves(arguments))
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def _traced(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, PyTree]:
+    """A function as it is now, and the shapes of its results."""
+    # JAX remembers what it has traced by the function: one that reads weights from an object would be taken as it was.
+    return jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
 
 
 def _constants(traced: ClosedJaxpr) -> PyTree:

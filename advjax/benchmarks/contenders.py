@@ -1,4 +1,4 @@
-"""Who takes part: one adapter per library, each with the same attacks at the same parameters."""
+"""The libraries that are compared, each running the same attacks with the same parameters."""
 
 import functools
 import importlib
@@ -49,49 +49,50 @@ ATTACKS = {
     "autoattack": "standard, linf: APGD-CE 100, APGD-T 9x100, FAB-T 9x100, Square 5000; survivors only",
     "quick-check": "advjax.attacks.quick_check_stages; compare with autoattack",
 }
-ALONE = {
+ADVJAX_ONLY = {
     "fgsm": "linf, one step",
-    "one-step-least-likely": "linf, one step towards the least likely class",
+    "one-step-least-likely": "linf, one step toward the least likely class",
     "bim-10": "linf, 10 steps of epsilon / 10",
     "autopgd-l1-100": "l1 12, cross-entropy, 100 steps",
-    "cw-linf": "at most 1,000 steps a box, constants 1e-5 to 20",
-    "cw-l2-line-search": "10 constants, 10 steps with line search each",
+    "cw-linf": "at most 1,000 steps per box, constants 1e-5 to 20",
+    "cw-l2-line-search": "10 constants, 10 steps with line search for each",
     "cw-linf-line-search": "linf, 25 steps with line search",
-    "fab-t-100": "linf, 100 steps towards the second class",
+    "fab-t-100": "linf, 100 steps toward the runner-up class",
     "square-1000": "linf, 1,000 queries",
 }
-"""Attacks that are timed for advjax only, and not unless they are asked for."""
-ATTACKS |= ALONE
+"""Attacks timed for advjax only, on request."""
+ATTACKS |= ADVJAX_ONLY
 ENSEMBLES = {"autoattack", "quick-check"}
 PASSES = {"pgd-20": 2 * 20, "autopgd-100": 2 * 101, "cw-l2-100": 2 * 100}
-"""Forward passes per image, a gradient counted as one more, of the attacks that always take all their steps."""
+"""Passes per image (a gradient counts as two) of attacks that always take all their steps."""
 
 
-class Outcome(NamedTuple):
-    """What a run found."""
+class AttackOutput(NamedTuple):
+    """What an attack returned for all images."""
 
     adversarial: np.ndarray
     """float32 [n, h, w, c]."""
     passes: float | None
-    """Forward passes of all images together, a gradient counted as one more; None where the library does not say."""
+    """Passes summed over all images (a gradient counts as two); None if the library does not report them."""
 
 
-Run = Callable[[], Outcome]
+AttackCall: TypeAlias = Callable[[], AttackOutput]
+"""Runs an attack on all images of a network, and blocks until it is done."""
 
 
 class Contender(NamedTuple):
-    """A library, or a way to use it."""
+    """A library, or one way of using it."""
 
     name: str
     package: str
-    """The distribution that has to be installed."""
-    prepare: Callable[[str, Network, int], Run | None]
-    """``(attack, network, batch size) -> run``; None for an attack that the library does not have."""
+    """The distribution that must be installed."""
+    prepare: Callable[[str, Network, int], AttackCall | None]
+    """``(attack, network, batch size) -> call``; None if the library does not have the attack."""
     note: str
-    """How its attacks differ from those of the others."""
+    """How its attacks differ from those of the other libraries."""
 
     def missing(self, network: Network) -> str | None:
-        """Why it cannot take part, if it cannot."""
+        """Why the contender cannot run on ``network``; None if it can."""
         if not self.name.startswith("advjax") and not network.has_torch_twin:
             return f"{network.name} exists in JAX only"
         for package in (self.package,) if self.package in ("jax", "torch") else ("torch", self.package):
@@ -102,38 +103,41 @@ class Contender(NamedTuple):
         return None
 
 
-def parts(count: int, batch_size: int) -> list[slice]:
+def batch_slices(count: int, batch_size: int) -> list[slice]:
+    """Consecutive slices of at most ``batch_size`` that cover ``count`` examples."""
     return [slice(begin, min(begin + batch_size, count)) for begin in range(0, count, batch_size)]
 
 
-def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: bool = False) -> Run | None:
+def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: bool = False) -> AttackCall | None:
+    """The attack by advjax.  With ``bfloat16``, only the search is in bfloat16; results are scored in float32."""
+
     def bind(variables: PyTree) -> LogitsFn:
         return functools.partial(network.forward, variables)
 
-    searched = in_precision(jnp.dtype(jnp.bfloat16), bind) if bfloat16 else bind
+    search_fn = in_precision(jnp.dtype(jnp.bfloat16), bind) if bfloat16 else bind
     if attack in ENSEMBLES:
-        return _advjax_stages(attack, network, bind, searched, batch_size)
+        return _advjax_stages(attack, network, bind, search_fn, batch_size)
     chosen = _advjax_attacks(network.epsilon)[attack]
     images, labels = jnp.asarray(network.images), jnp.asarray(network.labels)
     variables = jax.device_put(network.variables)
 
     @jax.jit
     def compiled(variables, images, labels, rng):
-        # Only what the others return as well: their verdict is not part of the time either.
-        result = chosen(searched(variables), images, labels, rng)
+        # Only what other libraries return as well: their timings do not include verdicts either.
+        result = chosen(search_fn(variables), images, labels, rng)
         return result.images, result.steps
 
-    def run() -> Outcome:
+    def run() -> AttackOutput:
         done = [
             compiled(variables, images[part], labels[part], jax.random.fold_in(jax.random.key(0), part.start))
-            for part in parts(len(images), batch_size)
+            for part in batch_slices(len(images), batch_size)
         ]
         found = jax.device_get(done)
         adversarial = np.concatenate([images for images, _ in found])
         steps = np.concatenate([steps for _, steps in found])
-        # DeepFool: a step is one forward pass and the gradients of all classes but one.
+        # DeepFool: each step is one forward pass plus the gradients of all classes but one.
         passes = PASSES[attack] * len(images) if attack in PASSES else float(np.sum(NUM_CLASSES * steps + 1))
-        return Outcome(adversarial, None if attack in ALONE else passes)
+        return AttackOutput(adversarial, None if attack in ADVJAX_ONLY else passes)
 
     return run
 
@@ -159,11 +163,11 @@ def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
     }
 
 
-def _advjax_stages(attack: str, network: Network, bind: Bind, searched: Bind, batch_size: int) -> Run:
+def _advjax_stages(attack: str, network: Network, bind: Bind, search_fn: Bind, batch_size: int) -> AttackCall:
     threat_model = linf(network.epsilon)
     stages = auto_attack_stages(threat_model) if attack == "autoattack" else quick_check_stages(threat_model)
 
-    def run() -> Outcome:
+    def run() -> AttackOutput:
         found = run_stages(
             stages,
             threat_model,
@@ -171,20 +175,20 @@ def _advjax_stages(attack: str, network: Network, bind: Bind, searched: Bind, ba
             network.images,
             network.labels,
             variables=network.variables,
-            search_fn=searched,
+            search_fn=search_fn,
             batch_size=batch_size,
         )
-        return Outcome(found.images, stage_passes(stages, found.broken_by, found.steps))
+        return AttackOutput(found.images, stage_passes(stages, found.broken_by, found.steps))
 
     return run
 
 
 COST = {"apgd-ce": 2, "apgd-t": 2, "fab-t": 3, "square": 1}
-"""Passes of a step: FAB looks at the logits before it asks for a gradient, Square asks for none."""
+"""Passes per step: FAB evaluates the logits before it takes a gradient, Square takes none."""
 
 
 def stage_passes(stages: Sequence[Stage], broken_by: np.ndarray, steps: np.ndarray) -> float:
-    """Passes of an ensemble: an image has gone through all steps of the stages before the one that broke it."""
+    """Total passes of an ensemble, in which an image completes every stage before the one that breaks it."""
     total, left = 0.0, steps.astype(np.int64)
     for number, stage in enumerate(stages):
         attack = stage.attack(jnp.int32(0))
@@ -196,11 +200,11 @@ def stage_passes(stages: Sequence[Stage], broken_by: np.ndarray, steps: np.ndarr
     return total
 
 
-def _lazily(function: str) -> Callable[[str, Network, int], Run | None]:
-    """A function of the module that can only be imported where torch is."""
+def _lazily(function: str) -> Callable[[str, Network, int], AttackCall | None]:
+    """A function of ``torch_contenders``, which is imported only when it is called."""
 
-    def prepare(attack: str, network: Network, batch_size: int) -> Run | None:
-        if attack in ALONE:
+    def prepare(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+        if attack in ADVJAX_ONLY:
             return None
         module = importlib.import_module("advjax.benchmarks.torch_contenders")
         return getattr(module, function)(attack, network, batch_size)
@@ -216,23 +220,23 @@ CONTENDERS = {
             "advjax-bfloat16",
             "jax",
             functools.partial(prepare_advjax, bfloat16=True),
-            "searches on the network computed in bfloat16; what it found is judged in float32",
+            "searches with the network in bfloat16; results are scored in float32",
         ),
-        Contender("torch", "torch", _lazily("prepare_torch"), "a plain loop: what the network itself costs in torch"),
+        Contender("torch", "torch", _lazily("prepare_torch"), "a plain loop: the cost of the network itself in torch"),
         Contender(
             "torchattacks",
             "torchattacks",
             _lazily("prepare_torchattacks"),
-            "DeepFool one image at a time; C&W stops when a tenth of its steps brought nothing; AutoAttack is put "
-            "together from its parts with the steps of the paper (its own AutoAttack takes 10 in place of 100)",
+            "DeepFool runs one image at a time; C&W stops early if a tenth of its steps bring no improvement; "
+            "AutoAttack is assembled from its parts with the paper's step counts (its own takes 10 steps, not 100)",
         ),
         Contender("foolbox", "foolbox", _lazily("prepare_foolbox"), ""),
         Contender(
             "art",
             "adversarial-robustness-toolbox",
             _lazily("prepare_art"),
-            "C&W searches its step length by halving and doubling, with several evaluations for each step; its "
-            "AutoAttack is another ensemble and left out",
+            "C&W adapts its step size by halving and doubling, with several evaluations per step; AutoAttack is a "
+            "different ensemble and therefore omitted",
         ),
     )
 }

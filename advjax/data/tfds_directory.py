@@ -90,8 +90,9 @@ def _check_readable(builder: Any, name: str, split: str) -> None:
         )
     if split not in info.splits:
         raise _no_such_split(name, split, list(info.splits))
-    features: dict[str, Any] = dict(info.features)
-    image, label = features.get("image"), features.get("label")
+    features = dict(info.features)
+    image: Any = features.get("image")
+    label: Any = features.get("label")
     is_image = isinstance(image, tfds.features.Image | tfds.features.Tensor) and image.np_dtype == np.uint8
     if not (is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes):
         found = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())

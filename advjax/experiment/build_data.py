@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,13 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
       config: the complete part ``data`` of a config.
       seed: of the experiment.
     """
-    return _read(json.dumps(config), seed)
+    return _read(json.dumps(config), seed, _content(config["index_file"]))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(config_text: str, seed: int) -> Data:
+def _read(config_text: str, seed: int, index_content: bytes) -> Data:
+    """Reads the data; the content of the index file only tells calls apart."""
+    del index_content
     config = json.loads(config_text)
     arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
     read = data.open_source if config["stream"] else data.load
@@ -86,6 +89,14 @@ def _check_apart(config: Mapping[str, Any]) -> None:
             f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
             "choose parts without common images, as in train[1024:] and train[:1024]"
         )
+
+
+def _content(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes() if path else b""
+    except OSError:
+        # Whoever reads the file says what is wrong with it.
+        return b""
 
 
 def _parts(pool: Dataset | Source, config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ from advjax.models import (
     wide_resnet,
 )
 from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
-from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
+from advjax.training import augment, averaging, losses, mart, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
 
@@ -110,7 +110,7 @@ OBJECTIVES = {
     "fixers": objectives.fixers,
     "manifold_mixup": mixing.manifold_mixup,
     "trades": trades.trades,
-    "mart": trades.mart,
+    "mart": mart.mart,
 }
 PAIRING = ("trades", "mart", "fixers", "partial_mix")
 """Objectives and target transforms that need pairs of clean and adversarial images."""

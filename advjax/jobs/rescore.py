@@ -20,9 +20,8 @@ from advjax.experiment.from_config import complete
 from advjax.experiment.registry import NORMS
 from advjax.jobs.evaluate import scored_models
 from advjax.jobs.workdir import Notify, open_experiment
+from advjax.reporting.formatting import accuracy_text, model_name, threat_name
 from advjax.reporting.plain_table import plain_table
-from advjax.reporting.summary import cell_text, model_name
-from advjax.reporting.terminal import threat_name
 from advjax.runtime.devices import Devices
 from advjax.types import UserError
 
@@ -79,7 +78,7 @@ def print_scores(path: str, kept: AdversarialSet, scores: Sequence[Score], conso
     table = plain_table("model, %", "attacker knew", "clean", "attacked", "stored verdicts")
     for score in scores:
         again = "" if score.differing is None else "the same" if not score.differing else f"{score.differing} differ"
-        cells = score.model, score.knowledge, cell_text(score.clean), cell_text(score.attacked), again
+        cells = score.model, score.knowledge, accuracy_text(score.clean), accuracy_text(score.attacked), again
         table.add_row(*map(Text, cells))
     console.print(Group(*lines, table))
 

@@ -130,11 +130,11 @@ ATTACKS = {
     "square": Row(_square, ("linf", "l2"), random=True, enough=2.5),
 }
 CASES = [(name, norm) for name, row in ATTACKS.items() for norm in row.norms]
-GOALS = [(name, norm, targeted) for name, norm in CASES for targeted in (False, True)[: 1 + ATTACKS[name].targetable]]
+AIMED = [(name, norm, targeted) for name, norm in CASES for targeted in (False, True)[: 1 + ATTACKS[name].targetable]]
 FIRST = [(name, row.norms[0]) for name, row in ATTACKS.items()]
 
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
-every_goal = pytest.mark.parametrize(("name", "norm", "targeted"), GOALS)
+every_goal = pytest.mark.parametrize(("name", "norm", "targeted"), AIMED)
 first_norm = pytest.mark.parametrize(("name", "norm"), FIRST)
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

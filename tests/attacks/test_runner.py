@@ -1,5 +1,6 @@
-"""The runner: who is attacked, by what, with which keys, and what survives an interruption."""
+"""The runner: which images are attacked, by what, with which keys, and what is kept."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,52 +10,20 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import combine, runner
-from advjax.types import UserError
 from support import attack_models as am
+from support.stage_runs import COUNT, StageRuns, same
 
 pytestmark = pytest.mark.optimized
-
-COUNT = 23
-
-
-class Data:
-    """A linear model on images of which some are wrong, some break at once, some later and some never."""
-
-    def __init__(self):
-        self.images = am.gray_images(COUNT)
-        self.model = am.random_linear(self.images, num_classes=4)
-        logits = np.asarray(self.model(self.images))
-        self.labels = np.argmax(logits, axis=-1).astype(np.int32)
-        self.labels[-3:] = (self.labels[-3:] + 1) % 4
-        bounds = am.lower_bounds(self.model, self.images, self.labels, "linf")
-        self.threat_model = attacks.linf(float(np.sort(bounds[:-3])[15]))
-        epsilon = self.threat_model.epsilon
-        weak = attacks.pgd(self.threat_model, num_steps=1, step_size=epsilon / 2, loss=attacks.dlr)
-        strong = functools.partial(attacks.bim, num_steps=4, step_size=epsilon / 2, returns="best")
-        self.stages = (
-            combine.restarts("weak", weak, 2),
-            combine.targets("aimed", lambda aim: attacks.fab(self.threat_model, num_steps=5, aim=aim), 9),
-            combine.restarts("strong", strong(self.threat_model), 1),
-        )
-
-    def run(self, **options):
-        arguments = {"batch_size": 8, "images": self.images, "labels": self.labels} | options
-        return runner.run_stages(self.stages, self.threat_model, self.model, **arguments)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return Data()
+    return StageRuns()
 
 
 @pytest.fixture(scope="module")
 def found(data):
     return data.run()
-
-
-def same(first, second):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_verdicts_are_true(data, found):
@@ -90,7 +59,8 @@ def test_independent_of_batch_size_and_of_the_other_images(data, found):
     same(data.run(batch_size=64), found)
     some = np.asarray([3, 20, 5, 11, 0])
     part = data.run(images=data.images[some], labels=data.labels[some], index=some)
-    same(part, [array[some] for array in found])
+    same(part, runner.Verdicts(*(array[some] for array in found[:-1])))
+    same(data.run(devices=jax.devices()[1:2]), found)
 
 
 def test_a_seed_is_another_run(data, found):
@@ -101,63 +71,7 @@ def test_a_seed_is_another_run(data, found):
 
 
 def test_variables_may_be_arguments(data, found):
-    same(
-        runner.run_stages(
-            data.stages,
-            data.threat_model,
-            lambda model: model,
-            data.images,
-            data.labels,
-            variables=data.model,
-            batch_size=8,
-        ),
-        found,
-    )
-
-
-def test_nothing_is_compiled_more_often_than_there_are_sizes(data):
-    traced = []
-
-    def model(images):
-        traced.append(len(images))
-        return data.model(images)
-
-    attack = attacks.pgd(data.threat_model, num_steps=2, step_size=0.01)
-    once = (combine.restarts("once", attack, 1),)
-    often = (combine.restarts("often", attack, 7),)
-    counts = []
-    for rounds in (once, often):
-        traced.clear()
-        runner.run_stages(rounds, data.threat_model, model, data.images, data.labels, batch_size=64)
-        counts.append(len(traced))
-        assert len(set(traced)) <= 3
-    assert counts[1] <= 2 * counts[0]
-
-
-class Stopped(Exception):  # noqa: N818
-    pass
-
-
-@pytest.mark.parametrize("after", [4, 9])
-def test_resumed_run_equals_an_uninterrupted_one(data, found, tmp_path, after):
-    path, seen = tmp_path / "state", []
-
-    def interrupt(progress):
-        seen.append(progress)
-        if len(seen) == after:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        data.run(state_file=path, progress=interrupt)
-    later = []
-    same(data.run(state_file=path, progress=later.append), found)
-    assert [path.name] == [file.name for file in tmp_path.iterdir()]
-    everything = []
-    data.run(progress=everything.append)
-    without_time = [progress._replace(seconds=0) for progress in everything]
-    assert [progress._replace(seconds=0) for progress in seen + later] == without_time
-    # Finished: nothing is left to do.
-    same(data.run(state_file=path, progress=lambda progress: pytest.fail("attacked again")), found)
+    same(data.run(variables=data.model), found)
 
 
 def test_progress(data):
@@ -172,55 +86,6 @@ def test_progress(data):
     assert calls[-1].robust == np.sum(found.broken_by == runner.ROBUST)
 
 
-@pytest.mark.parametrize("change", ["seed", "labels", "model"])
-def test_state_of_another_run_is_refused(data, tmp_path, change):
-    path = tmp_path / "state"
-    short = runner.run_stages
-    stage = (combine.restarts("weak", attacks.bim(data.threat_model, num_steps=1, step_size=0.01), 1),)
-    short(stage, data.threat_model, data.model, data.images, data.labels, batch_size=8, state_file=path)
-    labels = (data.labels + 1) % 4 if change == "labels" else data.labels
-    model = data.model._replace(bias=data.model.bias[::-1] + 1e3 * np.arange(4)) if change == "model" else data.model
-    with pytest.raises(UserError, match="belongs to another run"):
-        short(
-            stage,
-            data.threat_model,
-            model,
-            data.images,
-            labels,
-            batch_size=8,
-            state_file=path,
-            seed=int(change == "seed"),
-        )
-
-
-CHANGES = {
-    "norm": lambda: (attacks.l2(0.1), 0.02, 2, 1, {}),
-    "bounds": lambda: (attacks.linf(0.1, bounds=(-1.0, 1.0)), 0.02, 2, 1, {}),
-    "number of rounds": lambda: (attacks.linf(0.1), 0.02, 2, 2, {}),
-    "step size": lambda: (attacks.linf(0.1), 0.03, 2, 1, {}),
-    "number of steps": lambda: (attacks.linf(0.1), 0.02, 3, 1, {}),
-    "loss": lambda: (attacks.linf(0.1), 0.02, 2, 1, {"loss": "dlr"}),
-}
-
-
-def test_state_of_another_attack_is_refused(data, tmp_path):
-    def run(threat_model, step_size, num_steps, num_rounds, options):
-        attack = attacks.bim(threat_model, num_steps=num_steps, step_size=step_size, **options)
-        stage = (combine.restarts("same name", attack, num_rounds),)
-        few = data.images[:3], data.labels[:3]
-        return runner.run_stages(stage, threat_model, data.model, *few, batch_size=4, state_file=tmp_path / "state")
-
-    def again():
-        # Everything is made anew, as by another process.
-        return run(attacks.linf(0.1), 0.02, 2, 1, {})
-
-    same(again(), again())
-    for change, arguments in CHANGES.items():
-        with pytest.raises(UserError, match=r"belongs to another run \(.*threat model"):
-            run(*arguments())
-            pytest.fail(f"another {change} was accepted")
-
-
 def test_a_lying_attack_is_found_out(data):
     """Whatever an attack claims, an image counts only if it is misclassified and inside the threat model."""
 
@@ -229,48 +94,52 @@ def test_a_lying_attack_is_found_out(data):
         return result._replace(success=result.success | True)
 
     liars = (combine.restarts("liar", liar, 1),)
-    found = runner.run_stages(liars, data.threat_model, data.model, data.images, data.labels, batch_size=8)
+    with pytest.warns(UserWarning, match="successes on 20 of 20 robust images that did not hold when verified"):
+        found = runner.run_stages(liars, data.threat_model, data.model, data.images, data.labels, batch_size=8)
     np.testing.assert_array_equal(found.broken_by[:-3], runner.ROBUST)
+    np.testing.assert_array_equal(found.refused, np.where(found.broken_by == runner.ROBUST, 1, 0))
     np.testing.assert_array_equal(found.images, data.images)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"index": np.arange(2)}, "index must have one entry per image"),
-        ({"images": np.zeros((0, 5, 7, 2), np.float32), "labels": np.zeros(0, np.int32)}, "at least one image"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 8.0}, TypeError, "batch_size must be an integer, got 8.0"),
+        ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
+        ({"index": np.arange(2)}, ValueError, "index must have one entry per image"),
+        (
+            {"images": np.zeros((0, 5, 7, 2), np.float32), "labels": np.zeros(0, np.int32)},
+            ValueError,
+            "at least one image",
+        ),
+        ({"devices": []}, ValueError, "devices must be one or more devices of this process"),
+        ({"seed": jax.random.split(jax.random.key(0), 2)}, ValueError, "seed must be an integer or one key"),
     ],
 )
-def test_mistakes(data, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_mistakes(data, options, error, message):
+    with pytest.raises(error, match=message):
         data.run(**options)
+
+
+def test_no_stages(data):
     with pytest.raises(ValueError, match="at least one stage"):
         runner.run_stages((), data.threat_model, data.model, data.images, data.labels)
 
 
-def test_keys_are_those_of_the_stages_as_one_attack(data):
-    rngs = np.asarray(jax.random.key_data(am.keys_of(range(3))))
-    folded = jax.random.fold_in(jax.random.fold_in(am.keys_of([2])[0], 1), 4)
-    np.testing.assert_array_equal(jax.random.key_data(runner._round_keys(rngs, 1, 4))[2], jax.random.key_data(folded))
-
-
 @pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (300, [128, 128, 32, 8, 4]),
-        (128, [128]),
-        (65, [65]),
-        (64, [32, 32]),
-        (39, [32, 7]),
-        (3, [3]),
-        (0, []),
-    ],
+    "other", [attacks.linf(0.2), attacks.l2(0.1), attacks.linf(np.inf), attacks.linf(0.1, bounds=(-1.0, 1.0))]
 )
-def test_little_is_filled_up(count, expected):
-    parts = list(runner._batches(np.arange(count), (8, 32, 128)))
-    assert [len(part) for part in parts] == expected
-    np.testing.assert_array_equal(np.concatenate([*parts, []]), np.arange(count))
+def test_a_stage_in_another_threat_model_is_refused(data, other):
+    model = attacks.linf(0.1)
+    attack = attacks.bim(model, num_steps=1, step_size=0.1)
+    others = dataclasses.replace(attack, threat_model=other)
+    stages = combine.restarts("same", attack, 1), combine.restarts("other", others, 1)
+    with pytest.raises(ValueError, match=r"^stage 'other' attacks in .*, but threat_model is linf 0.1 with bounds \[0"):
+        runner.run_stages(stages, model, data.model, data.images, data.labels)
+    # The same in float32.
+    rounded = (combine.restarts("same", attacks.bim(attacks.linf(np.float32(0.1)), num_steps=1, step_size=0.1), 1),)
+    runner.run_stages(rounded, model, data.model, data.images[:4], data.labels[:4], batch_size=4)
 
 
 def test_a_search_in_low_precision_is_verified_in_full(data, found):
@@ -282,7 +151,8 @@ def test_a_search_in_low_precision_is_verified_in_full(data, found):
     assert low(variables)(data.images).dtype == jnp.float32
     assert not np.array_equal(low(variables)(data.images), bind(variables)(data.images))
     common = (data.stages, data.threat_model, bind, data.images, data.labels)
-    searched = runner.run_stages(*common, variables=variables, search_fn=low, batch_size=8)
+    with pytest.warns(UserWarning, match="robust images that did not hold when verified"):
+        searched = runner.run_stages(*common, variables=variables, search_fn=low, batch_size=8)
     logits = np.asarray(bind(variables)(searched.images))
     np.testing.assert_array_equal(np.argmax(logits, axis=-1) != data.labels, searched.broken_by != runner.ROBUST)
     assert np.sum(found.refused) == 0
@@ -295,3 +165,140 @@ def test_a_search_that_finds_nothing_breaks_nothing(data):
     arguments = (strong, data.threat_model, data.model, data.images, data.labels)
     blind = runner.run_stages(*arguments, search_fn=detached, batch_size=8)
     assert np.sum(blind.broken_by == runner.ROBUST) == COUNT - 3
+
+
+def pushed(threat_model, start=False):
+    """An attack that takes its whole budget, so that its result tells its key and how far it has come."""
+    epsilon = 0.1 if not threat_model.is_bounded else threat_model.epsilon
+    options = {"num_steps": 3, "step_size": epsilon / 2}
+    return attacks.pgd(threat_model, returns="last", **options) if start else attacks.bim(threat_model, **options)
+
+
+def single(attack, num_rounds=1):
+    return (combine.restarts("single", attack, num_rounds),)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
+@pytest.mark.parametrize("survivors_only", [True, False])
+def test_a_single_stage_equals_the_attack_on_one_batch(data, num_rounds, survivors_only):
+    attack = pushed(data.threat_model, start=True)
+    index = np.arange(COUNT) * 3 + 1
+    options = {"index": index, "batch_size": 8, "survivors_only": survivors_only}
+    arguments = (single(attack, num_rounds), data.threat_model, data.model, data.images, data.labels)
+    found = runner.run_stages(*arguments, seed=5, **options)
+    whole = dataclasses.replace(attack, stop_on_success=survivors_only)
+    whole = whole if num_rounds == 1 else attacks.with_restarts(whole, num_rounds)
+    call = jax.jit(functools.partial(whole, data.model))
+    expected = jax.device_get(call(data.images, data.labels, am.keys_of(index, seed=5)))
+    assert 0 < np.sum(expected.success[:-3]) < COUNT - 3
+    if survivors_only:
+        success = expected.success & (found.broken_by != runner.MISCLASSIFIED)
+        images = np.where(success[:, None, None, None], expected.images, data.images)
+    else:
+        success, images = expected.success, expected.images
+        np.testing.assert_array_equal(found.distance, expected.distance)
+        np.testing.assert_array_equal(found.steps, expected.steps)
+    np.testing.assert_array_equal(found.broken_by >= 0, success)
+    np.testing.assert_array_equal(found.images, images)
+    # A key is used as it is.
+    same(runner.run_stages(*arguments, seed=jax.random.key(5), **options), found)
+
+
+def test_the_closest_success_is_kept_without_an_epsilon(data):
+    """As by ``with_restarts(keep="closest")``, for an attack whose distances the restarts scatter."""
+    threat_model = attacks.l2(np.inf)
+
+    def scattered(logits_fn, images, labels, rng):
+        """Moves towards the boundary and beyond, by a share that the key draws."""
+        result = attacks.deepfool(threat_model, num_steps=10)(logits_fn, images, labels, rng)
+        share = jax.vmap(lambda key: jax.random.uniform(key, minval=0.5, maxval=3.0))(rng)[:, None, None, None]
+        adversarial = jnp.clip(images + share * (result.images - images), 0, 1)
+        logits = logits_fn(adversarial)
+        distance = jax.vmap(threat_model.distance)(images, adversarial)
+        return result._replace(
+            images=adversarial, logits=logits, success=jnp.argmax(logits, -1) != labels, distance=distance
+        )
+
+    found = runner.run_stages(
+        single(scattered, 4),
+        threat_model,
+        data.model,
+        data.images,
+        data.labels,
+        batch_size=8,
+        survivors_only=False,
+    )
+    attack = jax.jit(functools.partial(attacks.with_restarts(scattered, 4, keep="closest"), data.model))
+    expected = jax.device_get(attack(data.images, data.labels, am.keys_of(range(COUNT))))
+    np.testing.assert_array_equal(found.broken_by >= 0, expected.success)
+    np.testing.assert_allclose(found.images, expected.images, atol=1e-6)
+    np.testing.assert_allclose(found.distance, expected.distance, rtol=1e-4)
+    np.testing.assert_array_equal(found.steps, expected.steps)
+    first = runner.run_stages(
+        single(scattered), threat_model, data.model, data.images, data.labels, batch_size=8, survivors_only=False
+    )
+    assert np.mean(found.distance) < np.mean(first.distance)
+
+
+def test_every_image_is_attacked_to_the_end(data):
+    attack = pushed(data.threat_model)
+    stages = (combine.restarts("first", attack, 2), combine.restarts("second", attack, 1))
+    found = runner.run_stages(
+        stages, data.threat_model, data.model, data.images, data.labels, batch_size=8, survivors_only=False
+    )
+    np.testing.assert_array_equal(found.steps, 9)
+    sizes = am.perturbation_sizes(data.images, found.images, "linf")
+    # Also where it failed, and where nothing was to be done.
+    np.testing.assert_allclose(sizes, data.threat_model.epsilon, rtol=1e-4)
+    np.testing.assert_allclose(found.distance, sizes, rtol=1e-5)
+    logits = np.asarray(data.model(found.images))
+    np.testing.assert_array_equal(found.broken_by, np.where(np.argmax(logits, -1) != data.labels, 0, runner.ROBUST))
+    assert set(found.broken_by[-3:]) == {0} and runner.ROBUST in found.broken_by
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_do_not_depend_on_the_default_type(data, impl):
+    """Other types of keys draw other numbers in other batches."""
+    attack = pushed(data.threat_model, start=True)
+    some = np.asarray([3, 20, 5])
+
+    def run(rows, batch_size, seed=2):
+        return runner.run_stages(
+            single(attack),
+            data.threat_model,
+            data.model,
+            data.images[rows],
+            data.labels[rows],
+            index=rows,
+            batch_size=batch_size,
+            survivors_only=False,
+            seed=seed,
+        )
+
+    everything = run(np.arange(COUNT), 8)
+    with jax.default_prng_impl(impl):
+        same(run(np.arange(COUNT), 8), everything)
+        key = jax.random.key(2)
+        given = run(np.arange(COUNT), 8, key).images
+        np.testing.assert_array_equal(run(some, 4, key).images, given[some])
+    assert not np.array_equal(given, everything.images)
+
+
+def test_verdicts_are_computed_in_full_precision(data):
+    """Searches in what JAX is set to."""
+    seen = []
+
+    @jax.jit
+    def product(images, weights):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return images.reshape(len(images), -1) @ weights
+
+    def bind(weights):
+        return lambda images: product(images, weights)
+
+    weights = jnp.asarray(data.model.weights.reshape(-1, 4))
+    stages = single(pushed(data.threat_model))
+    runner.run_stages(
+        stages, data.threat_model, bind, data.images, data.labels, variables=weights, batch_size=8, seed=1
+    )
+    assert set(seen) == {"highest", None}

@@ -13,7 +13,7 @@ from advjax.runtime.devices import Devices
 
 @pytest.fixture(scope="module")
 def frugal():
-    """Data sets are read once, and convolutions are those that compile fastest."""
+    """Reads each data set only once and uses the convolutions that compile fastest."""
     with pytest.MonkeyPatch.context() as patch, convolution.exact():
         patch.setattr(data, "load", functools.cache(data.load))
         yield

@@ -1,4 +1,4 @@
-"""Every shipped config builds, takes a training step in each of its runs, and evaluates."""
+"""Every shipped config builds, takes training steps in each of its runs, and evaluates."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_there_is_a_config_for_every_method():
     assert {"digits_fixer", "cifar_fixer", "hist_fixer"} <= set(CONFIGS)
 
 
-def test_what_stands_behind_the_colon_chooses_the_experiment(shared):
+def test_the_argument_after_the_colon_selects_the_experiment(shared):
     config = config_of("cifar_random_self_ensemble", "vgg16")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     (run,) = from_config(config).runs
@@ -67,7 +67,7 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
         config.data.image_size = 32
     elif config.data.name != "digits":
         config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
-    # As it is shipped: all of it makes sense.
+    # The config is valid as shipped.
     from_config(config)
     config = shrink(config)
     train.train(config, str(tmp_path), devices, print)
@@ -84,14 +84,14 @@ def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_says_how_to_run_it(name):
+def test_a_config_documents_its_command(name):
     text = (REPOSITORY / "configs" / f"{name}.py").read_text()
     assert f"python -m advjax.main --config=configs/{name}.py" in text.split('"""')[1]
 
 
 @pytest.fixture
 def contributed():
-    """The training method that CONTRIBUTING.md shows, entered in the table of names until the test ends."""
+    """The training method in CONTRIBUTING.md, registered for the duration of the test."""
     code = re.findall(r"```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
     (code,) = [block for block in code if "OBJECTIVES" in block]
     lines = [line for line in code.splitlines() if line.strip()]
@@ -112,7 +112,7 @@ def test_the_contributed_method_trains_from_a_config(contributed, tmp_path, devi
     assert line["distance"] > 0 and line["loss"] > 0.5 * line["distance"]
 
 
-def test_the_contributed_method_is_what_it_says(contributed):
+def test_the_contributed_method_computes_its_formula(contributed):
     model = registry.MODELS["net62k"](width=0.2)
     variables = blocks.init(model, jax.random.key(0), (32, 32, 3))
     clean, images = jax.random.uniform(jax.random.key(1), (2, 3, 32, 32, 3))

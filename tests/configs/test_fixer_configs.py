@@ -1,4 +1,4 @@
-"""The configs of the fixer paper (003) say what the paper says, number by number, and what was read into it."""
+"""The configs of the fixer paper (003) match the paper, number by number, and our reading of it."""
 
 import pytest
 
@@ -22,13 +22,15 @@ def test_fixers_are_trained_against_any_of_the_three_attacks(attack, num_steps):
     assert {entry["run"] for entry in held} == ({"base", "fixer"} if attack == "auto_pgd" else {"base"})
 
 
-def test_another_training_attack_is_refused():
-    with pytest.raises(UserError, match=r"cifar_fixer\.py:pgd: the attacks are auto_pgd, fgsm, carlini_wagner"):
+def test_an_unknown_training_attack_is_rejected():
+    with pytest.raises(
+        UserError, match=r"cifar_fixer\.py:pgd: unknown attack; known are auto_pgd, fgsm, carlini_wagner"
+    ):
         config_of("cifar_fixer", "pgd")
 
 
 def test_the_attacks_of_the_evaluation_are_those_of_the_paper():
-    """Its appendix A.2; AutoPGD has the toolbox's number of restarts, PGD none and no random start."""
+    """Appendix A.2; AutoPGD has the toolbox's number of restarts, PGD has none and no random start."""
     attacks = plain(config_of("cifar_fixer"))["evaluation"]["attacks"]
     assert set(attacks["order"]) == {"fgsm", "pgd_50", "carlini_wagner", "auto_pgd", "auto_pgd_16"}
     found = {
@@ -44,7 +46,7 @@ def test_the_attacks_of_the_evaluation_are_those_of_the_paper():
     }
 
 
-def test_fixers_alone_go_without_weight_decay():
+def test_only_fixers_have_no_weight_decay():
     decays = {
         run: config_of(name).run[run].optimizer.weight_decay
         for name, runs in {
@@ -58,7 +60,7 @@ def test_fixers_alone_go_without_weight_decay():
     assert decays == {run: 0.0 if run in without else 5e-4 for run in decays} and len(decays) == 6
 
 
-def test_baselines_differ_in_what_learns_and_in_what_is_attacked():
+def test_baselines_differ_in_trained_parameters_and_attacked_model():
     described = config_of("cifar_fixer_baselines").run
     attacked = {name: (run.attack.made_on, run.attack.labels) for name, run in described.items() if run.attack}
     sound = ("self", "true")

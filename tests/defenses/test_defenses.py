@@ -259,9 +259,9 @@ def test_mistakes(linear, pool, make, message):
         (
             (8, 8, 3),
             9,
-            "^images of 8x8 shrink to sides of 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
+            "^random resizing of 8x8 images needs 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
         ),
-        ((8, 6, 3), 6, "^only square images are resized at random, got 8x6: crop or resize them first"),
+        ((8, 6, 3), 6, "^random resizing needs square images, got 8x6: crop or resize them first"),
     ],
 )
 def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, message):
@@ -286,7 +286,7 @@ def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, messag
             "random_self_ensemble needs a model with noise layers, and this Net62k has none",
         ),
         (Net62k(), {"name": "random_resize_pad"}, None),
-        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "images of 32x32 shrink to sides of"),
+        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "random resizing of 32x32 images needs"),
         (Net62k(), {"name": "gaussian_smoothing", "std": 0.1}, None),
     ],
 )

@@ -36,7 +36,7 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__base__model__head": "x"}, "run.base.model: head must be one of max4, max4_average, average, got 'x'"),
         ({"run__base__model": {"name": "resnet9", "depth": 3}}, "run.base.model: unknown key 'depth'; known are"),
         ({"run__base__typo": 1}, "unknown key run.base.typo; known are model, start, checkpoint"),
-        ({"run__fixer__attack__name": "apgd"}, "run.fixer.attack: unknown name 'apgd'; known are fgsm, "),
+        ({"run__fixer__attack__name": "apgd"}, "run.fixer.attack: unknown name 'apgd'; known are auto_pgd, "),
         ({"run__fixer__attack__epsilon": "-0.1"}, "run.fixer.attack: .*epsilon must be 0 or more"),
         ({"run__fixer__attack__epsilon": "eight"}, "run.fixer.attack: epsilon 'eight' is not a number"),
         ({"run__fixer__attack__norm": "l3"}, "run.fixer.attack: norm: unknown name 'l3'; known are linf, l2, l1"),
@@ -149,7 +149,7 @@ def test_mistakes_in_a_method_are_one_clear_line_before_anything_is_trained(chan
 def test_a_rule_that_no_parameter_follows_is_one_clear_line():
     built = from_config(changed(run__fixer__trainable="^fixers_"))
     fixer = built.runs[1]
-    variables = jax.eval_shape(lambda: blocks.init(fixer.model, jax.random.key(0), built.image_shape))
+    variables = jax.eval_shape(lambda: blocks.init(fixer.model, jax.random.key(0), built.facts.image_shape))
     with pytest.raises(UserError, match="rule '\\^fixers_' -> 'trained' matches no parameter"):
         fixer.method(variables, {"base": built.runs[0].model})
 

@@ -148,7 +148,7 @@ def test_outcomes_agree_with_the_rows_and_attacks_stay_in_bounds(finished):
 def test_the_page_shows_tables_curves_and_images(finished):
     with open(f"{finished[0]}/report.html") as file:
         text = file.read()
-    for part in ("Robust accuracy", "Transfer, attack made on base", "<svg", "data:image/png", "Wilson"):
+    for part in ("Robust accuracy", "Transfer, crafted on base", "<svg", "data:image/png", "Wilson"):
         assert part in text
 
 

@@ -121,8 +121,8 @@ def test_it_takes_denoising_blocks_functions_without_parameters_and_any_tree(sho
 @pytest.mark.parametrize(
     "functions, params, message",
     [
-        ({}, {}, "functions must name one block at least, got none"),
-        ({"a": abs}, {"b": 1}, "params has 'b', which is no block: the blocks are a"),
+        ({}, {}, "functions must name at least one block, got none"),
+        ({"a": abs}, {"b": 1}, "params has 'b', which is not a block: the blocks are a"),
     ],
 )
 def test_parameters_of_no_block_are_refused(functions, params, message):

@@ -214,7 +214,7 @@ def test_input_is_normalised_inside_and_grey_images_are_repeated():
         (lambda: ResNet18(stage_sizes=(1, 2)), r"stage_sizes must be four numbers of at least 1, got \(1, 2\)"),
         (lambda: VGG16(head="gap"), "head must be 'linear' or 'classic', got 'gap'"),
         (lambda: VGG16(noise=(0.1,)), r"noise must be two numbers of at least 0 \(first, others\), got \(0.1,\)"),
-        (lambda: WideResNet(depth=30), "depth must be 6n \\+ 4, as 10, 28 or 34, got 30"),
+        (lambda: WideResNet(depth=30), "depth must be 6n \\+ 4, such as 10, 28, or 34, got 30"),
         (
             lambda: with_denoising(ResNet9(), weighting="dot"),
             "weighting must be 'dot_product' or 'gaussian', got 'dot'",

@@ -175,9 +175,9 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     "module, names, message",
     [
-        (Setup(), (), "blocks must name one submodule at least, got none"),
-        (Setup(), ("body", "conv", "head"), "Setup calls its submodules in the order conv, norm, body, head: name "),
-        (Setup(), ("trunk", "head"), "Setup calls .*: name blocks among them, .* got trunk, head"),
+        (Setup(), (), "blocks must name at least one submodule, got none"),
+        (Setup(), ("body", "conv", "head"), "Setup calls its submodules in the order conv, norm, body, head: blocks "),
+        (Setup(), ("trunk", "head"), "Setup calls .*: blocks must be some of them, .* got trunk, head"),
         (Setup(), ("conv", "body"), "the last block must return the logits, but 'body' of Setup does not"),
         (Twice(), ("body", "head"), "Twice calls its submodules in the order body, body, head: .* called once"),
     ],
@@ -189,5 +189,5 @@ def test_names_of_no_blocks_are_refused(module, names, message):
 
 
 def test_variables_without_parameters_are_refused():
-    with pytest.raises(UserError, match=r"^variables must be \{'params': ...\}, as init returns them, got conv"):
+    with pytest.raises(UserError, match=r"^variables must be \{'params': ...\}, as returned by init, got conv"):
         adapter.in_blocks({"conv": {"kernel": jnp.zeros(1)}})

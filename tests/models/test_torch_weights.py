@@ -138,8 +138,8 @@ def changed(name, **changes):
             (32, 32, 3),
             "the weights have fc2.weight twice",
         ),
-        ({}, Nameless(), (28, 28, 1), "no torch names are known for Nameless, only for Net62k, .*: give names"),
-        ("nowhere.pt", Net62k(), (32, 32, 3), "no file nowhere.pt"),
+        ({}, Nameless(), (28, 28, 1), "no torch names are known for Nameless, only for Net62k, .*: pass names"),
+        ("nowhere.pt", Net62k(), (32, 32, 3), "nowhere.pt does not exist"),
         (__file__, Net62k(), (32, 32, 3), r".*weights are read from .safetensors, .pt, .*, not '.py'"),
     ],
 )
@@ -155,7 +155,7 @@ def test_safetensors_files_are_read(tmp_path):
     variables = load_torch(tmp_path / "net.safetensors", MODELS["net62k"])
     np.testing.assert_allclose(blocks.apply(MODELS["net62k"], variables, images), expected, atol=1e-4)
     (tmp_path / "bad.safetensors").write_bytes(b"no header")
-    with pytest.raises(UserError, match=r"bad.safetensors is no safetensors file"):
+    with pytest.raises(UserError, match=r"bad.safetensors is not a safetensors file"):
         load_torch(tmp_path / "bad.safetensors", MODELS["net62k"])
 
 
@@ -171,10 +171,10 @@ def test_torch_files_are_read_weights_only(tmp_path, wrap):
 def test_torch_files_that_hold_objects_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(UserError, match=r"module.pt holds no plain weights; save the network's state_dict\(\) alone"):
+    with pytest.raises(UserError, match=r"module.pt does not contain plain weights; save only .* state_dict\(\)"):
         load_torch(tmp_path / "module.pt", MODELS["net62k"])
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match=r"list.pt holds a list, not a state dict"):
+    with pytest.raises(UserError, match=r"list.pt contains a list, not a state dict"):
         load_torch(tmp_path / "list.pt", MODELS["net62k"])
 
 

@@ -1,3 +1,5 @@
+"""What `report.html` shows, and that it is self-contained and well formed."""
+
 import base64
 import io
 import math
@@ -58,7 +60,7 @@ def test_the_page_is_self_contained_and_well_formed():
     assert {reference[1:] for reference in checker.references if reference[0] == "#"} <= set(checker.ids)
 
 
-def test_the_page_fits_phones_and_dark_rooms():
+def test_the_page_supports_phones_and_dark_mode():
     text, _ = checked()
     assert 'name="viewport" content="width=device-width' in text
     assert "prefers-color-scheme: dark" in text
@@ -76,7 +78,7 @@ def test_only_adaptive_results_stand_under_robust_accuracy():
 
 
 def test_without_an_adaptive_attack_the_page_says_so():
-    warning = "nothing here says that it is robust"
+    warning = "these results are no evidence of robustness"
     text, checker = checked(make_report(make_row("fixer"), make_row("fixer", "pgd", 0.91, "base")))
     assert [cell for kind, cell in checker.cells if kind == "robust"] == ["not measured"]
     assert warning in text
@@ -86,13 +88,14 @@ def test_without_an_adaptive_attack_the_page_says_so():
 
 def test_spread_and_definition_are_labelled():
     text = " ".join(re.sub(r"<[^>]*>", "", checked()[0]).split())
-    assert "Only an attack made on the very model that is scored is called robust accuracy" in text
-    assert "± is the standard deviation over the five fifths of the test images" in text
-    assert "not about training seeds" in text
-    assert "Base-correct: the images that the base run classifies correctly" in text
+    definition = "Only accuracy under an attack crafted on the very model that is scored is called robust accuracy"
+    assert definition in text
+    assert "±: standard deviation over five equal parts of the test images" in text
+    assert "not across training seeds" in text
+    assert "Base-correct: only the images that the base run classifies correctly" in text
 
 
-def test_everything_foreign_is_escaped():
+def test_names_and_notes_are_escaped():
     evil = "<script>alert('&')</script>$x$"
     report = make_report(
         make_row(evil, accuracy=0.9),
@@ -113,7 +116,7 @@ def test_everything_foreign_is_escaped():
 def test_optional_sections_are_left_out():
     text, checker = checked(make_report(make_row("base")))
     assert "svg" not in checker.tags and "img" not in checker.tags
-    assert "Training" not in text and "Accuracy per attack" not in text and "<h2>Images" not in text
+    assert "Training" not in text and "Accuracy per attack" not in text and "<h2>Adversarial examples" not in text
     assert "90.0" in text
 
 
@@ -149,12 +152,12 @@ def test_images_are_embedded_pixel_for_pixel(shape, mode):
     np.testing.assert_array_equal(np.asarray(image).reshape(shape), pixels)
 
 
-def test_images_with_other_channels_are_refused():
+def test_images_with_other_channels_are_rejected():
     with pytest.raises(ValueError, match=r"\(8, 8, 2\)"):
         html_page.image_uri(np.zeros((8, 8, 2)))
 
 
-def test_the_gallery_shows_the_magnified_perturbation_and_who_is_fooled():
+def test_the_gallery_shows_the_magnified_perturbation_and_which_models_are_fooled():
     text, checker = checked(gallery=[make_item()])
     assert "perturbation ×15" in text
     data = [reference for reference in checker.references if reference.startswith("data:")][2].split(",")[1]
@@ -177,7 +180,7 @@ def test_plots_are_deterministic_and_name_both_kinds():
     assert svg == plots.accuracy_per_attack(make_report())
     assert "adaptive: robust accuracy" in svg
     assert ">transfer<" in svg
-    assert "Transfer, attack made on base" in svg
+    assert "Transfer, crafted on base" in svg
     assert svg.startswith("<svg") and "<!DOCTYPE" not in svg
     transfer_only = plots.accuracy_per_attack(make_report(make_row("fixer"), make_row("fixer", "pgd", 0.9, "base")))
     assert "robust" not in transfer_only.lower()
@@ -187,19 +190,19 @@ def test_curves_draw_every_loss_and_accuracy_and_nothing_else():
     svg = plots.training_curves(METRICS)
     assert svg == plots.training_curves(METRICS)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert {"train", "validation robust", "base: loss", "base: accuracy, %", "fixer: loss"} <= set(texts)
+    assert {"train", "validation robust", "base: loss", "base: accuracy (%)", "fixer: loss"} <= set(texts)
     assert texts.count("none recorded") == 2
     assert "learning" not in svg and "nan" not in svg.lower()
 
 
-def test_nothing_to_plot_is_refused():
-    with pytest.raises(ValueError, match="no attack"):
+def test_nothing_to_plot_is_rejected():
+    with pytest.raises(ValueError, match="at least one attack"):
         plots.accuracy_per_attack(make_report(make_row("base")))
-    with pytest.raises(ValueError, match="no run"):
+    with pytest.raises(ValueError, match="at least one run"):
         plots.training_curves({})
 
 
-def test_a_minimum_norm_attack_has_a_distance_and_no_robust_accuracy():
+def test_a_minimum_norm_attack_has_a_distance_but_no_robust_accuracy():
     found = {"norm": "l2", "epsilon": None, "median_distance": 0.58312}
     text = checked(make_report(make_row("base", "cw", 0.0, "base", **found)))[0]
     (line,) = re.findall(r'<tr><th scope="row">cw.*?</tr>', text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The page about five models, some with test-time defenses: long names, four ways of attacking, noise, a curve."""
+"""The page for six models, some with test-time defenses: long names, four kinds of attack, noise, an epsilon curve."""
 
 import re
 
@@ -7,7 +7,8 @@ import pytest
 
 from advjax.evaluation.report import SCHEMA_VERSION, CheckRow, CurvePoint, Report, Summary
 from advjax.evaluation.summaries import cell
-from advjax.reporting import html_page, noise_table, plots, summary, terminal
+from advjax.reporting import html_page, layout, legend, plots
+from advjax.reporting.formatting import model_name
 from support.pages import Checker, make_item, make_row
 
 MODELS = [
@@ -68,16 +69,16 @@ def summary_of(i, run, defense):
 
 
 def checks_of(i, run, defense):
-    findings = {
+    sentences = {
         "bounds": "all 900 adversarial images are inside their threat model",
-        "white box against transfer": "pgd_20 leaves 12.0% made on the model itself, 10.0% on the undefended one",
+        "white box against transfer": "pgd_20 leaves 12.0% crafted on the model itself, 10.0% on the undefended one",
         "draws for a gradient": "auto_pgd leaves 11.0% with 20 draws for each gradient, 8.3% with 40 (p = 0.021)",
     }
     return [
         CheckRow(
             run=run, defense=defense, name=name, passed=i % 3 != 2 or name == "bounds", finding=finding, numbers={}
         )
-        for name, finding in findings.items()
+        for name, finding in sentences.items()
     ]
 
 
@@ -93,14 +94,14 @@ def of_all(make):
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """Five models beside an undefended base, some defended, all attacked in every way."""
+    """An undefended base and five other models, some with defenses, under all four kinds of attack."""
     return make_report()
 
 
 def make_report() -> Report:
     summaries = [summary_of(i, *model) for i, model in enumerate(MODELS)]
     notes = ["The images of pgd_20 were rounded to 8 bits: 3 of 247 wrong answers become right by that."]
-    title = "Five defences around a small CIFAR-10 classifier"
+    title = "Five defenses around a small CIFAR-10 classifier"
     environment = {"versions": {"jax": "0.10", "flax": "0.12"}, "device_kind": "cpu"}
     config = {"title": title, "evaluation": {"noises": list(NOISES)}}
     content = of_all(rows_of), notes, summaries, of_all(checks_of), of_all(curve_of)
@@ -134,15 +135,15 @@ def test_the_page_is_well_formed(report):
 def test_robust_accuracy_is_the_first_number_of_every_table(report, html):
     tables = re.findall(r'<table class="results[^"]*">.*?</table>', html, re.S)
     first = [re.search(r"<tbody>\s*<tr><th.*?</th>\s*<td([^>]*)>", found, re.S)[1].strip() for found in tables]
-    assert len(first) == len(terminal.blocks(report)) + 2
+    assert len(first) == len(layout.blocks(report)) + 2
     assert first == ['class="robust"'] * (len(first) - 1) + [""]
     heads = re.findall(r"<th [^>]*>(.*?)</th>", section(html, "Summary").split("<tbody>")[0])
-    assert heads == ["Model", "Robust accuracy", "Clean", "White box", "Queries", "Transfer", "Oblivious"]
+    assert heads == ["Model", "Robust accuracy", "Clean", "White-box", "Query", "Transfer", "Oblivious"]
 
 
 def test_noise_has_a_section_with_every_model_and_is_not_called_robust(html):
-    text = text_of(section(html, "Noise"))
-    assert "noisy_convolutions with random_self_ensemble" in text and noise_table.EXPLANATION in text
+    text = text_of(section(html, "Random noise"))
+    assert "noisy_convolutions with random_self_ensemble" in text and legend.NOISE in text
     assert 0 < text.index("clean") < text.index("gn02_std") < text.index("gn08_variance")
     base = text[text.index("base ") : text.index("noisy_convolutions")]
     assert [number for number in ("72.0 [66.7, 76.8]", "71.0 [65.6, 75.8]", "19.0 [") if number not in base] == []
@@ -152,11 +153,11 @@ def test_noise_has_a_section_with_every_model_and_is_not_called_robust(html):
 def test_without_noise_there_is_no_section(report):
     rest = report._replace(rows=[row for row in report.rows if row["knowledge"] != "nothing"])
     text = html_page.render_page(rest, curves=None, gallery=())
-    assert "<h2>Noise</h2>" not in text and noise_table.EXPLANATION not in text
+    assert "<h2>Random noise</h2>" not in text and legend.NOISE not in text
 
 
-def test_every_row_says_what_its_attacker_knew(html):
-    lines = html.split("Every measured row")[1].splitlines()
+def test_every_row_states_what_the_attacker_knows(html):
+    lines = html.split("All rows of report.json")[1].splitlines()
     (line,) = (line for line in lines if "gn02_std" in line and '<th scope="row">base</th>' in line)
     assert "<td>nothing</td>" in line
 
@@ -167,10 +168,10 @@ def test_long_names_may_break_and_are_still_escaped(report, html):
     assert "&lt;b&gt;_<wbr>x" in html_page.render_page(evil, curves=None, gallery=())
 
 
-def test_no_two_curves_look_alike(report):
+def test_no_two_curves_have_the_same_style(report):
     svg = plots.epsilon_curve(report.curve)
     assert svg == plots.epsilon_curve(report.curve)
-    # With their dashes; each once more in the legend.
+    # Line styles included; the legend repeats each.
     styles = re.findall(r'style="fill: none; ([^"]*stroke-width: 1\.6[^"]*)"', svg)
     assert len(styles) == 2 * len(MODELS)
     assert len(set(styles)) == len(MODELS)
@@ -182,15 +183,15 @@ def heights(svg):
 
 
 def test_the_legend_of_the_curve_is_above_it_and_long_names_do_not_share_a_line(report):
-    names = [summary.model_name(*model) for model in MODELS]
+    names = [model_name(*model) for model in MODELS]
     found = heights(plots.epsilon_curve(report.curve))
-    assert max(found[name] for name in names) < found["robust accuracy under pgd, %"]
+    assert max(found[name] for name in names) < found["robust accuracy under pgd (%)"]
     assert len({found[name] for name in names}) == 3
     long = [CurvePoint(**(point | {"run": point["run"] * 4})) for point in report.curve]
     assert len({found for name, found in heights(plots.epsilon_curve(long)).items() if "with" in name}) == 3
 
 
-def test_what_the_circles_are_stands_below_the_name_of_the_model(report):
+def test_the_heading_of_the_circles_is_below_the_model_name(report):
     found = heights(plots.accuracy_per_attack(report._replace(rows=rows_of(2, *MODELS[2])[:2])))
-    name, kind = "noisy_convolutions with random_self_ensemble", "Transfer, attack made on base"
+    name, kind = "noisy_convolutions with random_self_ensemble", "Transfer, crafted on base"
     assert found[name] + 8 < found[kind]

@@ -1,3 +1,5 @@
+"""What the terminal shows of a report, and how the layout behind it arranges the rows."""
+
 import io
 
 import pytest
@@ -6,34 +8,15 @@ from rich.console import Console
 from advjax.evaluation.report import SCHEMA_VERSION, Report, Row
 from advjax.evaluation.statistics import wilson_interval
 from advjax.reporting import terminal
+from advjax.reporting.formatting import threat_name
+from advjax.reporting.layout import blocks
+from support import pages
 
 
-def make_row(run, attack="clean", correct=90, made_on=None, subset="all", n=100, **changes) -> Row:
+def make_row(run, attack="clean", correct=90, made_on=None, n=100, **changes) -> Row:
     low, high = wilson_interval(correct, n)
-    row = Row(
-        run=run,
-        split="test",
-        subset=subset,
-        attack=attack,
-        norm=None if made_on is None else "linf",
-        epsilon=None if made_on is None else 8 / 255,
-        made_on=made_on,
-        adaptive=made_on == run,
-        knowledge="none",
-        defense="none",
-        protocol="sound",
-        labels="true",
-        seed=0,
-        eot_samples=1,
-        n=n,
-        accuracy=correct / n if n else None,
-        low=low,
-        high=high,
-        sd_fifths=0.012,
-        seconds=1.0,
-        model_hash="0123",
-    )
-    return Row(**(row | changes))
+    accuracy = correct / n if n else None
+    return pages.make_row(run, attack, accuracy, made_on, n=n, low=low, high=high, **{"seed": 0, **changes})
 
 
 def make_report(*rows) -> Report:
@@ -66,7 +49,7 @@ def cells_of(text: str, attack: str) -> list[str]:
 
 
 def test_transfer_and_robust_accuracy_are_kept_apart():
-    base, fixer = terminal.blocks(full_report())
+    base, fixer = blocks(full_report())
     assert (base.run, base.sources) == ("base", ())
     assert base.lines[0].robust["accuracy"] == 0.03
     (source,) = fixer.sources
@@ -80,7 +63,7 @@ def test_transfer_and_robust_accuracy_are_kept_apart():
 
 
 def test_a_row_that_only_claims_to_be_adaptive_is_transfer():
-    (block,) = terminal.blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
+    (block,) = blocks(make_report(make_row("fixer", "pgd", 91, "base", adaptive=True)))
     assert block.lines[0].robust is None
     assert block.lines[0].transfer[0]["all"]["accuracy"] == 0.91
 
@@ -93,7 +76,7 @@ def test_every_defense_has_its_block_and_every_source_its_column():
         make_row("fixer", "pgd", 70, "base", defense="resize"),
         make_row("fixer", "pgd", 60, "fixer", defense="resize", adaptive=False),
     )
-    plain, defended = terminal.blocks(report)
+    plain, defended = blocks(report)
     assert (plain.name, defended.name) == ("fixer", "fixer with resize")
     assert [(source.made_on, source.kind) for source in plain.sources] == [("base", "transfer"), ("other", "transfer")]
     assert [source.kind for source in defended.sources] == ["transfer", "oblivious"]
@@ -109,7 +92,7 @@ def test_an_attack_on_a_random_model_is_beside_the_one_made_elsewhere():
         make_row("fixer", "pgd", 8, "fixer", defense="resize", eot_samples=40),
         make_row("fixer", "worst case", 7, "fixer", defense="resize", eot_samples=40),
     )
-    (block,) = terminal.blocks(report)
+    (block,) = blocks(report)
     assert block.adaptive == "adaptive, 20 draws"
     assert [(line.attack, line.robust["accuracy"]) for line in block.lines] == [
         ("pgd", 0.09),
@@ -128,7 +111,7 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
         {"epsilon": 0.5, "norm": "l2"},
         {"epsilon": None, "norm": "l2"},
     ]
-    (block,) = terminal.blocks(make_report(*(make_row("base", "pgd", 3, "base", **variant) for variant in variants)))
+    (block,) = blocks(make_report(*(make_row("base", "pgd", 3, "base", **variant) for variant in variants)))
     assert [(line.attack, line.threat) for line in block.lines] == [
         ("pgd, seed 0", "linf 8/255"),
         ("pgd, faithful, seed 0", "linf 8/255"),
@@ -139,32 +122,32 @@ def test_outcomes_that_differ_in_anything_have_their_own_line():
     ]
 
 
-def test_an_attack_on_predicted_labels_is_no_robust_accuracy():
+def test_an_attack_on_predicted_labels_is_not_robust_accuracy():
     report = make_report(
         make_row("base", "pgd", 4, "base", protocol="faithful", labels="predicted"),
         make_row("base", "pgd", 1, "base"),
         make_row("fixer", "pgd", 90, "base", protocol="faithful", labels="predicted"),
         make_row("fixer", "pgd", 2, "fixer"),
     )
-    base, fixer = terminal.blocks(report)
+    base, fixer = blocks(report)
     assert [(line.transfer[0]["all"]["accuracy"], line.robust["accuracy"]) for line in (*base.lines, *fixer.lines)] == [
         (0.04, 0.01),
         (0.9, 0.02),
     ]
-    assert base.sources[0].column == "Attack made on base (faithful, predicted labels)"
-    assert fixer.sources[0].column == "Transfer, attack made on base (faithful, predicted labels)"
+    assert base.sources[0].heading == "Crafted on base (faithful, predicted labels)"
+    assert fixer.sources[0].heading == "Transfer, crafted on base (faithful, predicted labels)"
 
 
 def test_what_a_minimum_norm_attack_leaves_is_not_called_robust():
     found = {"norm": "l2", "epsilon": None, "median_distance": 0.58312}
     report = make_report(make_row("base", "pgd", 1, "base"), make_row("base", "cw", 0, "base", **found))
-    (block,) = terminal.blocks(report)
+    (block,) = blocks(report)
     assert [line.robust and line.robust["accuracy"] for line in block.lines] == [0.01, None]
     assert not block.is_unmeasured
     text = printed(report)
     assert cells_of(text, "cw") == ["cw", "l2 minimum", "0.583"]
     assert cells_of(text, "pgd") == ["pgd", "linf 8/255", "1.0 [ 0.2,", "5.4]"]
-    assert "Median distance: of an attack" in text
+    assert "Median distance: size of the perturbation" in text
     assert "edian" not in printed(full_report())
 
 
@@ -174,7 +157,7 @@ def test_attacks_on_fewer_images_say_so():
         make_row("fixer", "cw", 9, "base", n=20),
         make_row("fixer", "cw", 1, "fixer", n=10),
     )
-    (block,) = terminal.blocks(report)
+    (block,) = blocks(report)
     assert [line.attack for line in block.lines] == ["pgd, 100 images", "cw, 20 and 10 images"]
     assert block.sources[0].sizes == {"all": "20–100"}
 
@@ -193,7 +176,7 @@ def test_attacks_on_fewer_images_say_so():
     ],
 )
 def test_threat_names(norm, epsilon, name):
-    assert terminal.threat_name(norm, epsilon) == name
+    assert threat_name(norm, epsilon) == name
 
 
 def test_a_pipe_gets_the_whole_table_in_100_plain_columns():
@@ -207,8 +190,12 @@ def test_a_pipe_gets_the_whole_table_in_100_plain_columns():
         "95.0 [87.8, 98.0] ±1.2",
         "5.0 [ 2.2, 11.2]",
     ]
-    assert "clean accuracy 96.0 % [90.2, 98.4] ±1.2, 100 images" in text
-    assert "not about training seeds" in text.replace("\n", " ")
+    assert "clean accuracy 96.0% [90.2, 98.4] ±1.2, 100 images" in text
+    legend = " ".join(text.split())
+    assert "crafted on the scored model itself with its defense in the loop" in legend
+    assert "crafted on a different model, without access to the scored one; this is not robust accuracy" in legend
+    assert "without its defense; this is not robust accuracy either" in legend
+    assert "not across training seeds" in legend
     assert "Note: A note." in text
 
 
@@ -239,8 +226,8 @@ def test_printing_leaves_the_console_as_it_was():
 def test_a_run_without_adaptive_attack_is_not_called_robust():
     text = printed(make_report(make_row("fixer"), make_row("fixer", "pgd", 91, "base")))
     assert cells_of(text, "pgd") == ["pgd", "linf 8/255", "91.0 [83.8, 95.2] ±1.2", "not measured"]
-    assert "No attack was made on fixer itself: nothing here says that it is robust." in text
-    assert "nothing here says" not in printed(full_report())
+    assert "No attack was crafted on fixer itself: these results are no evidence of robustness." in text
+    assert "no evidence" not in printed(full_report())
 
 
 def test_names_with_markup_are_printed_as_they_are():

@@ -1,4 +1,4 @@
-"""Finished evaluations made up for tests."""
+"""Complete evaluations made up for tests."""
 
 import numpy as np
 

@@ -5,7 +5,7 @@ import numpy as np
 from advjax.evaluation.outcomes import Outcome
 
 N = 10
-"""Images of each outcome."""
+"""Number of images in each outcome."""
 
 
 def make_outcome(run="base", attack="clean", made_on=None, wrong=(), **changes) -> Outcome:

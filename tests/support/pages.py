@@ -1,4 +1,4 @@
-"""Rows and pictures for HTML pages, and a parser that checks the pages."""
+"""Report rows and gallery items made up for tests, and a parser that checks HTML pages."""
 
 import html.parser
 
@@ -11,7 +11,7 @@ VOID = {"meta", "img", "br", "wbr"}
 
 
 class Checker(html.parser.HTMLParser):
-    """Collects what the page refers to and insists that every element is closed in order."""
+    """Collects tags, ids, references and table cells; fails unless every element is closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -67,8 +67,8 @@ def make_row(run, attack="clean", accuracy=0.9, made_on=None, **changes) -> Row:
         eot_samples=1,
         n=100,
         accuracy=accuracy,
-        low=max(0.0, accuracy - 0.04),
-        high=min(1.0, accuracy + 0.04),
+        low=max(0.0, (accuracy or 0.0) - 0.04),
+        high=min(1.0, (accuracy or 0.0) + 0.04),
         sd_fifths=0.012,
         seconds=1.0,
         model_hash="8c1f60d2",

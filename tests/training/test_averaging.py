@@ -75,7 +75,7 @@ def test_parameters_that_learn_and_batch_statistics_are_averaged():
     assert_close(found.params["block_head"], states[-1].params["block_head"], rtol=0, atol=0)
 
 
-def test_without_averaging_the_last_weights_are_deployed():
+def test_without_averaging_the_last_weights_are_evaluated():
     method, variables = make_method(None)
     last = run(method, variables, 1)[-1]
     assert last.average == {}

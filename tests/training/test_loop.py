@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from advjax import attacks
@@ -30,7 +31,7 @@ from advjax.training import (
 )
 from advjax.training.loop import Plan, fit
 from advjax.training.step import DeviceData, Method, evaluation_variables, init_state, train_step
-from advjax.types import Variables
+from advjax.types import UserError, Variables
 from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
@@ -171,8 +172,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
     resumed = run_fit(tmp_path / "b", dataset, make_plan())
     assert resumed.step == undisturbed.step == 9
     chex.assert_trees_all_equal(resumed.state, undisturbed.state)
-    strip = lambda folder: [(row["step"], row["kind"]) for row in read_metrics(tmp_path / folder)]  # noqa: E731
-    assert strip("a") == strip("b")
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
 
 
 def test_a_finished_run_is_left_alone(tmp_path, dataset):
@@ -196,7 +196,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, dataset):
     assert not np.array_equal(*kernels)
 
 
-def test_the_average_is_what_is_deployed(dataset):
+def test_the_average_is_what_is_evaluated(dataset):
     method, variables = light_method(average=averaging.ema(0.5))
     params, model_state, average, _ = some_steps("jit", dataset, method, variables)
     found = evaluation_variables({"params": params, "model_state": model_state, "average": average})
@@ -257,6 +257,95 @@ def test_preemption_saves_and_stops(tmp_path, dataset):
     assert restore_variables(str(tmp_path / "a/checkpoints")).step == 4
     resumed = run_fit(tmp_path / "a", dataset, make_plan())
     chex.assert_trees_all_equal(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_records_of_an_interrupted_run_average_all_their_steps(tmp_path, dataset, stop):
+    """Wherever it stops: before a record, after one, and between a checkpoint and a record."""
+    plan = make_plan(num_steps=8, log_every=4, validate_every=3)
+    method = light_method()
+    run_fit(tmp_path / "a", dataset, plan, method=method)
+    asked = iter(range(1, 9))
+    with pytest.raises(PreemptedError):
+        run_fit(tmp_path / "b", dataset, plan, method=method, stop_requested=lambda: next(asked) == stop)
+    run_fit(tmp_path / "b", dataset, plan, method=method)
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path, dataset, capsys):
+    asked = iter(range(1, 9))
+    with pytest.raises(PreemptedError):
+        run_fit(tmp_path, dataset, make_plan(), method=light_method(), stop_requested=lambda: next(asked) == 2)
+    assert "resuming" not in capsys.readouterr().out
+    run_fit(tmp_path, dataset, make_plan(), method=light_method())
+    assert capsys.readouterr().out == "toy: resuming at step 2 of 9\n"
+
+
+def diverging(step, what):
+    """Training in which the loss, or the weights, become NaN at a step."""
+    method, variables = light_method()
+
+    def diverge(state, *args, **kwargs):
+        new, metrics = train_step(state, *args, **kwargs)
+        now = state.step + 1 == step
+        if what == "loss":
+            return new, {**metrics, "loss": jnp.where(now, jnp.nan, metrics["loss"])}
+        return new.replace(params=jax.tree.map(lambda leaf: jnp.where(now, jnp.nan, leaf), new.params)), metrics
+
+    return method._replace(step=diverge), variables
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "said"),
+    [
+        ("loss", 1, "the training loss is nan at step 1; nothing was saved before"),
+        ("loss", 3, "the training loss is nan at step 3; nothing was saved before"),
+        ("loss", 5, "the training loss is nan at step 5; the checkpoint of step 3 is kept"),
+        ("loss", 9, "the training loss is nan at step 9; the checkpoint of step 6 is kept"),
+        ("weights", 4, "the training loss is nan at step 5; the checkpoint of step 3 is kept"),
+        ("weights", 6, "the weights are NaN or infinite at step 6; the checkpoint of step 3 is kept"),
+        ("weights", 9, "the weights are NaN or infinite at step 9; the checkpoint of step 6 is kept"),
+    ],
+)
+def test_divergence_ends_training_and_is_never_saved(tmp_path, dataset, what, step, said):
+    scores = iter([0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match=f"^toy: {said}") as error:
+        run_fit(tmp_path, dataset, make_plan(), lambda variables: {"score": next(scores)}, diverging(step, what))
+    assert "\n" not in str(error.value)
+    if "kept" in said:
+        for which in ("latest", "best"):
+            found = restore_variables(str(tmp_path / "checkpoints"), which=which, best_metric="score")
+            assert f"step {found.step} is kept" in said
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state))
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path) if row["kind"] == "train")
+
+
+def test_a_divergence_is_not_saved_on_preemption_either(tmp_path, dataset):
+    asked = iter(range(1, 9))
+    with pytest.raises(UserError, match="the weights are NaN or infinite at step 4; the checkpoint of step 3 is kept"):
+        run_fit(tmp_path, dataset, make_plan(), method=diverging(4, "weights"), stop_requested=lambda: next(asked) == 4)
+    assert restore_variables(str(tmp_path / "checkpoints")).step == 3
+
+
+def test_a_finished_run_needs_no_optimizer_state(tmp_path, dataset):
+    """One flipped byte there, in the only checkpoint, does not matter; in an unfinished run it does."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 4000, np.uint32)
+    keep = optax.GradientTransformation(
+        lambda params: jnp.asarray(bits), lambda updates, state, params: (updates, state)
+    )
+    method, variables = light_method()
+    method = method._replace(optimizer=optax.chain(method.optimizer, keep))
+    plan = make_plan(num_steps=2, validate_every=2)
+    finished = run_fit(tmp_path, dataset, plan, method=(method, variables))
+    snippet = bits.tobytes()[400:416]
+    (path,) = [path for path in tmp_path.rglob("d/*") if snippet in path.read_bytes()]
+    content = bytearray(path.read_bytes())
+    content[content.index(snippet)] ^= 1
+    path.write_bytes(content)
+    again = run_fit(tmp_path, dataset, plan, some_scores([]), method=(method, variables))
+    chex.assert_trees_all_equal(again.state, finished.state)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged .*opt_state/1 differs"):
+        run_fit(tmp_path, dataset, plan._replace(num_steps=4), method=(method, variables))
 
 
 def test_trades_with_perturbed_weights_is_the_same_over_four_devices(dataset):

@@ -110,5 +110,5 @@ def test_several_devices_take_the_same_step(mapping):
 
 def test_a_gradient_cannot_be_reused_without_epsilon():
     for attack in (attacks.deepfool(attacks.l2(float("inf"))), lambda *args: None):
-        with pytest.raises(UserError, match="needs an attack with an epsilon"):
+        with pytest.raises(UserError, match="needs an attack with a finite epsilon"):
             two_updates(attack, reuse_gradient=True)

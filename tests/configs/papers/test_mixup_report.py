@@ -1,4 +1,4 @@
-"""The configs of the mixup report (001): what their docstrings claim."""
+"""The configs of the mixup report (001) do what their docstrings say."""
 
 import jax
 import pytest
@@ -20,11 +20,11 @@ SOUND = {
     "mnist_soft_labels": {"mixup": {"targets"}, "soft_labels": {"targets"}},
     "mnist_partial_pgd": {"partial": {"targets"}},
 }
-"""Config -> run -> keys in which it differs from plain adversarial training."""
+"""Config -> run -> keys that differ from plain adversarial training."""
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_sound_form_is_plain_adversarial_training_but_for_its_method(name):
+def test_a_sound_form_differs_from_adversarial_training_only_in_its_method(name):
     config = plain(config_of(name))
     runs = dict(config["run"])
     vanilla = runs.pop("vanilla")
@@ -38,7 +38,7 @@ def test_a_sound_form_is_plain_adversarial_training_but_for_its_method(name):
     assert 30 <= vanilla["epochs"] <= 100 and vanilla["optimizer"]["schedule"]["name"] == "cosine"
 
 
-def test_the_best_checkpoint_of_a_sound_form_is_that_of_attacked_validation_images(shared):
+def test_sound_forms_select_checkpoints_on_attacked_validation_images(shared):
     config = config_of("mnist_mixup_adversarial")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
@@ -53,7 +53,7 @@ FAITHFUL = {"mnist": (mnist, "vanilla"), "cifar": (cifar, "partial")}
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
+def test_a_faithful_form_is_valid_as_shipped(name, shared):
     config = FAITHFUL[name][0].get_config()
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
@@ -62,7 +62,7 @@ def test_a_faithful_form_makes_sense_as_it_is_shipped(name, shared):
 
 
 @pytest.mark.parametrize("name, runs", [("mnist", "clean,vanilla"), ("cifar", "partial")])
-def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs, tmp_path, shared, devices):
+def test_a_faithful_form_trains_and_is_paired_with_published_numbers(name, runs, tmp_path, shared, devices):
     module, run = FAITHFUL[name]
     config = module.get_config(runs)
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
@@ -84,7 +84,7 @@ def test_a_faithful_form_trains_and_stands_beside_what_was_published(name, runs,
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_published_numbers_are_for_the_method_of_the_report_alone(name):
+def test_published_numbers_apply_only_to_the_method_of_the_report(name):
     module, run = FAITHFUL[name]
     config = module.get_config()
     numbers = [join.select(entry) for entry in config.published]
@@ -136,15 +136,15 @@ def test_published_numbers_are_for_the_method_of_the_report_alone(name):
             "configs.papers.mixup_report.attack:nothing",
             "'configs.papers.mixup_report.attack:nothing' cannot be imported",
         ),
-        ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is no function"),
+        ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is not a function"),
     ],
 )
-def test_functions_beside_configs_are_the_only_ones_that_a_config_names(name, message):
+def test_configs_can_name_only_functions_of_the_package_configs(name, message):
     with pytest.raises(UserError, match=message):
         build_attack("a", {"name": name, "norm": "linf", "epsilon": "0.6"}, "run.a.attack")
 
 
-def test_a_mistake_in_a_function_beside_configs_is_one_clear_line():
+def test_errors_in_functions_of_configs_are_one_line():
     spec = {"name": mnist.ATTACK, "norm": "linf", "epsilon": "0.6", **mnist.RULES}
     with pytest.raises(UserError, match="evaluation: unknown key 'steps'; known are radius, num_steps"):
         build_attack("own", {**spec, "steps": 3}, "evaluation")

@@ -7,12 +7,12 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import Problem
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.runtime import devices as sharding
 from advjax.runtime.devices import Devices
 from advjax.training import losses, mixing, objectives, optimizers
 from advjax.training.step import Method, init_state, train_step
-from advjax.training.transforms import example_keys
 from advjax.types import Variables
 from configs.papers.mixup_report import cifar, training
 from configs.papers.mixup_report.attack import ball, noisy_center_pgd
@@ -112,7 +112,7 @@ def adversarial(method="vanilla", **options):
 
 def by_hand(train):
     """Attacked images and model state after one question after the other."""
-    keys = example_keys(jax.random.fold_in(jax.random.key(0), training._ATTACK), BATCH.index)
+    keys = image_keys(jax.random.fold_in(jax.random.key(0), training._ATTACK), BATCH.index)
     noise = jax.vmap(lambda key: jax.random.uniform(key, tiny.SHAPE, minval=-0.1, maxval=0.1))(keys)
     centers, points, state = jnp.clip(BATCH.images + noise, 0, 1), BATCH.images, VARIABLES.model_state
 

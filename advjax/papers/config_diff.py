@@ -1,4 +1,7 @@
-"""What a published number is about: all that a config says of the runs, the data and the attack behind a row."""
+"""Finds the settings in which an experiment differs from the one that a published number is for.
+
+Only settings that the number depends on count: the data, the attack, the defense, and the runs involved.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,25 +10,25 @@ from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL
 
 IGNORED = ("data.dir", "data.stream", "data.num_workers", "checkpoint", "log_every")
-"""Keys that change no number; those without "data." are of a run."""
+"""Keys that do not affect results; those without the prefix "data." belong to a run."""
 
 
-def differences(described: Mapping[str, Any], config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that matter to the row of an entry and are not as described, with what they are; None where they are absent.
+def differences(reference: Mapping[str, Any], config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value in ``config``, for every key that an entry depends on and whose value differs; None if absent.
 
     Args:
-      described: the experiment that the entry was written for, in plain data.
-      config: the experiment as it was run.
+      reference: the experiment that the entry was written for, as plain data.
+      config: the experiment as it was run, as plain data.
       spec: an entry of ``published``.
     """
-    wanted, found = (dict(_leaves("", _parts(one, spec))) for one in (described, config))
+    wanted, found = (dict(_leaves("", _parts(one, spec))) for one in (reference, config))
     paths = dict.fromkeys((*wanted, *found))
-    # An absent key differs from one that is None.
+    # An absent key counts as different from one that is None.
     return {path: found.get(path) for path in paths if wanted.get(path, wanted) != found.get(path, wanted)}
 
 
 def _parts(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a config that an entry's row depends on, by their keys."""
+    """The parts of a config that the row of an entry depends on, by key."""
     evaluation, attack = config["evaluation"], spec["our_attack"]
     sources: Sequence[str] = ()
     parts = {f"data.{key}": value for key, value in config["data"].items() if f"data.{key}" not in IGNORED}
@@ -38,13 +41,13 @@ def _parts(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]
         parts[f"evaluation.defenses.{defense}"] = evaluation["defenses"].get(defense)
     if (subset := spec.get("subset", ALL)) != ALL:
         sources = (*sources, subset.removesuffix("_correct"))
-    for name in _with_needs(config["run"], (spec["run"], *sources)):
+    for name in _with_dependencies(config["run"], (spec["run"], *sources)):
         parts[f"run.{name}"] = {key: value for key, value in config["run"][name].items() if key not in IGNORED}
     return parts
 
 
-def _with_needs(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """The runs of these names, and all that they start from or ask, as far as they are described."""
+def _with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The named runs and every run that they start from, are attacked through, or take targets from."""
     found, waiting = [], list(names)
     while waiting:
         name = waiting.pop()

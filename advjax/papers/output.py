@@ -1,4 +1,4 @@
-"""Published numbers for the terminal, alone or with ours beside them, and the latter as csv."""
+"""Published numbers as terminal tables, alone or next to ours, and the comparison as CSV."""
 
 import csv
 import io
@@ -14,28 +14,28 @@ from advjax.papers.published import PAPERS, PROVENANCES, TABLES, Published, read
 from advjax.reporting.plain_table import plain_table
 
 EXPLANATION = (
-    "Difference: ours less theirs, in points. [low, high]: 95 % Wilson interval, which is about the choice of test "
-    "images, not about training seeds. Transfer, oblivious: the attack was not made on the model that is scored, and "
-    "the number is no robust accuracy. Adaptive: it was made on the very model, its defence in the loop; with "
-    "predicted labels that is no robust accuracy either."
+    "Difference: ours minus published, in percentage points. [low, high]: 95% Wilson interval, which captures "
+    "variability across test images, not across training seeds. Transfer, oblivious: the attack was not crafted on the "
+    "scored model, so the number is not robust accuracy. Adaptive: crafted on the scored model itself with its defense "
+    "in the loop; with predicted labels, this is not robust accuracy either."
 )
-HEADS = (
+CSV_COLUMNS = (
     *("workdir", "table", "published_model", "published_dataset", "published_training", "published_attack"),
     *("published", "published_low", "published_high", "published_n", "provenance", "note"),
     *("model", "attack", "subset", "kind", "ours", "low", "high", "n", "difference", "overlap"),
 )
-"""Columns of the csv file."""
+"""Columns of the CSV file."""
 
 
 def title(table: str) -> str:
-    """What a table is of, and in which paper."""
+    """The paper and the contents of a table."""
     paper = table.split("_")[0]
     return f"Paper {paper} ({PAPERS[paper]}), {TABLES[table]}"
 
 
 def listing() -> RenderableType:
-    """All tables."""
-    table = plain_table("table", "numbers", "what it is", numbers=("numbers",))
+    """The list of all published tables."""
+    table = plain_table("table", "numbers", "contents", numbers=("numbers",))
     for name in TABLES:
         table.add_row(Text(name), Text(str(len(read(name)))), Text(title(name)))
     return table
@@ -44,27 +44,27 @@ def listing() -> RenderableType:
 def published_table(name: str) -> RenderableType:
     """One table as it was published."""
     rows = read(name)
-    cells = [dict(zip(_HEADS, _published_cells(entry), strict=True)) for entry in rows]
-    common = [head for head in _HEADS if len({line[head] for line in cells}) == 1]
-    table = plain_table(*(head for head in _HEADS if head not in common), numbers=("value", "n"))
+    cells = [dict(zip(_TABLE_COLUMNS, _published_cells(entry), strict=True)) for entry in rows]
+    common = [head for head in _TABLE_COLUMNS if len({line[head] for line in cells}) == 1]
+    table = plain_table(*(head for head in _TABLE_COLUMNS if head not in common), numbers=("value", "n"))
     for line in cells:
         table.add_row(*(Text(text) for head, text in line.items() if head not in common))
-    # What is the same for all numbers is said once.
+    # Values shared by all rows are printed once.
     said = ", ".join(f"{head} {cells[0][head]}" for head in common if cells[0][head])
     origins = [f"{origin}: {PROVENANCES[origin]}" for origin in dict.fromkeys(entry.provenance for entry in rows)]
     return Group(Text(title(name), style="bold"), Text(said), table, Text(f"From {'; '.join(origins)}.", style="dim"))
 
 
-def beside(pairs: Sequence[Pair]) -> RenderableType:
-    """Ours beside theirs, a table for each two models."""
+def comparison(pairs: Sequence[Pair]) -> RenderableType:
+    """Ours next to published numbers, one table per pair of models."""
     parts: list[RenderableType] = []
     titled = None
     for (name, theirs, ours), group in itertools.groupby(pairs, _models):
         if name != titled:
             parts.append(Text(title(name), style="bold"))
             titled = name
-        measured = ("theirs, %", "ours, %", "difference")
-        table = plain_table("their attack", "our attack", "kind", *measured, "overlap", numbers=measured)
+        measured = ("published (%)", "ours (%)", "difference")
+        table = plain_table("published attack", "our attack", "kind", *measured, "overlap", numbers=measured)
         notes = []
         for pair in group:
             table.add_row(*map(Text, _cells(pair)))
@@ -75,19 +75,19 @@ def beside(pairs: Sequence[Pair]) -> RenderableType:
 
 
 def as_csv(found: Mapping[str, Sequence[Pair]]) -> str:
-    """Every pair in a line of its own, accuracies in percent; what is not known is left empty.
+    """One line per pair, accuracies in percent; unknown values are empty.
 
     Args:
-      found: pairs by the folder that ours are from.
+      found: workdir -> pairs.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADS)
+    writer.writerow(CSV_COLUMNS)
     writer.writerows([folder, *_fields(pair)] for folder, pairs in found.items() for pair in pairs)
     return text.getvalue()
 
 
-_HEADS: tuple[str, ...] = ("model", "data", "training", "attack", "metric", "value", "n", "from", "note")
+_TABLE_COLUMNS: tuple[str, ...] = ("model", "data", "training", "attack", "metric", "value", "n", "from", "note")
 
 
 def _published_cells(entry: Published) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _published_cells(entry: Published) -> Iterator[str]:
 
 
 def _models(pair: Pair) -> tuple[str, str, str]:
-    """The table, and what was measured there and here."""
+    """The table, what was measured there, and what was measured here."""
     published, subset = pair.published, "" if pair.subset == ALL else f", {pair.subset}"
     return published.table, f"{published.model}, {published.training}, {published.dataset}", f"{pair.model}{subset}"
 
@@ -127,7 +127,7 @@ def _fields(pair: Pair) -> Iterator[str]:
 
 
 def _numbers(accuracy: Accuracy | None) -> Iterable[str]:
-    """Value, interval and number of images."""
+    """Accuracy, both ends of its interval, and number of images."""
     if accuracy is None:
         return [""] * 4
     low, high = accuracy.interval or (None, None)
