@@ -235,8 +235,16 @@ def test_one_constant_returns_the_closest_success_or_the_end():
         (functools.partial(attack_of, "l2"), {"returns": "best"}, "returns must be one of closest, last, got 'best'"),
         (functools.partial(attack_of, "l2"), {"returns": "last"}, "binary_search_steps=1, got 5"),
         (lambda **options: carlini_wagner_l2(attacks.linf(0.1), **options), {}, "carlini_wagner_l2 needs l2, got linf"),
-        (lambda **options: carlini_wagner_linf(attacks.l2(0.1), **options), {}, "carlini_wagner_linf needs linf, got l2"),
-        (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "at least 1, got 200 and 0"),
+        (
+            lambda **options: carlini_wagner_linf(attacks.l2(0.1), **options),
+            {},
+            "carlini_wagner_linf needs linf, got l2",
+        ),
+        (
+            functools.partial(attack_of, "l2"),
+            {"binary_search_steps": 0},
+            "binary_search_steps must be at least 1, got 0",
+        ),
         (functools.partial(attack_of, "linf"), {"num_steps": 0}, "at least 1"),
         (functools.partial(attack_of, "linf"), {"decrease": 1.0}, "between 0 and 1"),
     ],

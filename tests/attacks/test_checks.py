@@ -60,7 +60,10 @@ def test_inputs(arguments, message):
             r"bounds must be \(low, high\) with low < high, got \(1.0, 0.0\)",
         ),
         (lambda: attacks.fgsm(attacks.l2(np.inf)), r"fgsm needs a finite epsilon, got l2 inf"),
-        (lambda: attacks.pgd(attacks.l2(np.inf), num_steps=1, step_size=0.1), r"pgd needs a finite epsilon, got l2 inf"),
+        (
+            lambda: attacks.pgd(attacks.l2(np.inf), num_steps=1, step_size=0.1),
+            r"pgd needs a finite epsilon, got l2 inf",
+        ),
         (lambda: attacks.pgd(attacks.l2(1), num_steps=0, step_size=0.1), r"num_steps must be at least 1, got 0"),
         (lambda: attacks.bim(attacks.l2(1), num_steps=1, step_size=-1), r"step_size must be 0 or more, got -1"),
         (
