@@ -228,7 +228,7 @@ def test_bad_images_are_marked_under_jit_and_harm_no_others(form):
 @pytest.mark.parametrize("form", ["attack", "with_restarts"])
 def test_bad_images_raise_outside_jit(name, form):
     images, labels, starts = BAD[name]
-    with pytest.raises(ValueError, match="must|returns NaN|could not be attacked"):
+    with pytest.raises(ValueError, match=r"must|returns NaN|could not be attacked"):
         FORMS[form](sometimes_nan, images, labels, KEY, starts)
 
 
