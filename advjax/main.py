@@ -8,6 +8,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 if os.environ.get("JAX_NUM_CPU_DEVICES", "1") != "1":
     # Several virtual devices on few cores: the thread pool needs a thread for each of them, or collectives never meet.
@@ -19,12 +20,16 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from advjax.evaluation.adversarial_sets import FORMATS
-from advjax.experiment.from_config import from_config
+from advjax.experiment.from_config import complete
 from advjax.experiment.presets import PAPER, PRESETS, with_preset
-from advjax.jobs import evaluate, load, rescore, train
-from advjax.reporting import comparison, terminal
-from advjax.runtime import devices as sharding
+from advjax.jobs.compare import compare
+from advjax.jobs.evaluate import evaluate
+from advjax.jobs.rescore import print_scores, rescore
+from advjax.jobs.train import train
+from advjax.jobs.workdir import locked, open_experiment, read_config
+from advjax.reporting.terminal import print_report
 from advjax.runtime import distributed
+from advjax.runtime.devices import Devices, is_main_process, mesh
 from advjax.runtime.preemption import PreemptedError, Preemption
 from advjax.types import UserError
 
@@ -97,29 +102,48 @@ def _run(notify: Callable[[str], None]) -> None:
         with Preemption() as preemption:
             for workdir in folders:
                 _work(workdir, notify, preemption.requested)
-    if (_MODE.value == "compare" or len(folders) > 1) and not _ADVERSARIAL.value and jax.process_index() == 0:
-        found = {_label(folder, folders): comparison.read_evaluation(_report_folder(folder)) for folder in folders}
-        comparison.print_comparison(found, Console(highlight=False))
+    if (_MODE.value == "compare" or len(folders) > 1) and not _ADVERSARIAL.value and is_main_process():
+        compare(folders, _preset_folder(), Console(highlight=False))
 
 
 def _work(workdir: str, notify: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
-    """Trains and evaluates in one folder, as far as asked."""
-    built = with_preset(from_config(_config(workdir)), _PRESET.value)
-    if _SAVE_ADVERSARIAL.value:
-        built = built._replace(evaluation=built.evaluation._replace(save_adversarial=_SAVE_ADVERSARIAL.value))
-    devices = sharding.Devices(sharding.mesh(), built.mapping)
+    """Trains and evaluates in one folder, as requested."""
+    config = _with_flags(_config(workdir))
+    devices = Devices(mesh(), config["mapping"])
+    # Whatever is wrong with the config is said before the folder is made.
+    open_experiment(config, workdir)
+    with locked(workdir):
+        _work_on(config, workdir, devices, notify, stop_requested)
+
+
+def _work_on(
+    config: Mapping[str, Any],
+    workdir: str,
+    devices: Devices,
+    notify: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Trains, rescores or evaluates, by the mode."""
     if _MODE.value != "evaluate":
-        train.train(built, workdir, devices, notify, stop_requested)
+        train(config, workdir, devices, notify, stop_requested)
     for path in _ADVERSARIAL.value or ():
-        kept, scores = rescore.score(built, workdir, path, devices, notify)
-        if jax.process_index() == 0:
-            rescore.print_scores(path, kept, scores, Console(highlight=False))
+        kept, scores = rescore(config, workdir, path, devices, notify)
+        if is_main_process():
+            print_scores(path, kept, scores, Console(highlight=False))
     if _MODE.value != "train" and not _ADVERSARIAL.value:
-        folder = _report_folder(workdir)
-        found = evaluate.evaluate(built, workdir, devices, notify, stop_requested, folder)
-        if jax.process_index() == 0:
-            terminal.print_report(found, Console(highlight=False))
+        folder = os.path.join(workdir, _preset_folder())
+        found = evaluate(config, workdir, devices, notify, stop_requested, folder)
+        if is_main_process():
+            print_report(found, Console(highlight=False))
             notify(f"report: {pathlib.Path(folder, 'report.html').absolute()}")
+
+
+def _with_flags(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The complete config with what flags change in it."""
+    changed = with_preset(complete(config), _PRESET.value)
+    if _SAVE_ADVERSARIAL.value:
+        changed["evaluation"]["save_adversarial"] = _SAVE_ADVERSARIAL.value
+    return changed
 
 
 def _check_flags() -> None:
@@ -149,26 +173,18 @@ def _workdirs() -> list[str]:
     return [f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}"]
 
 
-def _config(workdir: str) -> ConfigDict:
+def _config(workdir: str) -> ConfigDict | Mapping[str, Any]:
     """The config that was given, or the one that the folder was trained with."""
     if _CONFIG.value is not None:
         return _CONFIG.value
     if _MODE.value != "evaluate":
         raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
-    return load.experiment_config(workdir)
+    return read_config(workdir)
 
 
-def _report_folder(workdir: str) -> str:
-    """A preset has a report of its own, so that the one of the config stays."""
-    return workdir if _PRESET.value == PAPER else os.path.join(workdir, _PRESET.value)
-
-
-def _label(folder: str, folders: Sequence[str]) -> str:
-    """What tells the models of several folders apart: the name of the folder, or the whole path where names repeat."""
-    if len(folders) == 1:
-        return ""
-    name = pathlib.Path(folder).name
-    return folder if [pathlib.Path(other).name for other in folders].count(name) > 1 else name
+def _preset_folder() -> str:
+    """A preset has a report of its own, so that the config's own report stays."""
+    return "" if _PRESET.value == PAPER else _PRESET.value
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Adversarial training with PGD on CIFAR-10 (Madry et al., 2018).
+"""PGD adversarial training on CIFAR-10 (Madry et al., 2018).
 
     python -m advjax.main --config=configs/cifar_adversarial.py
 
-Every image is attacked on the network as it is.  Not run yet.  For a ResNet18 the MAIR list has 48.7 % under
-AutoAttack, on a recipe of its own.
+Every training image is attacked on the current network.  Not run yet.  For a ResNet-18, the MAIR benchmark, with its
+own recipe, lists 48.7% under AutoAttack.
 """
 
 from configs import common

@@ -1,10 +1,10 @@
-"""Denoising blocks (Xie et al., 2019) in the classifier of the fixer paper (003), beside its fixers: row "denoise".
+"""Denoising blocks (Xie et al., 2019) in the classifier of the fixer paper (003), row "denoise".
 
     python -m advjax.main --config=configs/cifar_denoising.py
 
-The whole network learns, from images attacked on the frozen base as everything in that paper.
-``--config.run.denoise.attack.made_on=self`` is adversarial training in earnest.  Published: clean 75.6 %, AutoPGD
-made on the base 73.2 %.  Not run yet.
+The whole network is trained, on images attacked through the frozen base as everywhere in that paper.  For real
+adversarial training, use ``--config.run.denoise.attack.made_on=self``.  Published: clean 75.6%, AutoPGD crafted on
+the base 73.2%.  Not run yet.
 """
 
 from advjax.papers.join import publish
@@ -18,7 +18,7 @@ def get_config():
     denoise["model"] = {"name": "denoising", "base": "base", "after": ("res1", "res2")}
     denoise["objective"] = {"name": "supervised", "loss": {"name": "focal", "gamma": 2.0}, "on": "both"}
     denoise["trainable"] = ""
-    # Fixers alone go without.
+    # Only fixers are trained without weight decay.
     denoise["optimizer"]["weight_decay"] = 5e-4
     config.title, config.runs = "Denoising blocks in a CIFAR-10 classifier", ("base", "denoise")
     del config.run.fixer

@@ -1,9 +1,9 @@
-"""Distribution regression over randomly resized copies (Kou et al., 2020) in the fixer paper (003): row "drn".
+"""Distribution regression over randomly resized copies (Kou et al., 2020) in the fixer paper (003), row "drn".
 
     python -m advjax.main --config=configs/cifar_distribution_regression.py
 
-The base stays as it is; 280 parameters learn from clean images.  Published: clean 88.4 %, AutoPGD made on the base
-13.9 %.  Not run yet.
+The base is frozen; 280 parameters are trained on clean images.  Published: clean 88.4%, AutoPGD crafted on the base
+13.9%.  Not run yet.
 """
 
 from advjax.experiment import defaults

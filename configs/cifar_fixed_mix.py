@@ -1,10 +1,10 @@
-"""Training on images mixed at a fixed weight, labels unmixed: "mixup inference" in the code of the report 004.
+"""Training on fixed-weight mixes with unmixed labels: "mixup inference" in the code of the Dauphine report (004).
 
     python -m advjax.main --config=configs/cifar_fixed_mix.py
 
-``--config.run.mixed.targets.fixed_mix.weight=`` .1, .2, .4, .6, .8 and 1 are the points of its Fig. 3.  One CPU core,
-6 min 48 s (2026-11-21, Python 3.11, JAX 0.10.2, seed 0): clean 56.5 % plain and 46.1 % mixed, FGSM 7.3 and 9.9 %,
-PGD-40 3.7 and 6.5 %; docs/results/dauphine.md has the report's numbers beside them.
+``--config.run.mixed.targets.fixed_mix.weight=`` .1, .2, .4, .6, .8 and 1 are the points of its Fig. 3.  On one CPU
+core (6 min 48 s; 2026-11-21, Python 3.11, JAX 0.10.2, seed 0): clean accuracy 56.5% plain and 46.1% mixed, FGSM 7.3
+and 9.9%, PGD-40 3.7 and 6.5%; docs/results/dauphine.md compares them with the report.
 """
 
 from collections.abc import Iterator

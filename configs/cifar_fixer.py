@@ -1,15 +1,17 @@
-"""Fixers in a CIFAR-10 classifier, Table 1 of the fixer paper (Coppola, Lee & Guan): row fx-a at 10 % of the data.
+"""Fixers in a CIFAR-10 classifier (Coppola, Lee & Guan; fixer paper, 003): row fx-a of Table 1, with 10% of the data.
 
     python -m advjax.main --config=configs/cifar_fixer.py
 
-ResNet9 on 45,000 images, two fixers (10.6 % of its parameters) on 4,500 of them against AutoPGD.  Published: clean
-91.2 % (base) and 87.5 % (fixed); AutoPGD at 8/255 made on the base 4.6 % and 81.1 %.  Not yet measured here in full.
-``--config.run.fixer.train_fraction=0.01`` and ``=1`` are the paper's other two sizes (200 and 30 epochs), and
-``--config=configs/cifar_fixer.py:fgsm`` and ``:carlini_wagner`` its other two training attacks (Fig. 6).
+A ResNet9 is trained on 45,000 images, then two fixers (10.6% of its parameters) on 4,500 of them against AutoPGD.
+Published: clean 91.2% (base) and 87.5% (fixer); AutoPGD at 8/255 crafted on the base 4.6% and 81.1%.  Not yet
+measured here in full.  ``--config.run.fixer.train_fraction=0.01`` and ``=1`` are the paper's other two training set
+sizes (200 and 30 epochs), and ``--config=configs/cifar_fixer.py:fgsm`` and ``:carlini_wagner`` its other two training
+attacks (Fig. 6).
 
-Of the paper's protocol are what is attacked (the base), with which labels (those it predicts), and sizes and numbers of
-steps.  FGSM, PGD and C&W are the same as there; AutoPGD is that of its authors, which decides for each image and, when
-evaluated, keeps the best point.  The toolbox's, which 32 images share, is configs/papers/fixer/art_auto_pgd.py.
+The attacked model (the base), the labels (its predictions), the budgets and the numbers of steps follow the paper.
+FGSM, PGD and C&W are the same as there.  AutoPGD follows its authors: it decides for each image separately and, in
+evaluation, keeps the best point.  The toolbox version, which shares its decisions among 32 images, is
+configs/papers/fixer/art_auto_pgd.py.
 """
 
 from collections.abc import Iterator
@@ -27,67 +29,27 @@ TRAINING_ATTACKS = {
     "fgsm": {"name": "fgsm", **LINF},
     "carlini_wagner": CARLINI_WAGNER,
 }
+LOSS = {"name": "focal", "gamma": 2.0}
+AUGMENTATION = {
+    "order": ("pad_crop", "vertical_flip", "horizontal_flip", "solarize", "coarse_dropout"),
+    "pad_crop": {"padding": 4, "mode": "reflect"},
+    "vertical_flip": {"probability": 0.5},
+    "horizontal_flip": {"probability": 0.5},
+    "solarize": {"probability": 0.3, "threshold": 0.5},
+    "coarse_dropout": {"probability": 0.5, "holes": 1, "size": 10, "fill": 0.0},
+}
 
 
 def get_config(attack: str = "auto_pgd"):
-    """The experiment, its fixers trained against one of ``TRAINING_ATTACKS``."""
+    """The experiment, with fixers trained against one of ``TRAINING_ATTACKS``."""
     if attack not in TRAINING_ATTACKS:
-        raise UserError(f"configs/cifar_fixer.py:{attack}: the attacks are {', '.join(TRAINING_ATTACKS)}")
-    augmentation = {
-        "order": ("pad_crop", "vertical_flip", "horizontal_flip", "solarize", "coarse_dropout"),
-        "pad_crop": {"padding": 4, "mode": "reflect"},
-        "vertical_flip": {"probability": 0.5},
-        "horizontal_flip": {"probability": 0.5},
-        "solarize": {"probability": 0.3, "threshold": 0.5},
-        "coarse_dropout": {"probability": 0.5, "holes": 1, "size": 10, "fill": 0.0},
-    }
-    loss = {"name": "focal", "gamma": 2.0}
-    base = defaults.run(
-        model={
-            "name": "resnet9",
-            "width": 1.0,
-            "pool3": False,
-            "head": "max4",
-            "mean": (0.4914, 0.4822, 0.4465),
-            "std": (0.2470, 0.2435, 0.2616),
-        },
-        epochs=40,
-        objective={"loss": loss},
-        augmentation=augmentation,
-        optimizer={"schedule": {"peak_learning_rate": 0.1}, "weight_decay": 5e-4},
-    )
-    fixer = defaults.run(
-        model={
-            "name": "fixers",
-            "base": "base",
-            "after": ("res1", "res2"),
-            "delta": 1.0,
-            "activation": "identity",
-            "reduction": 4,
-            "zero_last": False,
-        },
-        train_fraction=0.1,
-        epochs=60,
-        objective={
-            "name": "fixers",
-            "loss": loss,
-            "distillation": 1.0,
-            "target": "natural",
-            "tensor": "sum",
-            "norm": "rms",
-        },
-        attack={**TRAINING_ATTACKS[attack], "made_on": "base", "labels": "predicted"},
-        augmentation=augmentation,
-        optimizer={"schedule": {"peak_learning_rate": 0.02}},
-        trainable="^patches_",
-        validate_every_epochs=5,
-    )
+        raise UserError(f"configs/cifar_fixer.py:{attack}: unknown attack; known are {', '.join(TRAINING_ATTACKS)}")
     auto_pgd = {"name": "auto_pgd", **LINF, "num_steps": 25, "step_size": STEP, "num_restarts": 5, "returns": "best"}
     config: Any = defaults.experiment(
         title="Fixers in a CIFAR-10 classifier",
         data={"name": "cifar10", "num_validation": 5000},
         runs=("base", "fixer"),
-        run={"base": base, "fixer": fixer},
+        run={"base": _base(), "fixer": _fixer(TRAINING_ATTACKS[attack])},
         evaluation={
             "attacks": {
                 "order": ("fgsm", "pgd_50", "carlini_wagner", "auto_pgd", "auto_pgd_16"),
@@ -103,24 +65,70 @@ def get_config(attack: str = "auto_pgd"):
             "pictured": "auto_pgd",
         },
     )
-    # The numbers of the table are for fixers trained against AutoPGD.
+    # The table has numbers only for fixers trained against AutoPGD.
     publish(config, table_1("fixer", "ResNet9+fx-a") if attack == "auto_pgd" else base_of_table_1())
     return config
 
 
+def _base():
+    return defaults.run(
+        model={
+            "name": "resnet9",
+            "width": 1.0,
+            "pool3": False,
+            "head": "max4",
+            "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
+        },
+        epochs=40,
+        objective={"loss": LOSS},
+        augmentation=AUGMENTATION,
+        optimizer={"schedule": {"peak_learning_rate": 0.1}, "weight_decay": 5e-4},
+    )
+
+
+def _fixer(attack):
+    return defaults.run(
+        model={
+            "name": "fixers",
+            "base": "base",
+            "after": ("res1", "res2"),
+            "delta": 1.0,
+            "activation": "identity",
+            "reduction": 4,
+            "zero_last": False,
+        },
+        train_fraction=0.1,
+        epochs=60,
+        objective={
+            "name": "fixers",
+            "loss": LOSS,
+            "distillation": 1.0,
+            "target": "natural",
+            "tensor": "sum",
+            "norm": "rms",
+        },
+        attack={**attack, "made_on": "base", "labels": "predicted"},
+        augmentation=AUGMENTATION,
+        optimizer={"schedule": {"peak_learning_rate": 0.02}},
+        trainable="^patches_",
+        validate_every_epochs=5,
+    )
+
+
 def table_1(run: str, model: str, defense: str = "none") -> tuple[dict[str, Any], ...]:
-    """What Table 1 of the paper has on the base and on another model of an experiment.
+    """The entries of Table 1 for the base and for another model of an experiment.
 
     Args:
-      run: which stands for the model.
+      run: our run that corresponds to the model.
       model: its name in the table.
-      defense: at test time.
+      defense: name of its test-time defense.
     """
     return (*base_of_table_1(), *_of_table_1(run, model, defense, made_on="base"))
 
 
 def base_of_table_1() -> tuple[dict[str, Any], ...]:
-    """What it has on the base, which alone has seen its own attacks, given its own predictions."""
+    """The entries of Table 1 for the base, the only model attacked directly, with its own predictions as labels."""
     return tuple(_of_table_1("base", "ResNet9:base", "none", adaptive=True, labels="predicted"))
 
 

@@ -1,11 +1,12 @@
-"""What the fixers are to be compared with: the whole classifier trained on, and fixers whose training attack sees them.
+"""Baselines for the fixers: fine-tuning the whole classifier, and fixers whose training attack sees them.
 
     python -m advjax.main --config=configs/cifar_fixer_baselines.py
 
 All start from the base of configs/cifar_fixer.py and see the same 4,500 images.  ``transfer`` is row "adv train" of
-the fixer paper (003): all weights learn, from clean images and images attacked on the frozen base.  ``adversarial``
-is its sound twin, attacked on itself, and ``honest_fixer`` the fixers attacked through the fixers, both with true
-labels.  Published for "transfer": clean 79.5 %, AutoPGD made on the base 77.5 %.  Not run yet.
+the fixer paper (003): all weights are trained, on clean images and on images attacked through the frozen base.
+``adversarial`` is its sound counterpart, attacked directly, and ``honest_fixer`` trains fixers attacked through the
+fixers, both with true labels.  Published for "transfer": clean 79.5%, AutoPGD crafted on the base 77.5%.  Not run
+yet.
 """
 
 from advjax.papers.join import publish
@@ -25,7 +26,7 @@ def get_config():
         "trainable": "",
     }
     on_itself = {**fixer["attack"], "made_on": "self", "labels": "true"}
-    config.title = "The whole classifier trained on, and fixers attacked themselves"
+    config.title = "Fine-tuning the whole classifier, and fixers attacked directly"
     config.runs = ("base", "transfer", "adversarial", "honest_fixer")
     del config.run.fixer
     config.run.transfer = whole

@@ -1,13 +1,13 @@
-"""Intelligent mixup on CIFAR-10 (Agarwal et al., 000): training goes on, beside every image its mix with a noisy twin.
+"""Intelligent mixup on CIFAR-10 (Agarwal et al., 000): training continues on each image and its mix with a noisy copy.
 
     python -m advjax.main --config=configs/cifar_intelligent_mixup.py
 
-The learning rate falls on plateaus of the training loss, at Keras's factor and patience: the paper tells neither.
-The noise that it calls 0.05 or 0.08 is read as a variance.  16 images and their 16 mixes are one batch of the paper's
-size.  Two ablations say what helps: ``noise_only`` keeps the true label of the twin, ``plain_mixup`` mixes with other
-images.  The rows made on ``base`` follow the paper; those made on a network itself say whether it is robust.
-``--config.runs="('base','mixed')"`` is the shortest of it.  Published for "mixed", attacks made on the base: clean
-85.2 %, FGSM 62.0 %, PGD-100 61.55 %.  Not run yet.
+The learning rate is reduced on plateaus of the training loss, with the default factor and patience of Keras because
+the paper states neither.  Noise levels 0.05 and 0.08 are read as variances.  16 images and their 16 mixes form one
+batch of the paper's size.  Two ablations show what helps: ``noise_only`` keeps the true label of the noisy copy,
+``plain_mixup`` mixes with other images.  Rows crafted on ``base`` follow the paper; rows crafted on a network itself
+show whether it is robust.  ``--config.runs="('base','mixed')"`` is the shortest useful version.  Published for
+"mixed", attacks crafted on the base: clean 85.2%, FGSM 62.0%, PGD-100 61.55%.  Not run yet.
 """
 
 from typing import Any
@@ -51,9 +51,9 @@ def get_config():
 
 
 def _published() -> tuple[dict[str, Any], ...]:
-    """Clean, and the attacks that were made on the base and whose size the paper gives.
+    """Clean accuracies, and accuracies under attacks that were crafted on the base with a budget that the paper states.
 
-    What they leave of the base itself is left out: it depends on their labels, which the paper does not tell.
+    Accuracies of the base under its own attacks are omitted: they depend on the labels, which the paper does not state.
     """
     found = {"table": "000_table3"}
     attacks = {"none": "clean", "FGSM:eps0.03": "fgsm", "IFGSM40:eps0.03": "bim_40", "PGD100:eps0.03": "pgd_100"}

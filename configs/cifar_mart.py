@@ -1,8 +1,8 @@
-"""MART on CIFAR-10 (Wang et al., 2020): more weight on images that are misclassified before any attack.
+"""MART on CIFAR-10 (Wang et al., 2020): more weight on images that are misclassified without any attack.
 
     python -m advjax.main --config=configs/cifar_mart.py
 
-Not run yet.  For a ResNet18 the MAIR list has 47.5 % under AutoAttack, on a recipe of its own.
+Not run yet.  For a ResNet-18, the MAIR benchmark, with its own recipe, lists 47.5% under AutoAttack.
 """
 
 from configs import common

@@ -1,9 +1,9 @@
-"""TRADES on CIFAR-10 (Zhang et al., 2019): a price on answers that change, beside the loss on clean images.
+"""TRADES on CIFAR-10 (Zhang et al., 2019): clean loss plus a penalty on predictions that change within the ball.
 
     python -m advjax.main --config=configs/cifar_trades.py
 
-``--config.run.robust.objective.beta=1`` gives up robustness for clean accuracy.  Not run yet.  For a ResNet18 the
-MAIR list has 49.5 % under AutoAttack, on a recipe of its own.
+``--config.run.robust.objective.beta=1`` trades robustness for clean accuracy.  Not run yet.  For a ResNet-18, the
+MAIR benchmark, with its own recipe, lists 49.5% under AutoAttack.
 """
 
 from configs import common

@@ -1,8 +1,8 @@
-"""Adversarial weight perturbation on CIFAR-10 (AT-AWP, Wu et al., 2020): images and weights are both attacked.
+"""Adversarial weight perturbation on CIFAR-10 (AT-AWP, Wu et al., 2020): both images and weights are attacked.
 
     python -m advjax.main --config=configs/cifar_weight_perturbation.py
 
-Not run yet.  For a ResNet18 the MAIR list has 50.8 % under AutoAttack, on a recipe of its own.
+Not run yet.  For a ResNet-18, the MAIR benchmark, with its own recipe, lists 50.8% under AutoAttack.
 """
 
 from configs import common

@@ -1,11 +1,11 @@
-"""Fixers in a classifier of histology patches (the fixer paper, 003, Fig. 7), on a folder of images with patients.
+"""Fixers in a classifier of histology patches (fixer paper, 003, Fig. 7), on an image folder with patient identifiers.
 
     python -m advjax.main --config=configs/hist_fixer.py --config.data.dir=FOLDER
 
-The folder has a ``manifest.csv`` with patients (see ``advjax.data.image_folder``), and no patient is in two of the
-three parts, which are as large as the paper's: 18,000, 2,000 and 14,000 of 34,000.  Its patches of TCGA-LUAD, 128
-pixels wide and of four classes, are not public in this form, so no published number stands beside these; the network
-has as many classes as the folder.  Training images are read while training.  Not run yet.
+The folder must contain a ``manifest.csv`` with patients (see ``advjax.data.image_folder``).  No patient is in more
+than one of the three splits, whose proportions are the paper's: 18,000, 2,000 and 14,000 of 34,000.  The paper's
+patches of TCGA-LUAD, 128 pixels wide and with four classes, are not public in this form, so there are no published
+numbers to compare with; the network has as many classes as the folder.  Training images are streamed.  Not run yet.
 """
 
 from configs import cifar_fixer, common
@@ -27,7 +27,7 @@ def get_config():
     for run in config.run.values():
         run.augmentation.pad_crop.padding = 16
         run.augmentation.coarse_dropout.holes = 8
-    # Means over all places, not the largest of each 4 x 4.
+    # Global average pooling instead of 4x4 max pooling.
     config.run.base.model.head = "average"
     config.run.base.model.update(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config.evaluation.batch_size = 128

@@ -1,13 +1,13 @@
-"""Manifold mixup of adversarial images on MNIST (mixup report 001, in its sound form).
+"""Manifold mixup of adversarial images on MNIST (mixup report, 001, in a sound form).
 
     python -m advjax.main --config=configs/mnist_manifold_adversarial.py
 
-Images are attacked, then mixed at one of five places.
+Images are attacked, then mixed at one of five layers.
 
-"vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
-``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  In full not run yet: about 2.5 h a run on one CPU core.  After
-five epochs against PGD-10, 10 to 18 min of a busy core (docs/results/mnist_adversarial.md): clean 89.5 %, PGD-40 on
-itself 44.1 %; vanilla 91.4 % and 49.8 %.
+Run "vanilla" is plain adversarial training, identical in all four configs of this kind; reuse it from another workdir
+with ``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  Not run in full yet: about 2.5 h per run on one CPU core.
+After five epochs against PGD-10, 10 to 18 min on a busy core (docs/results/mnist_adversarial.md): clean accuracy
+89.5%, 44.1% under PGD-40 crafted on the model itself; vanilla 91.4% and 49.8%.
 """
 
 from configs import common

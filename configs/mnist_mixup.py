@@ -2,16 +2,16 @@
 
     python -m advjax.main --config=configs/mnist_mixup.py
 
-LeNet5 on 50,000 class-balanced images with binary cross-entropy on softmax outputs.  Clean test accuracy after five
-epochs, mean of three seeds: 98.75, 98.09 and 98.36 % (report: 98.63, 98.30, 98.50); docs/results/mnist_mixup.md has all
-epochs.  One run took 57 to 107 s on two CPU cores that other jobs were using as well.
+A LeNet-5 is trained on 50,000 class-balanced images with binary cross-entropy on softmax outputs.  Clean test
+accuracy after five epochs, mean over three seeds: vanilla 98.75%, mixup 98.09%, manifold 98.36% (report: 98.63,
+98.30, 98.50); docs/results/mnist_mixup.md has all epochs.  One run took 57 to 107 s on two shared CPU cores.
 """
 
 from advjax.experiment import defaults
 from advjax.papers.join import publish
 
 EPOCHS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 200)
-"""Of those in the logs of the report, the ones that a run may end after to be compared."""
+"""Epochs in the logs of the report at which a run may end to be comparable."""
 
 
 def get_config():
@@ -23,7 +23,7 @@ def get_config():
             epochs=5,
             batch_size=100,
             optimizer={
-                # The report's 500 epochs: with fewer, the rate stays where it is.
+                # Drops of the report's 500 epochs; in shorter runs, the learning rate stays constant.
                 "schedule": {"name": "step_decay", "learning_rate": 0.1, "epochs": (300, 400), "factor": 0.1},
                 "momentum": 0.9,
                 "nesterov": True,
@@ -37,7 +37,7 @@ def get_config():
     pgd = {"name": "pgd", "epsilon": "0.3", "num_steps": 40, "step_size": "0.01"}
     config = defaults.experiment(
         title="Mixup and manifold mixup on MNIST",
-        # 5,000 images of each class to learn from, 400 to look at.
+        # Per class, 5,000 images for training and 400 for validation.
         data={"name": "mnist", "per_class": 5400, "num_validation": 4000},
         runs=("vanilla", "mixup", "manifold"),
         run={
@@ -51,11 +51,15 @@ def get_config():
             "num_examples": 1000,
         },
     )
-    # Its attack starts elsewhere and has another ball: clean images alone compare.
-    publish(
-        config,
-        (
-            {
+    publish(config, _published())
+    return config
+
+
+def _published():
+    """Clean accuracies.  Others are not comparable: the attack of the report has a different start and ball."""
+    for name, method in (("vanilla", "vanilla"), ("mixup", "mixup"), ("manifold", "manifold_mixup")):
+        for epochs in EPOCHS:
+            yield {
                 "table": "001_epochs",
                 "model": "LeNet5",
                 "training": f"{method}:{epochs}ep",
@@ -63,8 +67,3 @@ def get_config():
                 "our_attack": "clean",
                 "when": {f"run.{name}.epochs": epochs},
             }
-            for name, method in (("vanilla", "vanilla"), ("mixup", "mixup"), ("manifold", "manifold_mixup"))
-            for epochs in EPOCHS
-        ),
-    )
-    return config

@@ -1,14 +1,14 @@
-"""Soft labels and mixup in adversarial training on MNIST (mixup report 001, in its sound form).
+"""Soft labels and mixup in adversarial training on MNIST (mixup report, 001, in a sound form).
 
     python -m advjax.main --config=configs/mnist_soft_labels.py
 
-The report's off values are 0.001 to 0.01: ``--config.run.soft_labels.targets.soft_labels.off_value=0.001``.  "mixup"
-is the run of mnist_mixup_adversarial.py, the same without soft labels.
+The report uses off-class values from 0.001 to 0.01: ``--config.run.soft_labels.targets.soft_labels.off_value=0.001``.
+Run "mixup", the same without soft labels, is also in mnist_mixup_adversarial.py.
 
-"vanilla" is plain adversarial training, the same in the four such configs: take it from another run of one with
-``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  In full not run yet: about 2.5 h a run on one CPU core.  After
-five epochs against PGD-10, 10 to 18 min of a busy core (docs/results/mnist_adversarial.md): clean 86.8 %, PGD-40 on
-itself 46.6 %; vanilla 91.4 % and 49.8 %.
+Run "vanilla" is plain adversarial training, identical in all four configs of this kind; reuse it from another workdir
+with ``--config.run.vanilla.checkpoint=WORKDIR/vanilla``.  Not run in full yet: about 2.5 h per run on one CPU core.
+After five epochs against PGD-10, 10 to 18 min on a busy core (docs/results/mnist_adversarial.md): clean accuracy
+86.8%, 46.6% under PGD-40 crafted on the model itself; vanilla 91.4% and 49.8%.
 """
 
 from configs import common

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Evaluates trained experiments again, one after another: the checkpoints in each folder, with the config they were
-# trained with.
+# Re-evaluates trained experiments one after another, each with its own checkpoints and the config it was trained with.
 #
 #   launch/evaluate.sh workdirs/digits_fixer workdirs/cifar_fixer
-#   launch/evaluate.sh workdirs/seeds/* -- --distributed=none          # flags of advjax.main after --
+#   launch/evaluate.sh workdirs/seeds/* -- --distributed=none          # after --: flags of advjax.main
 #
-# Goes on after a failure; exits with 1 if there was any, with 42 at once if it was preempted.  PYTHON names another
+# Continues after a failure and then exits with 1; exits with 42 immediately if preempted.  Set PYTHON to use another
 # interpreter.
 set -euo pipefail
 
@@ -15,7 +14,7 @@ while (($# > 0)) && [[ $1 != -- ]]; do
   shift
 done
 if ((${#folders[@]} == 0)); then
-  echo "usage: launch/evaluate.sh FOLDER... [-- FLAGS OF advjax.main]" >&2
+  echo "usage: launch/evaluate.sh FOLDER... [-- FLAGS]" >&2
   exit 2
 fi
 shift $(($# > 0))

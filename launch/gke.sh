@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# One run on a GKE cluster of TPUs, as an xpk workload.  Untested on a real cluster.
+# Runs one experiment on a GKE cluster with TPUs, as an xpk workload.  Not tested on a real cluster.
 #
 #   export CLUSTER=my-cluster IMAGE=europe-docker.pkg.dev/my-project/advjax/advjax:1 TPU_TYPE=v5litepod-16
 #   launch/gke.sh cifar-fixer --config=configs/cifar_fixer.py --workdir=/mnt/runs/cifar_fixer
 #
-# xpk comes from `pip install xpk`.  The image holds this repository with advjax[tpu] installed, and starts in it.  The
-# folder must be on a volume that all pods share.  A pod that is evicted gets SIGTERM and five minutes: the run saves its
-# state and exits with 42, is restarted up to ten times and continues from there.
+# Install xpk with `pip install xpk`.  The image must contain this repository as its working directory, with advjax[tpu]
+# installed.  The workdir must be on a volume shared by all pods.  An evicted pod gets SIGTERM and five minutes, in
+# which the run saves its state and exits with 42; it is restarted up to ten times and resumes from there.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z ${CLUSTER:-} || -z ${IMAGE:-} || -z ${TPU_TYPE:-} ]]; then
-  echo "usage: CLUSTER=C IMAGE=I TPU_TYPE=T launch/gke.sh NAME_OF_WORKLOAD FLAGS OF advjax.main" >&2
+  echo "usage: CLUSTER=C IMAGE=I TPU_TYPE=T launch/gke.sh WORKLOAD FLAGS (of advjax.main)" >&2
   exit 2
 fi
 
 workload=$1
 shift
-# The shell gives way to Python, so that SIGTERM reaches it.
+# exec replaces the shell, so that SIGTERM reaches Python.
 xpk workload create \
   --cluster="$CLUSTER" \
   --workload="$workload" \

@@ -1,15 +1,15 @@
-"""Several processes of one run on this machine, joined as the hosts of a cluster are.
+"""Runs one experiment in several processes on this machine, connected like the hosts of a cluster.
 
     python launch/local.py --processes=2 -- --config=configs/digits_fixer.py --workdir=workdirs/digits
     python launch/local.py --processes=2 --cpu_devices=2 -- --config=...    # 2 virtual CPU devices in each process
 
-What follows ``--`` goes to ``python -m advjax.main``.  NVIDIA GPUs (those in CUDA_VISIBLE_DEVICES, or all) are divided
-evenly, in order.  One process drives all GPUs of a machine just as well: this is for trying out what runs of several
-hosts do.
+Everything after ``--`` is passed to ``python -m advjax.main``.  NVIDIA GPUs (those in CUDA_VISIBLE_DEVICES, or all) are
+divided evenly, in order.  A single process can use all GPUs of a machine equally well; this script is for trying out
+multi-host runs.
 
-SIGTERM and Ctrl-C are passed on as SIGTERM: the run saves its state and stops.  The exit code is that of the first
-process that failed (the others are then stopped, for they would wait for it forever), else 42 if any process was
-preempted, else 0.
+SIGTERM and Ctrl-C are forwarded as SIGTERM: the run saves its state and stops.  The exit code is that of the first
+process that failed (the others are then stopped, since they would wait for it forever), otherwise 42 if any process was
+preempted, otherwise 0.
 """
 
 import argparse
@@ -28,21 +28,23 @@ POLL_SECONDS = 0.1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the processes to their end and returns the exit code."""
+    """Runs all processes to completion and returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="%(prog)s --processes=N [--cpu_devices=N] -- FLAGS OF advjax.main",
+        usage="%(prog)s --processes=N [--cpu_devices=N] -- FLAGS",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--processes", type=_positive, required=True, help="how many")
-    parser.add_argument("--cpu_devices", type=_positive, help="use the CPU, as so many devices per process")
+    parser.add_argument("--processes", type=_positive, required=True, help="number of processes")
+    parser.add_argument(
+        "--cpu_devices", type=_positive, help="run on the CPU, with this many virtual devices per process"
+    )
     parser.add_argument("flags", nargs="*", help="flags of advjax.main")
     given = parser.parse_args(arguments)
     try:
         environments = [device_share(index, given.processes, given.cpu_devices) for index in range(given.processes)]
     except ValueError as error:
         parser.error(str(error))
-    # Signals that come while the processes are being started are passed on once all are there.
+    # Signals that arrive while processes are being started are forwarded once all of them exist.
     processes: list[subprocess.Popen] = []
     stopped = False
 
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         names = {"COORDINATOR": coordinator, "NUM_PROCESSES": given.processes, "PROCESS_ID": index}
         joined = {f"ADVJAX_{name}": str(value) for name, value in names.items()}
         command = [sys.executable, "-m", "advjax.main", *given.flags]
-        # In a session of its own Ctrl-C reaches a process only through us, once.
+        # In its own session, a process receives Ctrl-C only once, from this script.
         processes.append(subprocess.Popen(command, env=os.environ | environment | joined, start_new_session=True))
     if stopped:
         _signal_all(processes, signal.SIGTERM)
@@ -66,16 +68,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def device_share(index: int, processes: int, cpu_devices: int | None) -> dict[str, str]:
-    """Environment variables that give process ``index`` its devices.
+    """Environment variables that assign process ``index`` its devices.
 
     Raises:
-      ValueError: the GPUs do not divide evenly, or there are none and ``cpu_devices`` was not given.
+      ValueError: the GPUs cannot be divided evenly, or there are none and ``cpu_devices`` is not given.
     """
     if cpu_devices:
         return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(cpu_devices)}
     gpus = _gpus()
     if not gpus:
-        raise ValueError("found no NVIDIA GPU to divide; give --cpu_devices=N to use the CPU")
+        raise ValueError("found no NVIDIA GPU; use --cpu_devices=N to run on the CPU")
     if len(gpus) % processes:
         raise ValueError(f"{len(gpus)} GPUs cannot be divided evenly among {processes} processes")
     share = len(gpus) // processes
@@ -83,7 +85,7 @@ def device_share(index: int, processes: int, cpu_devices: int | None) -> dict[st
 
 
 def wait(processes: Sequence[subprocess.Popen]) -> int:
-    """Waits for all; kills the others soon after one has failed.  Returns the exit code of the whole."""
+    """Waits for all processes, stopping the others once one has failed, and returns the overall exit code."""
     failure, deadline = 0, None
     codes = [process.poll() for process in processes]
     while None in codes:

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The same experiment with several values of one config key, one after another, each in a folder of its own.
+# Runs the same experiment with several values of one config key, one after another, each in its own workdir.
 #
 #   launch/sweep.sh workdirs/seeds seed 0 1 2 -- --config=configs/digits_fixer.py
 #   launch/sweep.sh workdirs/epsilon run.fixer.attack.epsilon 4/255 8/255 -- --config=configs/cifar_fixer.py
 #
-# The folders are <first argument>/<key>=<value>, a / in the value becoming _.  Stops at the first failure; repeat the
-# command to go on: what is trained is not trained again.  PYTHON names another interpreter.
+# The workdirs are FOLDER/KEY=VALUE, with / in the value replaced by _.  Stops at the first failure; repeat the command
+# to continue, without retraining what is already trained.  Set PYTHON to use another interpreter.
 set -euo pipefail
 
 usage() {
-  echo "usage: launch/sweep.sh FOLDER KEY VALUE... -- --config=FILE [FLAGS OF advjax.main]" >&2
+  echo "usage: launch/sweep.sh FOLDER KEY VALUE... -- --config=FILE [FLAGS]" >&2
   exit 2
 }
 

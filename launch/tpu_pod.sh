@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# One run on all hosts of a Cloud TPU slice.  Untested on a real cluster.
+# Runs one experiment on all hosts of a Cloud TPU slice.  Not tested on a real cluster.
 #
-#   export NAME=my-slice ZONE=us-central2-b                 # and PROJECT, if it is not gcloud's default
-#   launch/tpu_pod.sh setup                                 # copy this repository, install it with JAX for TPU
+#   export NAME=my-slice ZONE=us-central2-b                 # and PROJECT unless it is the gcloud default
+#   launch/tpu_pod.sh setup                                 # copy this repository and install it with JAX for TPU
 #   launch/tpu_pod.sh run --config=configs/cifar_fixer.py --workdir=/mnt/runs/cifar_fixer
 #   launch/tpu_pod.sh stop                                  # SIGTERM: the run saves its state and exits with 42
 #
-# The folder must be shared by the hosts (Filestore, or a bucket mounted with gcsfuse), and so must be the data, or be
-# prepared on every host.  After a preemption, make the slice anew, set it up and repeat the command.
+# The workdir must be shared by all hosts (Filestore, or a bucket mounted with gcsfuse).  The data must be shared as
+# well, or be prepared on every host.  After a preemption, recreate the slice, set it up and repeat the command.
 set -euo pipefail
 
 usage() {
-  echo "usage: NAME=SLICE ZONE=ZONE launch/tpu_pod.sh setup | run FLAGS OF advjax.main | stop" >&2
+  echo "usage: NAME=SLICE ZONE=ZONE launch/tpu_pod.sh setup | run FLAGS | stop" >&2
   exit 2
 }
 

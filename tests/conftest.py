@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+from support.paths import REPOSITORY
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -42,7 +42,7 @@ def xla_knows(flag):
 
 def pytest_collection_modifyitems(items):
     """Tests that share what takes long to make come first: idle workers steal the last, and would make it anew."""
-    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_assessment.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_train.py", "test_evaluate.py"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,5 @@
-"""launch/ and runs that are launched: several processes give what one gives, and a stopped run goes on where it was."""
+"""Launch scripts and launched runs: several processes match a single one, and a stopped run resumes where it was."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,9 +16,12 @@ import numpy as np
 import pytest
 
 from advjax.runtime import checkpoint
+from support.files import module_from
+from support.paths import REPOSITORY
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
+
+local = module_from(LAUNCH / "local.py")
 
 DIGITS = (
     "--config=configs/digits_fixer.py",
@@ -33,14 +35,14 @@ WHOLE = (
     "--config.run.base.num_steps=40",
     "--config.run.fixer.num_steps=4",
     "--config.run.fixer.batch_size=16",
-    # Small steps, and no signs in training: nothing that would make large differences of small ones.
+    # Small steps and no sign gradients in training, so that rounding differences are not amplified.
     "--config.run.base.optimizer.schedule.peak_learning_rate=0.01",
     "--config.run.fixer.optimizer.schedule.peak_learning_rate=0.01",
     "--config.run.fixer.attack.norm=l2",
     "--config.run.fixer.attack.epsilon=1",
     "--config.run.fixer.attack.num_steps=2",
     "--config.evaluation.num_examples=88",
-    # Does not divide 88: the last batch is filled up.
+    # Does not divide 88, so the last batch is padded.
     "--config.evaluation.batch_size=40",
     "--config.evaluation.num_pictures=1",
     "--config.evaluation.attacks.order=('fgsm', 'auto_pgd')",
@@ -48,21 +50,11 @@ WHOLE = (
 )
 
 
-def load_local():
-    spec = importlib.util.spec_from_file_location("launch_local", LAUNCH / "local.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Scripts, with stubs for the programs they call.
 
 
-local = load_local()
-
-
-# Scripts, with stand-ins for the programs they call.
-
-
-def stand_in(folder: pathlib.Path, name: str, body: str = "") -> str:
-    """A program that appends its arguments, one line per call, to ``calls`` beside it, and then does ``body``."""
+def stub(folder: pathlib.Path, name: str, body: str = "") -> str:
+    """A stub that appends its arguments to the file ``calls``, one line per call, and then runs ``body``."""
     path = folder / name
     path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> "{folder}/calls"\n{body}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -88,15 +80,15 @@ def calls(folder: pathlib.Path) -> list[str]:
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
 def test_scripts_refuse_to_run_without_arguments(script, tmp_path):
     for name in ("python", "srun", "gcloud", "xpk"):
-        stand_in(tmp_path, name)
+        stub(tmp_path, name)
     done = run_script(script, folder=tmp_path)
     assert done.returncode == 2
     assert "usage: " in done.stderr and f"launch/{script}" in done.stderr
     assert calls(tmp_path) == []
 
 
-def test_sweep_runs_every_value_in_a_folder_of_its_own(tmp_path):
-    stand_in(tmp_path, "python")
+def test_sweep_runs_every_value_in_its_own_folder(tmp_path):
+    stub(tmp_path, "python")
     flags = ("--", "--config=c.py", "--mode=train")
     done = run_script("sweep.sh", "out", "run.a.epsilon", "4/255", "0.1", *flags, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -108,14 +100,14 @@ def test_sweep_runs_every_value_in_a_folder_of_its_own(tmp_path):
 
 
 def test_sweep_stops_where_a_run_was_preempted(tmp_path):
-    stand_in(tmp_path, "python", "exit 42")
+    stub(tmp_path, "python", "exit 42")
     done = run_script("sweep.sh", "out", "seed", "0", "1", "--", "--config=c.py", folder=tmp_path)
     assert done.returncode == 42
     assert len(calls(tmp_path)) == 1
 
 
-def test_evaluate_goes_on_after_a_failure_and_says_so(tmp_path):
-    stand_in(tmp_path, "python", '[[ "$*" != *=bad* ]]')
+def test_evaluate_continues_after_a_failure_and_reports_it(tmp_path):
+    stub(tmp_path, "python", '[[ "$*" != *=bad* ]]')
     done = run_script("evaluate.sh", "a", "bad", "c", "--", "--distributed=none", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == "failed: bad"
@@ -124,9 +116,9 @@ def test_evaluate_goes_on_after_a_failure_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (42, True)])
-def test_slurm_puts_only_a_preempted_job_back_into_the_queue(code, requeued, tmp_path):
-    stand_in(tmp_path, "srun", f"exit {code}")
-    stand_in(tmp_path, "scontrol")
+def test_slurm_requeues_only_a_preempted_job(code, requeued, tmp_path):
+    stub(tmp_path, "srun", f"exit {code}")
+    stub(tmp_path, "scontrol")
     done = run_script("slurm.sh", "--config=c.py", folder=tmp_path, SLURM_JOB_ID="7")
     assert done.returncode == code
     assert calls(tmp_path)[0].endswith("-m advjax.main --config=c.py")
@@ -138,9 +130,9 @@ def test_slurm_puts_only_a_preempted_job_back_into_the_queue(code, requeued, tmp
     [("tpu_pod.sh", ["run"], "gcloud"), ("gke.sh", ["workload"], "xpk")],
 )
 def test_flags_survive_the_remote_shell(script, arguments, program, tmp_path):
-    # The stand-in does what the far end would: it gives the command to a shell.
+    # Like the remote end, the stub passes the command to a shell.
     remote = 'for word; do case $word in --command=*) bash -c "python() { :; }; ${word#--command=}";; esac; done'
-    stand_in(tmp_path, program, f"cd {tmp_path}; {remote}")
+    stub(tmp_path, program, f"cd {tmp_path}; {remote}")
     (tmp_path / "advjax/.venv/bin").mkdir(parents=True)
     for where in (tmp_path, tmp_path / "advjax/.venv/bin"):
         interpreter = where / "python"
@@ -153,7 +145,7 @@ def test_flags_survive_the_remote_shell(script, arguments, program, tmp_path):
     assert (tmp_path / "got").read_text() == "".join(f"<{word}>" for word in ["-m", "advjax.main", *flags])
 
 
-# launch/local.py, with a stand-in for advjax.main.
+# launch/local.py, with a stub for advjax.main.
 
 
 def start(code: str) -> subprocess.Popen:
@@ -161,7 +153,7 @@ def start(code: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((42, 42), 42), ((0, 42), 42), ((42, 3), 3), ((2, 2), 2)])
-def test_exit_code_of_the_whole(codes, expected):
+def test_overall_exit_code(codes, expected):
     assert local.wait([start(f"raise SystemExit({code})") for code in codes]) == expected
 
 
@@ -169,7 +161,7 @@ def test_a_killed_process_is_a_failure():
     assert local.wait([start("import os; os.kill(os.getpid(), 9)")]) == 128 + signal.SIGKILL
 
 
-def test_others_are_stopped_when_one_fails_even_if_they_will_not_listen(monkeypatch):
+def test_others_are_killed_when_one_fails_even_if_they_ignore_sigterm(monkeypatch):
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.3)
     deaf = start("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
     begin = time.monotonic()
@@ -189,7 +181,7 @@ def test_gpus_are_divided_in_order(monkeypatch):
         local.device_share(0, 1, None)
 
 
-MAIN_STAND_IN = """
+MAIN_STUB = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
 names = ("ADVJAX_NUM_PROCESSES", "ADVJAX_PROCESS_ID", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "ADVJAX_COORDINATOR")
@@ -204,7 +196,7 @@ time.sleep(60)
 def test_processes_know_each_other_and_get_every_signal(number, tmp_path):
     (tmp_path / "advjax").mkdir()
     (tmp_path / "advjax/__init__.py").touch()
-    (tmp_path / "advjax/main.py").write_text(MAIN_STAND_IN)
+    (tmp_path / "advjax/main.py").write_text(MAIN_STUB)
     command = [sys.executable, LAUNCH / "local.py", "--processes=2", "--cpu_devices=3", "--", "--flag=1"]
     launcher = subprocess.Popen(command, cwd=tmp_path)
     wait_until(lambda: len(list(tmp_path.glob("started_*"))) == 2 or launcher.poll() is not None)
@@ -219,7 +211,7 @@ def test_processes_know_each_other_and_get_every_signal(number, tmp_path):
 def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -228,7 +220,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> str:
-    """Compiled programs, for all runs of this file."""
+    """A compilation cache shared by all runs of this file."""
     return f"--compilation_cache={tmp_path_factory.mktemp('xla')}"
 
 
@@ -248,14 +240,14 @@ def parameters(folder: pathlib.Path, run: str, which: str = "latest") -> dict[st
 
 
 def results(folder: pathlib.Path) -> list[dict]:
-    """The rows of the report without what must differ: time, and the hash of parameters that are rounded otherwise."""
+    """The rows of the report without time and model hash, which may differ through rounding."""
     content = json.loads((folder / "report.json").read_text())
     return [{key: row[key] for key in row if key not in ("seconds", "model_hash")} for row in content["rows"]]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, cache) -> pathlib.Path:
-    """One process with four devices."""
+    """A run in one process with four devices."""
     folder = tmp_path_factory.mktemp("alone")
     done = run_alone(*WHOLE, cache, f"--workdir={folder}", devices=4)
     assert done.returncode == 0, done.stderr
@@ -264,7 +256,7 @@ def alone(tmp_path_factory, cache) -> pathlib.Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
-def test_two_processes_give_what_one_gives(mapping, alone, cache, tmp_path):
+def test_two_processes_match_one(mapping, alone, cache, tmp_path):
     flags = (*WHOLE, cache, f"--config.mapping={mapping}", f"--workdir={tmp_path}")
     command = [sys.executable, "launch/local.py", "--processes=2", "--cpu_devices=2", "--", *flags]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(2), capture_output=True, text=True)
@@ -276,8 +268,8 @@ def test_two_processes_give_what_one_gives(mapping, alone, cache, tmp_path):
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{run} {name}")
     assert results(tmp_path) == results(alone)
     accuracies = {row["accuracy"] for row in results(alone)}
-    assert len(accuracies) > 3, "a model that learned nothing would make this comparison easy"
-    # One process writes and prints.
+    assert len(accuracies) > 3, "a model that learned nothing would make this comparison trivial"
+    # Only one process writes and prints.
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in alone.iterdir()}
     for run in ("base", "fixer"):
         assert len(list((tmp_path / run).glob("events.out.*"))) == 1
@@ -297,7 +289,7 @@ TRAINING = (
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_end(cache, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_result(cache, tmp_path):
     folder = tmp_path / "stopped"
     flags = (*TRAINING, cache, f"--workdir={folder}")
     stop_at = random.randrange(1, STEPS // 2)

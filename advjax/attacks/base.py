@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import input_checks, model_queries
-from advjax.attacks.batch import per_image, select, varying_like
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, BEFORE, keys_per_image, model_keys
 from advjax.attacks.model_queries import is_fooled
+from advjax.attacks.per_image import broadcast, select, varying_like
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
@@ -214,7 +214,7 @@ class Attack:
         distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial).astype(jnp.float32)
         success = is_fooled(logits, problems.label, self.targeted) & allowed
         adversarial, logits, distance = (
-            jnp.where(per_image(invalid, values), jnp.nan, values) for values in (adversarial, logits, distance)
+            jnp.where(broadcast(invalid, values), jnp.nan, values) for values in (adversarial, logits, distance)
         )
         return AttackResult(adversarial, logits, success | invalid, distance, steps, nonfinite, invalid)
 

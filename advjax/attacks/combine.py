@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import model_queries
-from advjax.attacks.batch import per_image, varying_like
 from advjax.attacks.eot import Expectation
 from advjax.attacks.input_checks import as_array, refuse_invalid, require_count
 from advjax.attacks.keys import PREDICTION, fold_in, keys_per_image, model_keys
 from advjax.attacks.losses import Aim, next_likely_class
+from advjax.attacks.per_image import broadcast, varying_like
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 KEEP = {
@@ -205,7 +205,7 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
     better = (rule(kept, new) | new.invalid) & ~jnp.asarray(kept.invalid)
 
     def select(old, new):
-        return jnp.where(per_image(better, old), new, old)
+        return jnp.where(broadcast(better, old), new, old)
 
     # These describe all attacks, whichever result is kept.
     common = {

@@ -12,6 +12,7 @@ from advjax.types import Array, Key
 
 BEFORE, AFTER, PREDICTION = 2**32 - 1, 2**32 - 2, 2**32 - 3
 """Query numbers of a stochastic model outside the steps of an attack: before them, after them, to predict labels."""
+KEY_TYPE = "threefry2x32"
 
 
 def keys_per_image(rng: Key, count: int) -> Key:
@@ -42,7 +43,7 @@ def threefry(rng: Key) -> Key:
     else:
         got = f"an array of {rng.dtype} with shape {rng.shape}" if is_array else repr(rng)
         raise TypeError(f"rng must be a key, such as jax.random.key(0), or one key per image, got {got}")
-    keys = jax.random.wrap_key_data(words[..., :2], impl="threefry2x32")
+    keys = typed(words[..., :2])
     for i in range(2, words.shape[-1]):
         keys = fold_in(keys, words[..., i])
     return keys
@@ -55,6 +56,40 @@ def fold_in(rngs: Key, numbers: int | Array | np.ndarray) -> Key:
     return folded(rngs, numbers) if axes == (None, None) else jax.vmap(folded, in_axes=axes)(rngs, numbers)
 
 
+def image_keys(rng: Key, index: Array | np.ndarray) -> Key:
+    """One threefry key per image: ``rng`` folded with the index [n] of the image in its data set."""
+    return fold_in(threefry(rng), index)
+
+
 def model_keys(rngs: Key, query: int | Array) -> Key:
     """Keys for the model's own randomness, independent of those that attacks derive from ``rngs``."""
     return fold_in(fold_in(rngs, 0x6D6F64), query)
+
+
+def root_words(seed: int | Key) -> np.ndarray:
+    """uint32 [2]: the key from which those of the images are derived, as the words that it consists of.
+
+    Args:
+      seed: an integer, or one key of any kind.
+    """
+    key = jax.random.key(seed, impl=KEY_TYPE) if isinstance(seed, int | np.integer) else threefry(seed)
+    if key.ndim:
+        raise ValueError(f"seed must be an integer or one key, got keys of shape {key.shape}")
+    return np.asarray(jax.random.key_data(key))
+
+
+@jax.jit
+def image_words(root: Array, index: Array) -> Array:
+    """uint32 [n, 2]: the root key folded with the index [n] of each image."""
+    return jax.random.key_data(fold_in(typed(root), index.astype(jnp.uint32)))
+
+
+@jax.jit
+def folded_words(words: Array, number: Array | int) -> Array:
+    """Keys [n, 2] with one number folded into each."""
+    return jax.random.key_data(fold_in(typed(words), number))
+
+
+def typed(words: Array) -> Key:
+    """The keys of ``KEY_TYPE`` that consist of these words."""
+    return jax.random.wrap_key_data(words, impl=KEY_TYPE)

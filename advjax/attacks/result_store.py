@@ -1,66 +1,221 @@
-"""The state of a long computation on disk, so that an interruption costs nothing."""
+"""Resumable results on disk: a folder to which finished parts are only ever added.
 
+    <folder>/identity.json        the facts that results belong to, as readable JSON
+    <folder>/fingerprint/*.npy    arrays that must be reproduced, up to rounding, before results are used again
+    <folder>/00000/*.npy          the first part, and what it contains in contents.json
+    <folder>/00001/*.npy          the second part, ...
+
+A part is written into a temporary folder, synchronized with the disk and renamed, so it is either complete or absent.
+One process writes; any number may read.
+"""
+
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
-import time
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from advjax.types import UserError
 
-SAVE_EVERY = 60.0
-"""Seconds between two saves that nobody insists on."""
+TOLERANCE = 1e-4
+"""Largest difference between two equal fingerprints, relative to the largest finite entry of the array."""
+AGREEING_ROWS = 0.75
+"""Share of an array's rows that have to be equal.
+
+Gradients jump where a unit of the network is at a kink, so rounding, which differs between CPUs, changes single ones.
+"""
+_IDENTITY, _FINGERPRINT, _CONTENTS, _INCOMPLETE = "identity.json", "fingerprint", "contents.json", ".incomplete."
+_KINDS = "biufc"
 
 
-@dataclasses.dataclass
-class StateFile:
-    """An npz file (``.npz`` is not added), replaced as a whole so that it is never half written.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResultStore:
+    """The results of one computation, kept in a folder.
 
     Attributes:
-      path: None keeps nothing.
-      meaning: what a file's identity depends on, for the message about one that belongs to something else.
+      folder: created by the first ``append``; None stores nothing.
+      identity: facts that decide the results, in JSON's types, each under a name in plain words.
+      fingerprint: arrays that decide them up to rounding (``TOLERANCE``, ``AGREEING_ROWS``).
+
+    Raises:
+      UserError: the folder holds results of another computation, is damaged, or is something else.
     """
 
-    path: str | os.PathLike[str] | None
-    meaning: str
-    saved: float = dataclasses.field(default=-SAVE_EVERY, init=False)
+    folder: str | os.PathLike[str] | None
+    identity: Mapping[str, Any]
+    fingerprint: Mapping[str, np.ndarray] | None = None
 
-    def load(self, identity: str) -> dict[str, np.ndarray] | None:
-        """The arrays saved last, None if there are none.
+    def __post_init__(self):
+        if (folder := self._existing()) is None:
+            return
+        differing = _differing(_read_json(folder, folder / _IDENTITY), _as_read(self.identity))
+        expected, path = self.fingerprint or {}, folder / _FINGERPRINT
+        stored = _read_arrays(folder, path) if path.exists() else {}
+        for name in dict.fromkeys([*stored, *expected]):
+            if name not in stored or name not in expected or not _reproduced(stored[name], expected[name]):
+                differing.append(name.replace("_", " "))
+        if differing:
+            raise UserError(
+                f"{folder} belongs to another run ({', '.join(differing)} differ): delete it or name another folder"
+            )
+
+    def parts(self) -> list[Mapping[str, np.ndarray]]:
+        """The finished parts in order, with arrays that stay on disk until they are used.
 
         Raises:
-          UserError: the file cannot be read, or belongs to another identity.
+          UserError: a file is missing, cut short, or is not what was written.
         """
-        if self.path is None or not os.path.exists(self.path):
-            return None
-        try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                arrays = dict(stored)
-            there = str(arrays.pop("identity"))
-        except Exception as error:
-            raise UserError(f"state file {os.fspath(self.path)} cannot be read: delete it to start afresh") from error
-        if there != identity:
-            raise UserError(
-                f"state file {os.fspath(self.path)} belongs to another run ({self.meaning} differ): "
-                "delete it or name another file"
-            )
-        return arrays
+        folder = self._existing()
+        if folder is None:
+            return []
+        numbers = _numbers(folder)
+        for number in range(len(numbers)):
+            if number not in numbers:
+                raise _damaged(folder, f"part {number:05} is missing")
+        return [_read_arrays(folder, folder / f"{number:05}") for number in range(len(numbers))]
 
-    def save_sometimes(self, identity: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Saves unless the last save was less than ``SAVE_EVERY`` seconds ago."""
-        if time.monotonic() - self.saved >= SAVE_EVERY:
-            self.save(identity, arrays)
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds the next part, as a whole.
 
-    def save(self, identity: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replaces what was saved before; ``identity`` is taken as a name."""
-        if self.path is None:
+        Args:
+          arrays: numbers or bools under names that can be names of files.
+
+        Raises:
+          UserError: the disk does not take it; nothing is left of the part then.
+        """
+        if self.folder is None:
             return
-        path = pathlib.Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            np.savez(file, identity=np.asarray(identity), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-        self.saved = time.monotonic()
+        folder = pathlib.Path(self.folder)
+        if self._existing() is None:
+            with _written_whole(folder, folder) as temporary:
+                text = json.dumps(self.identity, indent=1, allow_nan=False)
+                (temporary / _IDENTITY).write_text(text + "\n")
+                if self.fingerprint:
+                    _write_arrays(temporary / _FINGERPRINT, self.fingerprint)
+        for leftover in folder.glob(f"{_INCOMPLETE}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with _written_whole(folder, folder / f"{len(_numbers(folder)):05}") as temporary:
+            _write_arrays(temporary, arrays)
+
+    def _existing(self) -> pathlib.Path | None:
+        """The folder, if there is one with anything in it."""
+        if self.folder is None or not os.path.lexists(self.folder):
+            return None
+        folder = pathlib.Path(self.folder)
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is a file, not a folder of results (older versions wrote such files): "
+                "delete it or name another folder"
+            )
+        return folder if any(folder.iterdir()) else None
+
+
+def _differing(stored: Any, expected: dict[str, Any]) -> list[str]:
+    """Names of the facts that differ."""
+    absent = object()
+    names = dict.fromkeys([*expected, *stored])
+    return [name for name in names if stored.get(name, absent) != expected.get(name, absent)]
+
+
+def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(identity, allow_nan=False))
+
+
+def _reproduced(stored: np.ndarray, here: np.ndarray) -> bool:
+    """Whether two arrays are equal up to rounding, in most of their rows."""
+    here = np.asarray(here)
+    if stored.shape != here.shape or stored.dtype != here.dtype:
+        return False
+    num_rows = stored.shape[0] if stored.ndim else 1
+    old, new = (np.reshape(array, (num_rows, -1)).astype(float) for array in (stored, here))
+    scale = np.max(np.abs(old), initial=0.0, where=np.isfinite(old))
+    equal = np.all(np.isclose(old, new, rtol=0, atol=TOLERANCE * scale, equal_nan=True), axis=1)
+    return bool(np.mean(equal) >= AGREEING_ROWS) if num_rows else True
+
+
+def _numbers(folder: pathlib.Path) -> set[int]:
+    return {int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{5,}", path.name)}
+
+
+def _damaged(folder: pathlib.Path, reason: object) -> UserError:
+    return UserError(f"{folder} is damaged: delete the folder to start afresh ({' '.join(str(reason).split())})")
+
+
+def _read_json(folder: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise _damaged(folder, f"{path.name} is not a JSON object")
+    return content
+
+
+def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays that ``contents.json`` names, as they were written."""
+    arrays = {}
+    for name, (dtype, *shape) in _checked_contents(folder, part).items():
+        path = part / f"{name}.npy"
+        try:
+            # Empty arrays cannot be mapped.
+            array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
+        except Exception as error:
+            # numpy raises a dozen kinds of errors for what is not, or is only half, one of its files.
+            raise _damaged(folder, f"{part.name}/{path.name}: {error}") from error
+        if not isinstance(array, np.ndarray) or array.dtype.str != dtype or list(array.shape) != shape:
+            raise _damaged(folder, f"{part.name}/{path.name} does not hold {dtype} {shape}")
+        arrays[name] = array
+    return arrays
+
+
+def _checked_contents(folder: pathlib.Path, part: pathlib.Path) -> dict[str, list[Any]]:
+    contents = _read_json(folder, part / _CONTENTS)
+    for entry in contents.values():
+        if not isinstance(entry, list) or not entry or not all(isinstance(size, int) for size in entry[1:]):
+            raise _damaged(folder, f"{part.name}/{_CONTENTS} is not what was written")
+    return contents
+
+
+def _write_arrays(part: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    part.mkdir(exist_ok=True)
+    contents = {}
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in _KINDS or not re.fullmatch(r"\w+", name):
+            raise ValueError(f"a result store takes arrays of numbers under plain names, got {array.dtype} {name!r}")
+        np.save(part / f"{name}.npy", array, allow_pickle=False)
+        contents[name] = [array.dtype.str, *array.shape]
+    (part / _CONTENTS).write_text(json.dumps(contents) + "\n")
+
+
+@contextlib.contextmanager
+def _written_whole(folder: pathlib.Path, target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which then becomes ``target`` in one step; after an error nothing is left of it."""
+    temporary = target.with_name(_INCOMPLETE + target.name)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _synchronize(path)
+        os.rename(temporary, target)
+        _synchronize(target.parent)
+    except OSError as error:
+        raise UserError(f"results cannot be saved in {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _synchronize(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,1 +1,1 @@
-"""How fast the attacks are: ``python -m advjax.benchmarks --help``."""
+"""Speed of the attacks compared with other libraries: see ``python -m advjax.benchmarks --help``."""

@@ -1,4 +1,4 @@
-"""``python -m advjax.benchmarks``: examples per second of attacks, in advjax and in other libraries."""
+"""Measures how many examples per second attacks process, in advjax and in other libraries."""
 
 import argparse
 import datetime
@@ -15,11 +15,11 @@ from typing import Any
 from advjax.types import UserError
 
 ATTACK_NAMES = ("pgd-20", "autopgd-100", "cw-l2-100", "deepfool-l2-50", "autoattack", "quick-check")
-ALONE_NAMES = (
+ADVJAX_ONLY_NAMES = (
     *("fgsm", "one-step-least-likely", "bim-10", "autopgd-l1-100", "cw-linf", "cw-l2-line-search"),
     *("cw-linf-line-search", "fab-t-100", "square-1000"),
 )
-"""Attacks that are timed for advjax only, and not unless they are asked for."""
+"""Attacks timed for advjax only, on request."""
 CONTENDER_NAMES = ("advjax", "advjax-bfloat16", "torch", "torchattacks", "foolbox", "art")
 DEFAULTS = {"num_examples": 64, "rounds": 3, "budget": 120.0, "attacks": ",".join(ATTACK_NAMES), "memory": True}
 QUICK = {"num_examples": 32, "rounds": 2, "budget": 15.0, "attacks": ",".join(ATTACK_NAMES[:4]), "memory": False}
@@ -27,46 +27,52 @@ PACKAGES = ("advjax", "jax", "jaxlib", "flax", "numpy", "torch", "torchattacks",
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     made = argparse.ArgumentParser("python -m advjax.benchmarks", description=__doc__)
-    made.add_argument("--network", default="cifar_cnn", help="mnist_cnn, cifar_cnn, resnet9 or resnet18 (in JAX only)")
-    made.add_argument("--width", type=float, default=1.0, help="factor on the channels of a ResNet")
-    made.add_argument("--weights", help="npz file with weights of the small network; random ones without")
-    made.add_argument("--images", help="npz file with images and labels; random images without")
-    made.add_argument("--epsilon", type=float, help="linf budget; 1e-6 with random weights, so that nothing breaks")
-    made.add_argument("--num-examples", type=int)
-    made.add_argument("--batch-size", type=int, help="all examples at once without")
-    made.add_argument("--attacks", help=f"some of {','.join((*ATTACK_NAMES, *ALONE_NAMES))}")
-    made.add_argument("--contenders", default=",".join(CONTENDER_NAMES), help="some of %(default)s")
-    made.add_argument("--rounds", type=int, help="timed calls of each contender after the first")
-    made.add_argument("--budget", type=float, help="seconds after which a contender is called no more")
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="processors that everybody is bound to")
+    made.add_argument("--network", default="cifar_cnn", help="mnist_cnn, cifar_cnn, or (JAX only) resnet9 or resnet18")
+    made.add_argument("--width", type=float, default=1.0, help="channel multiplier of a ResNet")
+    made.add_argument("--weights", help="npz file with weights for mnist_cnn or cifar_cnn; default: random weights")
+    made.add_argument("--images", help="npz file with images and labels; default: random images")
+    made.add_argument(
+        "--epsilon", type=float, help="linf budget; default with random weights: 1e-6, so that no attack succeeds"
+    )
+    made.add_argument("--num-examples", type=int, help="number of images to attack")
+    made.add_argument("--batch-size", type=int, help="default: all examples at once")
+    made.add_argument("--attacks", help=f"comma-separated, from {','.join((*ATTACK_NAMES, *ADVJAX_ONLY_NAMES))}")
+    made.add_argument("--contenders", default=",".join(CONTENDER_NAMES), help="comma-separated, from %(default)s")
+    made.add_argument("--rounds", type=int, help="timed calls per contender after the warm-up call")
+    made.add_argument("--budget", type=float, help="seconds after which a contender is not called again")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="number of CPUs to bind all contenders to")
     made.add_argument("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure peak memory")
-    made.add_argument("--quick", action="store_true", help="few examples and rounds, no ensembles, no memory")
-    made.add_argument("--reference-seconds", type=float, help="processor seconds of another AutoAttack to compare with")
-    made.add_argument("--json", type=pathlib.Path, help="file to write every number to")
+    made.add_argument("--quick", action="store_true", help="few examples and rounds; no ensembles, no memory")
+    made.add_argument(
+        "--reference-seconds", type=float, help="recorded CPU seconds of another AutoAttack to compare with"
+    )
+    made.add_argument("--json", type=pathlib.Path, help="JSON file to write all measurements to")
     made.add_argument("--memory-of", nargs=2, metavar=("CONTENDER", "ATTACK"), help=argparse.SUPPRESS)
     return made
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs the benchmark as the command line says."""
     options = parser().parse_args(arguments)
     for name, value in (QUICK if options.quick else DEFAULTS).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.batch_size = options.batch_size or options.num_examples
-    options.attacks = _chosen("--attacks", options.attacks, (*ATTACK_NAMES, *ALONE_NAMES))
+    options.attacks = _chosen("--attacks", options.attacks, (*ATTACK_NAMES, *ADVJAX_ONLY_NAMES))
     options.contenders = _chosen("--contenders", options.contenders, CONTENDER_NAMES)
     for name in ("num_examples", "batch_size", "rounds", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    # Memory counts what is used, not what a backend reserves; and other processes need some of it.
+    # Measure memory in use rather than reserved by the backend, and leave some for other processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from advjax.benchmarks import measure
 
     processors = measure.limit_threads(options.threads)
     import jax
 
-    # A program from the cache would hide how long compiling takes.
+    # A cached executable would hide the compilation time.
     jax.config.update("jax_enable_compilation_cache", False)
     from advjax.benchmarks import run
 
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(run.memory_of(contender, attack, options)))
         return
     measured = run.run(options, lambda contender, attack: _memory_in_child(arguments, contender, attack))
-    report = describe(arguments, processors) | measured
+    report = provenance(arguments, processors) | measured
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -84,7 +90,7 @@ def _chosen(flag: str, text: str, known: Sequence[str]) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"{flag}: no {', '.join(unknown)}; known are {', '.join(known)}")
+        raise UserError(f"{flag}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     return names
 
 
@@ -92,13 +98,13 @@ def _memory_in_child(arguments: Sequence[str], contender: str, attack: str) -> d
     command = [sys.executable, "-m", "advjax.benchmarks", *arguments, "--memory-of", contender, attack]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        print(f"memory of {contender} at {attack} was not measured:\n{done.stderr}", file=sys.stderr)
+        print(f"could not measure the memory of {contender} running {attack}:\n{done.stderr}", file=sys.stderr)
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def describe(arguments: Sequence[str], processors: Sequence[int]) -> dict[str, Any]:
-    """When, where and with what it was measured."""
+def provenance(arguments: Sequence[str], processors: Sequence[int]) -> dict[str, Any]:
+    """Date, command, machine, package versions and environment of a measurement."""
     import jax
 
     versions = {}

@@ -1,4 +1,4 @@
-"""Timing: interleaved rounds, compile time apart, a matrix product as speedometer, memory in a process of its own."""
+"""Measures time in interleaved rounds, compilation time, peak memory, and the matrix-product speed of the machine."""
 
 import os
 import pathlib
@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 
 class Timing(NamedTuple):
-    """The calls of one contender."""
+    """Timed calls of one contender."""
 
     seconds: list[float]
-    """Wall seconds of each timed call, without compiling."""
+    """Wall-clock seconds of each timed call, excluding compilation."""
     cpu_seconds: list[float]
-    """Processor seconds of all threads in the same calls, compiling included."""
+    """CPU seconds of all threads in the same calls, including compilation."""
     compile_seconds: float
-    """Tracing, lowering and compiling in the first call."""
+    """Seconds of tracing, lowering and compilation in the first call."""
     is_first_call: bool
-    """The budget allowed only the first call: ``seconds`` holds that one, warming up included."""
+    """Whether the budget allowed only the first call, so that ``seconds`` includes warm-up."""
 
     @property
     def median(self) -> float:
@@ -38,7 +38,7 @@ class Timing(NamedTuple):
 
 
 class CompileClock:
-    """Seconds that JAX has spent tracing, lowering and compiling in this process."""
+    """Records how long JAX spends tracing, lowering and compiling in this process."""
 
     def __init__(self) -> None:
         self._lock, self._spans = threading.Lock(), []
@@ -51,7 +51,7 @@ class CompileClock:
                 self._spans.append((end - duration_secs, end))
 
     def between(self, begin: float, end: float) -> float:
-        """Seconds of ``time.perf_counter`` covered by compiling; what is traced within a trace counts once."""
+        """Compilation seconds between two values of ``time.perf_counter``; nested traces count once."""
         with self._lock:
             spans = sorted((max(a, begin), min(b, end)) for a, b in self._spans if b > begin and a < end)
         total, reached = 0.0, begin
@@ -69,17 +69,17 @@ def interleaved(
     clock: CompileClock,
     after_round: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Timing], dict[str, Result]]:
-    """Calls everything once to warm up and then in turns, A B C A B C ..., so that a slow phase meets all of them.
+    """Calls every contender once to warm up, then in rounds A B C A B C, so that slow phases affect all of them.
 
     Args:
-      runs: contender -> a function that returns when the work is done.
-      rounds: timed calls of each.
-      budget: seconds after which a contender is called no more; one whose first call took longer keeps that one.
-      clock: what is subtracted from the wall time as compiling.
-      after_round: called after the warming up and after each round.
+      runs: contender -> a function that blocks until its work is done.
+      rounds: timed calls per contender.
+      budget: seconds after which a contender is not called again; if its first call exceeds them, that one is timed.
+      clock: measures the compilation time, which is subtracted from the wall-clock time.
+      after_round: called after the warm-up and after each round.
 
     Returns:
-      timings, and what the first calls returned.
+      The timings, and what the first calls returned.
     """
     firsts = {name: _timed(run, clock) for name, run in runs.items()}
     after_round()
@@ -100,7 +100,7 @@ def interleaved(
 
 
 def _timed(run, clock):
-    """Wall seconds without compiling, processor seconds, compile seconds and the result of one call."""
+    """Wall-clock seconds without compilation, CPU seconds, compilation seconds, and the result of one call."""
     cpu, begin = time.process_time(), time.perf_counter()
     result = run()
     end = time.perf_counter()
@@ -109,7 +109,7 @@ def _timed(run, clock):
 
 
 class Ceiling:
-    """The speed of a large float32 matrix product on the same device and threads, measured whenever it is asked."""
+    """Speed of a large float32 matrix product on the same device and threads, as a reference for the networks."""
 
     def __init__(self, size: int = CEILING_SIZE, repeats: int = 1):
         self.size, self.repeats, self.gflops = size, repeats, []
@@ -119,6 +119,7 @@ class Ceiling:
         self._product(self._factor, self._factor).block_until_ready()
 
     def measure(self) -> None:
+        """Times the product once more."""
         begin = time.perf_counter()
         product = self._factor
         for _ in range(self.repeats):
@@ -132,25 +133,28 @@ class Ceiling:
 
 
 def peak_memory_mib() -> float:
-    """Most memory used so far: on the accelerator if there is one, else the resident set of this process."""
+    """Peak memory so far: of the accelerator if there is one, else the resident set of this process."""
     found = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if found is not None:
         return found["peak_bytes_in_use"] / 2**20
-    # Not getrusage: its maximum begins with the memory of the process that started this one.
+    # Not getrusage, whose maximum includes the memory of the parent process before exec.
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def forget_peak_memory() -> None:
-    """Lets the peak of the resident set begin anew; that of an accelerator cannot."""
+    """Resets the peak of the resident set; that of an accelerator cannot be reset."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def limit_threads(count: int) -> Sequence[int]:
-    """Binds this process to ``count`` processors, and says so to the thread pools of XLA and torch.
+    """Binds this process to ``count`` CPUs and sizes the thread pools of XLA and torch accordingly.
 
-    The binding holds whatever a library does; the environment keeps pools from being larger than it, and torch's
-    threads from spinning while they wait.  Must come before JAX has a backend and before torch is imported.
+    The binding holds whatever a library does; the environment variables keep pools from oversubscribing it, and torch's
+    threads from spinning while idle.  Must be called before JAX initializes a backend and before torch is imported.
+
+    Returns:
+      The CPUs that the process is bound to.
     """
     available = sorted(os.sched_getaffinity(0))
     chosen = available[:count]

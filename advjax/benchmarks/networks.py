@@ -1,4 +1,4 @@
-"""The networks that are attacked: small ones in JAX and in torch with the same weights, and ResNets in JAX alone."""
+"""The attacked networks: small ones in both JAX and torch with the same weights, and ResNets in JAX only."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ CIFAR_STRIDES = (2, 1, 2, 1)
 
 
 class Network(NamedTuple):
-    """A network, its weights, and what is attacked."""
+    """A network with its weights, and the images to attack."""
 
     name: str
     forward: Callable[[PyTree, Array], Array]
@@ -50,7 +50,7 @@ def mnist_cnn(weights: Mapping[str, Array], images: Array) -> Array:
 
 
 def cifar_cnn(weights: Mapping[str, Array], images: Array) -> Array:
-    """Normalisation, [conv 3x3, ReLU] with strides 2, 1, 2, 1, global average pooling, dense: 32 to 80 channels."""
+    """Normalization, [conv 3x3, ReLU] with strides 2, 1, 2, 1, global average pooling, dense: 32 to 80 channels."""
     x = (images - weights["input_mean"]) / weights["input_std"]
     for i, stride in enumerate(CIFAR_STRIDES, 1):
         x = jax.nn.relu(_conv(weights, i, x, stride=stride, padding=1))
@@ -83,11 +83,11 @@ LARGE: dict[str, Callable[..., nn.Module]] = {"resnet9": ResNet9, "resnet18": fu
 IMAGE_SHAPES = {"mnist_cnn": (28, 28, 1)} | dict.fromkeys(("cifar_cnn", *LARGE), (32, 32, 3))
 EPSILONS = {"mnist_cnn": 0.25, "cifar_cnn": 8 / 255}
 UNBREAKABLE = 1e-6
-"""Epsilon for random weights: no image is broken, and every stage of an ensemble attacks every image to its end."""
+"""Epsilon for random weights: no attack succeeds, so every stage of an ensemble runs in full on every image."""
 
 
 def random_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """He-initialised kernels, zero biases and no normalisation."""
+    """He-initialized kernels, zero biases and identity normalization."""
     rng = np.random.default_rng(seed)
     weights = {}
     for kernel, shape in SHAPES[name].items():
@@ -100,22 +100,30 @@ def random_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def load_weights(name: str, path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Weights from an npz file: kernels (rows, columns, in, out) or (in, out), named as in ``SHAPES``, and biases."""
+    """Reads weights from an npz file: biases and kernels named as in ``SHAPES``, in HWIO or (in, out) layout.
+
+    Raises:
+      UserError: a weight of the network is missing.
+    """
     with np.load(path) as stored:
         weights = {key: stored[key].astype(np.float32) for key in stored.files}
     missing = sorted(set(random_weights(name)) - set(weights))
     if missing:
-        raise UserError(f"--weights {os.fspath(path)} has no {', '.join(missing)}: it is no {name}")
+        raise UserError(f"--weights {os.fspath(path)} has no {', '.join(missing)}: it does not fit {name}")
     return weights
 
 
 def load_images(path: str | os.PathLike, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first ``count`` of ``images`` (uint8, or float in [0, 1]) and ``labels`` of an npz file."""
+    """Reads the first ``count`` of ``images`` (uint8, or float in [0, 1]) and ``labels`` from an npz file.
+
+    Raises:
+      UserError: an array is missing.
+    """
     with np.load(path) as stored:
         missing = {"images", "labels"} - set(stored.files)
         if missing:
             raise UserError(
-                f"--images {os.fspath(path)} has no {', '.join(sorted(missing))}: it needs images and labels"
+                f"--images {os.fspath(path)} has no {', '.join(sorted(missing))}: it must contain images and labels"
             )
         images, labels = stored["images"][:count], stored["labels"][:count].astype(np.int32)
     scale = 255 if images.dtype == np.uint8 else 1
@@ -131,9 +139,12 @@ def make_network(
     epsilon: float | None = None,
     width: float = 1.0,
 ) -> Network:
-    """The named network with ``count`` images; random weights and random images unless there are files.
+    """The named network with ``count`` images; weights and images are random unless files are given.
 
-    Random images are labelled with the network's own predictions.
+    Random images are labeled with the network's own predictions.
+
+    Raises:
+      UserError: an unknown network, or a file that does not fit it.
     """
     if name not in IMAGE_SHAPES:
         raise UserError(f"--network must be one of {', '.join(IMAGE_SHAPES)}, got {name}")
@@ -141,7 +152,7 @@ def make_network(
     if images is not None:
         pixels, labels = load_images(images, count)
         if pixels.shape[1:] != IMAGE_SHAPES[name]:
-            raise UserError(f"--images are {pixels.shape[1:]}, but {name} needs {IMAGE_SHAPES[name]}")
+            raise UserError(f"--images must have shape {IMAGE_SHAPES[name]} for {name}, got {pixels.shape[1:]}")
     else:
         pixels = np.random.default_rng(1).random((count, *IMAGE_SHAPES[name]), np.float32)
         labels = predict(forward, variables, pixels)
@@ -156,23 +167,23 @@ def _forward_and_variables(
     if name in SMALL:
         return SMALL[name], random_weights(name) if weights is None else load_weights(name, weights)
     if weights is not None:
-        raise UserError(f"--weights is for {' and '.join(SMALL)}, not for {name}")
+        raise UserError(f"--weights is supported for {' and '.join(SMALL)} only, got --network {name}")
     model = LARGE[name](width=width)
     variables = init(model, jax.random.key(0), IMAGE_SHAPES[name])
     return lambda variables, images: apply(model, variables, images), variables
 
 
 def predict(forward: Callable[[PyTree, Array], Array], variables: PyTree, images: np.ndarray) -> np.ndarray:
-    """Predicted classes, int32 [n], a few images at a time."""
+    """Predicted classes, int32 [n], computed in small batches."""
     run = jax.jit(lambda variables, images: jnp.argmax(forward(variables, images), axis=-1))
     parts = [np.asarray(run(variables, images[i : i + 128])) for i in range(0, len(images), 128)]
     return np.concatenate(parts).astype(np.int32)
 
 
 def forward_flops(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> float:
-    """Floating-point operations of one image's forward pass: two per multiply-add of direct convolutions and products.
+    """Floating-point operations of one image's forward pass, two per multiply-add of convolutions and matrix products.
 
-    The gradient with respect to the image costs about as much again.
+    Convolutions are counted as direct ones.  The gradient with respect to the image costs about as much again.
     """
     with exact():
         jaxpr = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))

@@ -1,4 +1,4 @@
-"""What was measured: rows for the table and the json file, and sentences that say where advjax loses."""
+"""Measurements as table rows, JSON and sentences, among them where advjax loses."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,39 +9,39 @@ from rich import box
 from rich.table import Table
 
 SCHEMA_VERSION = 1
-"""Raised whenever a field of the json file changes its meaning or goes away."""
+"""Version of the JSON file, incremented when a field changes its meaning or is removed."""
 SUBJECT = "advjax"
 ENSEMBLE, CHEAP = "autoattack", "quick-check"
 WIDTH = 120
 
 
-class Row(NamedTuple):
-    """One contender at one attack."""
+class Measurement(NamedTuple):
+    """One contender running one attack."""
 
     attack: str
     contender: str
     version: str
     examples: int
     seconds: list[float]
-    """Wall seconds of each timed call, for all examples, without compiling."""
+    """Wall-clock seconds of each timed call, for all examples, excluding compilation."""
     cpu_seconds: list[float]
-    """Processor seconds of the same calls, compiling included."""
+    """CPU seconds of the same calls, including compilation."""
     compile_seconds: float
-    """Of the first call; an ensemble compiles in every call."""
+    """Compilation seconds of the first call; ensembles compile in every call."""
     is_first_call: bool
-    """There was no time for more than the first call, warming up included."""
+    """Whether the budget allowed only the first call, so that ``seconds`` includes warm-up."""
     gflops: float | None
-    """By the median of ``seconds``: operations of the network's passes, by direct convolution, and of nothing else."""
+    """GFLOP/s at the median of ``seconds``, counting only the network's passes, with direct convolutions."""
     ceiling_share: float | None
-    """``gflops`` over those of the matrix product; a fast convolution algorithm may exceed 1."""
+    """``gflops`` relative to the matrix product; fast convolution algorithms may exceed 1."""
     remaining_accuracy: float
-    """Share of the images that the network still classifies correctly, in float32."""
+    """Fraction of the images that the network still classifies correctly, in float32."""
     median_l2: float
-    """Median l2 distance of the returned images."""
+    """Median l2 distance of the returned images from the originals."""
     peak_memory_mib: float | None
-    """Most memory while the attack ran alone in a process of its own."""
+    """Peak memory of a separate process that runs only this attack."""
     idle_memory_mib: float | None
-    """Most memory of that process before the attack was called: libraries, network and images."""
+    """Peak memory of that process before the attack: libraries, network and images."""
 
     @property
     def median_seconds(self) -> float:
@@ -52,12 +52,13 @@ class Row(NamedTuple):
         return self.examples / self.median_seconds
 
     def to_json(self) -> dict[str, Any]:
+        """The fields, and the throughput derived from them."""
         fastest = {"examples_per_second_best": self.examples / min(self.seconds)}
         return self._asdict() | {"examples_per_second": self.examples_per_second} | fastest
 
 
-def losses(rows: Sequence[Row]) -> list[str]:
-    """A sentence for every contender that is faster than advjax at an attack, or that needs less memory on top."""
+def losses(rows: Sequence[Measurement]) -> list[str]:
+    """One sentence for every attack that a contender runs faster than advjax, or with less additional memory."""
     sentences = []
     for mine in (row for row in rows if row.contender == SUBJECT):
         for other in rows:
@@ -67,7 +68,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
             if faster > 1:
                 sentences.append(
                     f"{mine.attack}: {other.contender} is {faster:.2f} times as fast as advjax "
-                    f"({other.examples_per_second:.4g} against {mine.examples_per_second:.4g} examples/s)."
+                    f"({other.examples_per_second:.4g} vs. {mine.examples_per_second:.4g} examples/s)."
                 )
             used, others = _used(mine), _used(other)
             if used is not None and others is not None and used > others:
@@ -75,22 +76,25 @@ def losses(rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def _used(row: Row) -> float | None:
+def _used(row: Measurement) -> float | None:
     if row.peak_memory_mib is None or row.idle_memory_mib is None:
         return None
     return row.peak_memory_mib - row.idle_memory_mib
 
 
 def comparisons(
-    rows: Sequence[Row], broken: dict[tuple[str, str], np.ndarray], reference_seconds: float | None, threads: int
+    rows: Sequence[Measurement],
+    broken: dict[tuple[str, str], np.ndarray],
+    reference_seconds: float | None,
+    threads: int,
 ) -> list[str]:
-    """Sentences about the ensembles: against the recorded seconds of another implementation, and against each other.
+    """Sentences that compare the ensembles with a recorded time of another implementation and with each other.
 
     Args:
       rows: the measured rows.
-      broken: (attack, contender) -> bool [n], the images that are classified wrongly after the attack.
-      reference_seconds: processor seconds of one thread that the same images took another implementation.
-      threads: number of threads of this run.
+      broken: (attack, contender) -> bool [n], the images that are misclassified after the attack.
+      reference_seconds: single-threaded CPU seconds of another implementation on the same images; None if unknown.
+      threads: number of threads used here.
     """
     found = {row.attack: row for row in rows if row.contender == SUBJECT}
     sentences = []
@@ -98,9 +102,9 @@ def comparisons(
     if full is not None and reference_seconds is not None:
         cpu = statistics.median(full.cpu_seconds)
         sentences.append(
-            f"{ENSEMBLE}: advjax took {full.median_seconds:.1f} s of wall time on {threads} thread(s) without "
-            f"compiling and {cpu:.1f} processor seconds with it, {cpu / reference_seconds:.2f} times the recorded "
-            f"{reference_seconds:.1f}. These were recorded at another time and are not interleaved."
+            f"{ENSEMBLE}: advjax took {full.median_seconds:.1f} s of wall-clock time on {threads} thread(s) without "
+            f"compilation and {cpu:.1f} CPU seconds with it, {cpu / reference_seconds:.2f} times the recorded "
+            f"{reference_seconds:.1f}. The reference was recorded separately, not interleaved with this run."
         )
     if full is not None and cheap is not None:
         mine, theirs = (broken[attack, SUBJECT] for attack in (CHEAP, ENSEMBLE))
@@ -111,8 +115,8 @@ def comparisons(
     return sentences
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows of one attack, ``WIDTH`` columns wide; ``+`` after the seconds: there was time for one call only."""
+def table(rows: Sequence[Measurement], title: str) -> Table:
+    """Table of one attack, ``WIDTH`` columns wide; ``+`` after the seconds marks a single call, warm-up included."""
     made = Table(title=title, box=box.SIMPLE, title_justify="left")
     made.add_column("contender")
     for heading in ("examples/s", "best", "seconds", "compile", "GFLOP/s", "of ceiling", "correct", "l2", "MiB"):

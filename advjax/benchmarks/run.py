@@ -1,4 +1,4 @@
-"""One run of the benchmark: every attack, every contender, in turns."""
+"""Runs the benchmark: every attack by every contender, in interleaved rounds."""
 
 import argparse
 import importlib.metadata
@@ -10,16 +10,18 @@ import numpy as np
 from rich.console import Console
 
 from advjax.benchmarks import measure, results
-from advjax.benchmarks.contenders import ATTACKS, CONTENDERS, ENSEMBLES, Outcome
+from advjax.benchmarks.attack_calls import ATTACKS, ENSEMBLES, AttackOutput
+from advjax.benchmarks.contenders import CONTENDERS
 from advjax.benchmarks.networks import Network, forward_flops, make_network, predict
-from advjax.benchmarks.results import Row
+from advjax.benchmarks.results import Measurement
 
-NO_LOSS = "No contender of this run was faster than advjax, or used less memory."
+NO_LOSS = "No contender was faster than advjax or used less memory."
 MemoryOf = Callable[[str, str], dict[str, float] | None]
-"""``(contender, attack) -> {"idle": MiB, "peak": MiB}``, measured in another process."""
+"""``(contender, attack) -> {"idle": MiB, "peak": MiB}``, measured in a separate process."""
 
 
 def load_network(options: argparse.Namespace) -> Network:
+    """The network and images that the command line specifies."""
     return make_network(
         options.network,
         options.num_examples,
@@ -31,7 +33,7 @@ def load_network(options: argparse.Namespace) -> Network:
 
 
 def run(options: argparse.Namespace, memory_of: MemoryOf) -> dict[str, Any]:
-    """Measures, prints the table, and returns all of it for the json file."""
+    """Runs all measurements, prints their tables, and returns them for the JSON file."""
     clock, ceiling = measure.CompileClock(), _ceiling()
     network = load_network(options)
     missing, present = {}, {}
@@ -47,12 +49,12 @@ def run(options: argparse.Namespace, memory_of: MemoryOf) -> dict[str, Any]:
         prepared = {name: c.prepare(attack, network, options.batch_size) for name, c in present.items()}
         absent += [f"{name} has no {attack}" for name, made in prepared.items() if made is None]
         runs = {name: made for name, made in prepared.items() if made is not None}
-        timings, outcomes = measure.interleaved(
+        timings, outputs = measure.interleaved(
             runs, rounds=options.rounds, budget=options.budget, clock=clock, after_round=ceiling.measure
         )
-        for name, outcome in outcomes.items():
+        for name, output in outputs.items():
             memory = memory_of(name, attack) if options.memory and attack not in ENSEMBLES else None
-            row, broken[attack, name] = _row(attack, name, network, timings[name], outcome, flops, ceiling, memory)
+            row, broken[attack, name] = _row(attack, name, network, timings[name], output, flops, ceiling, memory)
             rows.append(row)
         console.print(results.table([row for row in rows if row.attack == attack], f"{attack}: {ATTACKS[attack]}"))
     sentences = {
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace, memory_of: MemoryOf) -> dict[str, Any]:
 
 
 def memory_of(contender: str, attack: str, options: argparse.Namespace) -> dict[str, float]:
-    """Memory of this process before and after the attack, which is the only thing that runs in it."""
+    """Peak memory of this process, which must run nothing else, before and after the attack."""
     made = CONTENDERS[contender].prepare(attack, load_network(options), options.batch_size)
     assert made is not None
     measure.forget_peak_memory()
@@ -84,16 +86,16 @@ def memory_of(contender: str, attack: str, options: argparse.Namespace) -> dict[
 
 
 def _ceiling() -> measure.Ceiling:
-    # On an accelerator one small product is over before it is measured.
+    # On an accelerator, a single small product is too fast to time.
     return measure.Ceiling() if jax.default_backend() == "cpu" else measure.Ceiling(size=8192, repeats=20)
 
 
-def _row(attack, name, network, timing, outcome: Outcome, flops, ceiling, memory) -> tuple[Row, np.ndarray]:
-    wrong = predict(network.forward, network.variables, outcome.adversarial) != network.labels
-    distances = np.sqrt(np.sum((outcome.adversarial - network.images) ** 2, axis=(1, 2, 3)))
-    gflops = None if outcome.passes is None else outcome.passes * flops / timing.median / 1e9
+def _row(attack, name, network, timing, output: AttackOutput, flops, ceiling, memory) -> tuple[Measurement, np.ndarray]:
+    wrong = predict(network.forward, network.variables, output.adversarial) != network.labels
+    distances = np.sqrt(np.sum((output.adversarial - network.images) ** 2, axis=(1, 2, 3)))
+    gflops = None if output.passes is None else output.passes * flops / timing.median / 1e9
     package = CONTENDERS[name].package
-    row = Row(
+    row = Measurement(
         attack=attack,
         contender=name,
         version=importlib.metadata.version("advjax" if name.startswith("advjax") else package),
@@ -113,15 +115,17 @@ def _row(attack, name, network, timing, outcome: Outcome, flops, ceiling, memory
 
 
 def _print_notes(console, network, flops, ceiling, missing, absent, sentences) -> None:
-    console.print(f"{network.name}: {flops / 1e6:.2f} MFLOP forward, epsilon {network.epsilon:.4g}", highlight=False)
+    console.print(
+        f"{network.name}: {flops / 1e6:.2f} MFLOPs per forward pass, epsilon {network.epsilon:.4g}", highlight=False
+    )
     spread = f"{min(ceiling.gflops):.0f} to {max(ceiling.gflops):.0f}, median {ceiling.median:.0f}"
-    console.print(f"matrix product {ceiling.size}^3 float32: {spread} GFLOP/s", highlight=False)
+    console.print(f"{ceiling.size}^3 float32 matrix product: {spread} GFLOP/s", highlight=False)
     for name, reason in missing.items():
-        console.print(f"not there: {name} ({reason})", highlight=False)
+        console.print(f"skipped: {name} ({reason})", highlight=False)
     for line in absent:
-        console.print(f"not there: {line}", highlight=False)
+        console.print(f"skipped: {line}", highlight=False)
     for line in sentences["losses"] or [NO_LOSS]:
-        console.print(f"loses  {line}" if line is not NO_LOSS else line, highlight=False)
+        console.print(f"advjax loses: {line}" if line is not NO_LOSS else line, highlight=False)
     for line in sentences["comparisons"]:
         console.print(line, highlight=False)
 

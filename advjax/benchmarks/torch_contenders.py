@@ -1,5 +1,5 @@
-"""The libraries on torch.  This module is imported only where torch is installed."""
-# These packages are optional, and a type checker need not find them.
+"""The libraries built on torch; this module can be imported only if torch is installed."""
+# These packages are optional, so a type checker may not find them.
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advjax.benchmarks.contenders import Outcome, Run, parts
+from advjax.benchmarks.attack_calls import AttackCall, AttackOutput, batch_slices
 from advjax.benchmarks.networks import CIFAR_STRIDES, Network
 
 TorchAttack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -55,7 +55,7 @@ MODULES = {"mnist_cnn": MnistCNN, "cifar_cnn": CifarCNN}
 
 
 def conv_layer(weights: dict[str, np.ndarray], number: int, *, padding: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution with the given kernel (rows, columns, in, out)."""
+    """A convolution with the given kernel (height, width, in, out)."""
     kernel = weights[f"conv{number}_kernel"]
     layer = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[0], stride=stride, padding=padding)
     return _filled(layer, kernel.transpose(3, 2, 0, 1), weights[f"conv{number}_bias"])
@@ -74,25 +74,26 @@ def _filled(layer, weight, bias):
 
 
 def torch_network(network: Network) -> nn.Module:
-    """The same network in torch, ready for inference, with images as channels-last memory like those of JAX."""
+    """The same network in torch, in inference mode and channels-last memory format, as in JAX."""
     module = MODULES[network.name](network.variables).eval().requires_grad_(False)
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def batched(network: Network, batch_size: int, attack: TorchAttack) -> Run:
-    """Runs the attack over the images, one batch after the other."""
+def batched(network: Network, batch_size: int, attack: TorchAttack) -> AttackCall:
+    """Runs the attack batch by batch."""
     images = torch.from_numpy(network.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(network.labels).long()
 
-    def run() -> Outcome:
+    def run() -> AttackOutput:
         torch.manual_seed(0)
-        done = [attack(images[part], labels[part]).detach() for part in parts(len(images), batch_size)]
-        return Outcome(np.ascontiguousarray(torch.cat(done).permute(0, 2, 3, 1).cpu().numpy()), None)
+        done = [attack(images[part], labels[part]).detach() for part in batch_slices(len(images), batch_size)]
+        return AttackOutput(np.ascontiguousarray(torch.cat(done).permute(0, 2, 3, 1).cpu().numpy()), None)
 
     return run
 
 
-def prepare_torch(attack: str, network: Network, batch_size: int) -> Run | None:
+def prepare_torch(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """A minimal PGD in torch; None for other attacks."""
     if attack != "pgd-20":
         return None
     module, epsilon = torch_network(network), network.epsilon
@@ -110,14 +111,15 @@ def prepare_torch(attack: str, network: Network, batch_size: int) -> Run | None:
     return batched(network, batch_size, pgd)
 
 
-def prepare_torchattacks(attack: str, network: Network, batch_size: int) -> Run | None:
+def prepare_torchattacks(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """The attack by torchattacks; None if the library does not have it."""
     import torchattacks
 
     module, epsilon = torch_network(network), network.epsilon
 
     def ensemble() -> TorchAttack:
         steps = {"norm": "Linf", "eps": epsilon, "seed": 0}
-        # FAB there takes no gradients in channels-last memory.
+        # FAB in torchattacks fails in channels-last memory.
         plain = module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         attack = torchattacks.MultiAttack(
             [
@@ -139,7 +141,8 @@ def prepare_torchattacks(attack: str, network: Network, batch_size: int) -> Run 
     return batched(network, batch_size, makers[attack]()) if attack in makers else None
 
 
-def prepare_foolbox(attack: str, network: Network, batch_size: int) -> Run | None:
+def prepare_foolbox(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """The attack by Foolbox; None if the library does not have it."""
     from foolbox.attacks import LinfPGD
     from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
     from foolbox.attacks.deepfool import L2DeepFoolAttack
@@ -163,7 +166,8 @@ def prepare_foolbox(attack: str, network: Network, batch_size: int) -> Run | Non
     return batched(network, batch_size, run)
 
 
-def prepare_art(attack: str, network: Network, batch_size: int) -> Run | None:
+def prepare_art(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """The attack by the Adversarial Robustness Toolbox; None if the library does not have it."""
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
@@ -193,7 +197,7 @@ def prepare_art(attack: str, network: Network, batch_size: int) -> Run | None:
     made = makers[attack]()
     images, labels = np.ascontiguousarray(network.images.transpose(0, 3, 1, 2)), np.eye(10)[network.labels]
 
-    def run() -> Outcome:
-        return Outcome(np.ascontiguousarray(made.generate(images, labels).transpose(0, 2, 3, 1)), None)
+    def run() -> AttackOutput:
+        return AttackOutput(np.ascontiguousarray(made.generate(images, labels).transpose(0, 2, 3, 1)), None)
 
     return run

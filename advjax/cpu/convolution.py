@@ -1,16 +1,16 @@
-"""A convolution with algorithms that are fast on CPU.
+"""Convolution with algorithms that are fast on CPU.
 
 XLA's CPU backend is slow exactly where attacks spend their time: inside ``scan``, ``fori_loop`` and ``while_loop`` its
 gradients of a convolution fall off their fast path (the input gradient by 2 to 20 times, the filter gradient by 50 to
-200), and kernels with few channels run far below the speed of a matrix product.  On CPU, :func:`conv_general_dilated`
-therefore replaces the convolution and both of its gradients by algorithms that :func:`_plan` chooses from the static
-shapes.  On other backends, and in every case it does not know (dilation, groups, a precision, other types than float32,
-other layouts than NHWC), it is ``lax.conv_general_dilated``.
+200), and kernels with few channels run far below the speed of a matrix product. On CPU, :func:`conv_general_dilated`
+therefore replaces the convolution and both of its gradients with algorithms that :func:`_plan` selects from the static
+shapes. On other backends, and in unsupported cases (dilation, groups, explicit precision, dtypes other than float32,
+layouts other than NHWC), it is ``lax.conv_general_dilated``.
 
-The results are those of ``lax`` up to rounding: 1e-6 relative, 1e-5 where Winograd's algorithm is used (3x3 kernels
-with at least 64 channels in the filter gradient, 128 elsewhere).  ``with exact():`` around the tracing, or the
-environment variable ADVJAX_EXACT_CONVOLUTIONS=1, gives ``lax`` itself, bit for bit.  The replacement is a reverse-mode
-rule, which can be differentiated again; ``jax.jvp`` and ``jax.hessian`` (forward mode) need the exact mode on CPU.
+The results equal those of ``lax`` up to rounding: 1e-6 relative, 1e-5 where Winograd's algorithm is used (3x3 kernels
+with at least 64 channels in the filter gradient, 128 elsewhere). ``with exact():`` around the tracing, or the
+environment variable ADVJAX_EXACT_CONVOLUTIONS=1, gives ``lax`` itself, bit for bit. The replacement is a reverse-mode
+rule, which can itself be differentiated; ``jax.jvp`` and ``jax.hessian`` (forward mode) need the exact mode on CPU.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ _exact = contextvars.ContextVar("exact_convolutions", default=False)
 def exact() -> Iterator[None]:
     """Within this context convolutions are traced as ``lax.conv_general_dilated``.
 
-    The choice is made while a function is traced: a jitted function that has been called before keeps what it was
-    compiled with, so build and call a fresh ``jax.jit`` inside the context.
+    The choice is made when a function is traced: a jitted function that was called before keeps its compiled version,
+    so create and call a fresh ``jax.jit`` inside the context.
     """
     token = _exact.set(True)
     try:
@@ -51,7 +51,7 @@ def exact() -> Iterator[None]:
 
 
 def uses_exact_convolutions() -> bool:
-    """Whether a convolution traced now is ``lax``'s own: not on CPU, within :func:`exact`, or by the environment."""
+    """Whether a convolution traced now would be ``lax``'s: not on CPU, within :func:`exact`, or by the environment."""
     forced = os.environ.get("ADVJAX_EXACT_CONVOLUTIONS", "0") not in ("", "0")
     return forced or _exact.get() or jax.default_backend() != "cpu"
 
@@ -69,10 +69,10 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """``jax.lax.conv_general_dilated`` with the same arguments, to inject into ``flax.linen.Conv``.
+    """Drop-in replacement for ``jax.lax.conv_general_dilated``, to be passed to ``flax.linen.Conv``.
 
-    ``lhs`` are images [n, h, w, channels] and ``rhs`` is a kernel [rows, columns, channels, features] where
-    ``dimension_numbers`` says so, as linen does.  Works under ``jit``, ``grad``, ``vmap``, ``scan`` and ``shard_map``.
+    ``lhs`` are images [n, h, w, channels] and ``rhs`` is a kernel [rows, columns, channels, features] if
+    ``dimension_numbers`` say so, as in linen. Works under ``jit``, ``grad``, ``vmap``, ``scan`` and ``shard_map``.
     """
     exact_convolution = functools.partial(
         lax.conv_general_dilated,
@@ -110,11 +110,11 @@ def conv_general_dilated(
 
 
 class _Plan(NamedTuple):
-    """The algorithm of each direction: a name in ``_ALGORITHMS``; a gradient is its transpose, for it is bilinear.
+    """The algorithm for each direction: a name in ``_ALGORITHMS``, whose transpose gives a gradient.
 
-    Two gradients are forward convolutions in their own right, which stay fast inside loops: ``input_gradient`` may be
-    "flip" (the cotangent by the flipped kernel, planned in turn), ``filter_gradient`` "swap" (channels as the batch,
-    the cotangent as the kernel).
+    Two gradients can be computed as forward convolutions, which stay fast inside loops: ``input_gradient`` may be
+    "flip" (the cotangent convolved with the flipped kernel, planned in turn), ``filter_gradient`` may be "swap"
+    (channels as the batch, the cotangent as the kernel).
     """
 
     forward: str
@@ -122,11 +122,11 @@ class _Plan(NamedTuple):
     filter_gradient: str
 
 
-_MAX_PATCHES = 2**26  # numbers in the patches of one matrix product: 256 MiB
+_MAX_PATCHES = 2**26  # Number of entries in the patches of one matrix product: 256 MiB.
 
 
 def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> _Plan:
-    """Choose from the shapes; the thresholds are where the alternatives cross on x86 CPUs (AVX2 and AVX-512)."""
+    """Selects by shape; the thresholds are the crossover points on x86 CPUs (AVX2 and AVX-512)."""
     *window, channels, features = kernel
     pointwise, minimal = window == [1, 1], window == [3, 3] and strides == (1, 1)
     height, width = _output_size(images, kernel, strides, padding)
@@ -158,7 +158,7 @@ def _is_channels_last(images: Sequence[int], kernel: Sequence[int], dimension_nu
 
 
 def _is_supported(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> bool:
-    """Nothing empty, channels that match, and no padding wider than the flipped kernel can undo."""
+    """Whether nothing is empty, channels match, and the padding is no wider than the flipped kernel can undo."""
     not_empty = min(*images, *kernel, *_output_size(images, kernel, strides, padding)) > 0
     pads_fit = all(0 <= pad < size for pads, size in zip(padding, kernel[:2], strict=True) for pad in pads)
     return not_empty and pads_fit and images[3] == kernel[2]
@@ -215,9 +215,9 @@ def _correlate(images: Array, cotangent: Array, kernel: Sequence[int], strides: 
 
 
 def _equally_varying(*arrays: Array) -> tuple[Array, ...]:
-    """Mark all arrays as varying over the mesh axes that any of them varies over (nothing outside ``shard_map``).
+    """Marks all arrays as varying over the mesh axes that any of them varies over (a no-op outside ``shard_map``).
 
-    Done outside the custom rule: the transpose of the cast sums the gradient of a replicated kernel over the devices.
+    Outside the custom rule, because the transpose of the cast sums the gradient of a replicated kernel over devices.
     """
     axes = frozenset().union(*(jax.typeof(array).manual_axis_type.varying for array in arrays))
     missing = [tuple(sorted(axes - jax.typeof(array).manual_axis_type.varying)) for array in arrays]
@@ -232,16 +232,16 @@ def _lax(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Ar
 
 
 def _winograd(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
-    del strides  # the plan names this algorithm for stride 1 only
+    del strides  # Only selected for stride 1.
     return winograd(images, kernel, padding)
 
 
 def _matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
-    """One matrix product that gives ``tile`` neighbouring outputs of a row at once.
+    """One matrix product that computes ``tile`` neighboring outputs of a row at once.
 
-    The patch of such a tile is ``span`` = (tile - 1) * stride + columns pixels wide, and the matrix holds ``tile``
-    shifted copies of the kernel between zeros: more multiplications than im2col (tile = 1), but for kernels with few
-    features a matrix as wide as the processor can use, and fewer copies of every pixel.
+    The patch of a tile is ``span`` = (tile - 1) * stride + columns pixels wide, and the matrix contains ``tile``
+    shifted copies of the kernel, padded with zeros: more multiplications than im2col (tile = 1), but, for kernels with
+    few features, a matrix wide enough to use the processor, and fewer copies of every pixel.
     """
     batch, _, _, channels = images.shape
     rows, columns, _, features = kernel.shape
@@ -253,20 +253,20 @@ def _matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) ->
     if tile > 1:
         copies = jnp.asarray(_shifted_copies(columns, tile, strides[1]), kernel.dtype)
         kernel = jnp.einsum("jpt,ijcf->ipctf", copies, kernel, precision="highest")
-    # Both factors have two dimensions, so that the transposes are plain matrix products as well.
+    # Both factors are matrices, so the transposes are plain matrix products as well.
     matrix = kernel.reshape(rows * span * channels, tile * features)
     outputs = patches.reshape(-1, len(matrix)) @ matrix
     return outputs.reshape(batch, height, num_tiles * tile, features)[:, :, :width]
 
 
 def _tiling(width: int, features: int) -> tuple[int, int]:
-    """(number, size) of tiles in a row: up to 64 columns of the matrix a tile, tiles of equal size."""
+    """(number, size) of the tiles in a row: of equal size, with at most 64 matrix columns each."""
     num_tiles = -(-width // max(1, 64 // features))
     return num_tiles, -(-width // num_tiles)
 
 
 def _shifted_copies(columns: int, tile: int, stride: int) -> np.ndarray:
-    """[columns, span, tile]: 1 where column j of the kernel meets pixel p of the patch for output t of the tile."""
+    """[columns, span, tile]: 1 where kernel column j meets pixel p of the patch for output t of the tile."""
     column, pixel, output = np.ogrid[:columns, : (tile - 1) * stride + columns, :tile]
     return pixel == column + output * stride
 
@@ -283,7 +283,7 @@ def _patches(
     padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (above, below, 0), (left, right, 0), (0, 0, 0)))
     last = (height - 1) * row_stride + 1
     bands = [lax.slice_in_dim(padded, row, row + last, row_stride, axis=1) for row in range(rows)]
-    if num_tiles < span:  # few wide tiles: cut out each in one piece
+    if num_tiles < span:  # Few wide tiles: slice each in one piece.
         tiles = [
             jnp.concatenate([b[:, :, i * step : i * step + span].reshape(batch, height, -1) for b in bands], axis=-1)
             for i in range(num_tiles)

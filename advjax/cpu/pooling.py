@@ -1,4 +1,4 @@
-"""Pooling over images, NHWC, with a max pooling whose gradient is fast on CPU and exact on ties."""
+"""Max pooling over NHWC images, with a gradient that is fast on CPU and deterministic for ties."""
 
 import functools
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ def max_pool(
     strides: tuple[int, int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
 ) -> Array:
-    """Maximum over windows of ``x`` [n, h, w, channels]; one image [h, w, channels] is pooled as well.
+    """Maximum over windows of ``x`` [n, h, w, channels] or of a single image [h, w, channels].
 
-    ``strides`` is ``window`` unless given, as in PyTorch (``flax.linen.max_pool`` would take 1).  The gradient goes to
-    the first maximum of the window in row-major order, as in PyTorch and in ``lax.reduce_window``: on images with
-    constant areas, such as MNIST, ties are the rule.
+    ``strides`` defaults to ``window``, as in PyTorch (``flax.linen.max_pool`` defaults to 1). The gradient goes to the
+    first maximum of the window in row-major order, as in PyTorch and ``lax.reduce_window``; on images with constant
+    areas, such as MNIST, ties are common.
 
-    On CPU, windows that neither overlap nor leave gaps, without padding, are compared elementwise, which inside loops
-    is 4 to 10 times faster; all other cases, and all within ``convolution.exact()``, are ``lax.reduce_window``.  As
-    for convolutions, forward-mode differentiation on CPU needs ``convolution.exact()``.
+    On CPU, windows without overlap, gaps, and padding are compared elementwise, which is 4 to 10 times faster inside
+    loops; all other cases, and all within ``convolution.exact()``, use ``lax.reduce_window``. As for convolutions,
+    forward-mode differentiation on CPU needs ``convolution.exact()``.
     """
     steps = tuple(window if strides is None else strides)
     fits = all(size <= extent for size, extent in zip(window, x.shape[-3:-1], strict=True))
@@ -78,7 +78,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _positions(x: Array, window: tuple[int, ...]) -> list[Array]:
-    """For every position in a window, in row-major order, its values in all windows."""
+    """For every position within a window, in row-major order, its values in all windows."""
     rows, columns = window
     height, width = x.shape[1] // rows * rows, x.shape[2] // columns * columns
     return [

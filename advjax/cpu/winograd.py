@@ -4,9 +4,9 @@ For a 6x6 piece ``d`` of the image and a 3x3 kernel ``g`` the 4x4 outputs are
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A,
 
-an elementwise product: over all pieces and channels, 36 matrix products.  The transforms are matrix products as well,
-with the Kronecker products of the small matrices.  Rounding grows: expect errors of 1e-5 on outputs of scale 4, ten
-times those of the direct convolution.
+an elementwise product: over all pieces and channels, 36 matrix products. The transforms are matrix products as well,
+with Kronecker products of the small matrices. Rounding errors are about 1e-5 on outputs of scale 4, ten times those of
+direct convolution.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, section 4.3.
 """
@@ -68,12 +68,12 @@ def winograd(images: Array, kernel: Array, padding: tuple[tuple[int, int], ...])
 
 
 def _transform(matrix: np.ndarray, pieces: Array) -> Array:
-    """Apply ``matrix`` to both axes of square pieces that lie flattened on the first axis of ``pieces``."""
+    """Applies ``matrix`` to both axes of square pieces that are flattened along the first axis of ``pieces``."""
     return jnp.asarray(np.kron(matrix, matrix), pieces.dtype) @ pieces
 
 
 def _overlapping_pieces(images: Array, padding: tuple[tuple[int, int], ...], rows: int, columns: int) -> Array:
-    """The 6x6 pieces at distance 4, as [36, n * rows * columns * channels]."""
+    """The 6x6 pieces with stride 4, as [36, n * rows * columns * channels]."""
     batch, height, width, channels = images.shape
     (above, _), (left, _) = padding
     padded_height, padded_width = _OUTPUT_SIZE * rows + 2, _OUTPUT_SIZE * columns + 2

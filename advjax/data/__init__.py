@@ -1,7 +1,8 @@
-"""Data sets, their splits, and the order in which they are visited."""
+"""Datasets, splits, and the order in which examples are visited."""
 
-from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, load, open_source, pixels
+from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, pixels
 from advjax.data.index_file import read_index, write_index
+from advjax.data.load import load, open_source
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
 from advjax.data.sampling import concatenate, undersample
 from advjax.data.source import Source, from_dataset, read_all

@@ -1,11 +1,11 @@
-"""Builders that prepare CIFAR-10, MNIST and Fashion-MNIST for tfds without TensorFlow.
+"""tfds builders that prepare CIFAR-10, MNIST, and Fashion-MNIST without TensorFlow.
 
-Names, versions, features, examples, keys and with the keys the record order are those of the stock builders, which
-these classes inherit.  Replaced is only what would need TensorFlow: archives are read with the standard library, and
-images are handed over as PIL images, because tfds encodes NumPy arrays with TensorFlow.  The PNG streams therefore
-hold the same pixels in other bytes, and files differ in size.
+Names, versions, features, examples, and keys, hence the record order, are inherited from the stock builders. Only what
+would need TensorFlow is replaced: archives are read with the standard library, and images are passed as PIL images,
+because tfds encodes NumPy arrays with TensorFlow. The resulting PNG streams contain the same pixels in different bytes,
+so file sizes differ.
 
-This module imports tensorflow_datasets; import it only where data have to be prepared.
+This module imports tensorflow_datasets; import it only where a dataset has to be prepared.
 """
 
 import gzip
@@ -29,7 +29,7 @@ from tensorflow_datasets.image_classification import cifar, mnist
 from advjax.types import UserError
 
 _CONNECTION_TIMEOUT = 5.0
-"""Seconds.  Without this check tfds would retry for more than three minutes."""
+"""Seconds. Without this check, tfds would retry for more than three minutes."""
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -48,7 +48,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
 
     @property
     def urls(self) -> list[str]:
-        """Addresses of the official archives."""
+        """URLs of the official archives."""
         return [self._cifar_info.url]
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
@@ -69,7 +69,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
         rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
         images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         for key, (image, label) in enumerate(zip(images, rows[:, 0], strict=True)):
-            # The key decides the place among the records, so it must be the number that stock tfds uses.
+            # The key determines the position among the records, so it must be the number that stock tfds uses.
             yield key, {"id": f"{prefix}{key:05d}", "image": PIL.Image.fromarray(image), "label": int(label)}
 
 
@@ -81,11 +81,11 @@ class MNIST(mnist.MNIST, skip_registration=True):
 
     @property
     def urls(self) -> list[str]:
-        """Addresses of the official archives."""
+        """URLs of the official archives."""
         return [urllib.parse.urljoin(self.URL, file) for pair in _IDX_FILES.values() for file in pair]
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
-        # Four archives side by side: tfds downloads what it is given at once in parallel.
+        # tfds downloads archives that are passed together in parallel.
         path_of = dl_manager.download({url.rsplit("/", 1)[1]: url for url in self.urls})
         return {
             split: self._generate_examples(path_of[images], path_of[labels])
@@ -98,7 +98,7 @@ class MNIST(mnist.MNIST, skip_registration=True):
 
 
 class FashionMNIST(MNIST, skip_registration=True):
-    """Fashion-MNIST: other images in the format of MNIST."""
+    """Fashion-MNIST, which has the file format of MNIST."""
 
     name = mnist.FashionMNIST.name
     __module__ = mnist.__name__
@@ -107,25 +107,26 @@ class FashionMNIST(MNIST, skip_registration=True):
 
 
 BUILDERS = {builder.name: builder for builder in (Cifar10, MNIST, FashionMNIST)}
-"""Builder by name of the data set."""
+"""Builders by dataset name."""
 
 
 def prepare(name: str, directory: str | os.PathLike) -> epath.Path:
-    """Prepares a data set as array_record files under ``<directory>/<name>/<version>``.
+    """Prepares a dataset as array_record files under ``<directory>/<name>/<version>``.
 
-    Archives are taken from ``<directory>/downloads/manual`` if they are there, otherwise downloaded; sizes and SHA-256
-    sums are verified against those registered in tfds.  Several processes may prepare the same data set at once: each
-    works in a folder of its own, and the first to finish wins.
+    Archives are taken from ``<directory>/downloads/manual`` if present, and downloaded otherwise; their sizes and
+    SHA-256 sums are verified against those registered in tfds. Several processes may prepare the same dataset
+    concurrently: each works in its own folder, and the first to finish wins.
 
     Args:
       name: a key of ``BUILDERS``.
-      directory: the tfds data directory; it is made if needed.
+      directory: the tfds data directory, created if necessary.
 
     Returns:
       The folder of the prepared files.
 
     Raises:
-      UserError: if an archive is neither there nor to be had, is not the official one, or the folder cannot be written.
+      UserError: an archive is neither present nor downloadable, or is not the official one, or the folder cannot be
+        written.
     """
     builder = BUILDERS[name](data_dir=os.fspath(directory), file_format="array_record")
     manual = epath.Path(directory) / "downloads" / "manual"
@@ -133,9 +134,9 @@ def prepare(name: str, directory: str | os.PathLike) -> epath.Path:
     if missing and not is_reachable(missing[0]):
         archives = ", ".join(url.rsplit("/", 1)[1] for url in missing)
         raise UserError(
-            f"{name} is not prepared in {builder.data_path}, and there is no network to prepare it "
-            f"({urllib.parse.urlsplit(missing[0]).netloc} cannot be reached): name a directory that has it with "
-            f"--config.data.dir or TFDS_DATA_DIR, or put {archives} into {manual}"
+            f"{name} is not prepared in {builder.data_path}, and cannot be downloaded "
+            f"({urllib.parse.urlsplit(missing[0]).netloc} cannot be reached): set --config.data.dir or TFDS_DATA_DIR "
+            f"to a directory that contains it, or put {archives} into {manual}"
         )
     config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
     try:
@@ -143,21 +144,20 @@ def prepare(name: str, directory: str | os.PathLike) -> epath.Path:
     except NonMatchingChecksumError as error:
         raise UserError(
             f"an archive of {name} is not the official one (size or SHA-256 differs; looked in {manual} and "
-            f"{manual.parent}): delete it and get it again from {', '.join(builder.urls)}"
+            f"{manual.parent}): delete it and download it again from {', '.join(builder.urls)}"
         ) from error
     except (OSError, DownloadError) as error:
-        if not builder.is_prepared():  # Otherwise another process was first, and its folder cannot be replaced.
+        if not builder.is_prepared():  # Otherwise another process was faster, and its folder cannot be replaced.
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{name} could not be prepared in {builder.data_path} ({reason}): mend that, name another directory "
-                "with --config.data.dir or TFDS_DATA_DIR, or put the archives, "
-                f"{', '.join(builder.urls)}, into {manual}"
+                f"{name} could not be prepared in {builder.data_path} ({reason}): fix that, set --config.data.dir or "
+                f"TFDS_DATA_DIR to another directory, or put the archives, {', '.join(builder.urls)}, into {manual}"
             ) from error
     return builder.data_path
 
 
 def is_reachable(url: str) -> bool:
-    """Whether the server of ``url`` answers within seconds; any answer counts.  Proxies of the environment are used."""
+    """Whether the server of ``url`` answers within seconds, no matter what; honors proxy environment variables."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_CONNECTION_TIMEOUT):
             return True
@@ -175,7 +175,7 @@ def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
 
 
 def _read_idx(path: str | os.PathLike) -> np.ndarray:
-    """Array of unsigned bytes in a gzipped IDX file: two zeros, type 8, rank, big-endian sizes, then the bytes."""
+    """Reads a gzipped IDX file of unsigned bytes: two zeros, type 8, rank, big-endian sizes, then the bytes."""
     with gzip.open(path) as file:
         content = file.read()
     rank = content[3]

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that need no download."""
+"""Scikit-learn's handwritten digits: 1,797 real 8x8 images that need no download."""
 
 import numpy as np
 
@@ -7,15 +7,15 @@ from advjax.data.splits import train_validation
 from advjax.types import UserError
 
 NUM_TEST = 359
-"""20 % of the 1,797 images."""
+"""20% of the 1,797 images."""
 _WHITE = 16
 
 
 def load_digits(split: str) -> Dataset:
-    """The "train" (1,438) or "test" (359) images: a stratified split that is a constant of the data set.
+    """Loads the "train" (1,438) or "test" (359) images; the stratified split is fixed.
 
-    The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI 1998).  Their
-    values 0 .. 16 become uint8 ``round(255 v / 16)``; the order of scikit-learn is kept within each split.
+    The images are the test set of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI 1998). Their
+    values v in 0 .. 16 become uint8 ``round(255 v / 16)``; scikit-learn's order is kept within each split.
 
     Args:
       split: "train" or "test".
@@ -24,14 +24,14 @@ def load_digits(split: str) -> Dataset:
       ``Dataset`` with images uint8 [n, 8, 8, 1] and ten classes.
 
     Raises:
-      UserError: if the split is another one, or scikit-learn is not installed.
+      UserError: for any other split, or if scikit-learn is not installed.
     """
     if split not in ("train", "test"):
         raise UserError(f"digits has no split {split!r}; it has: train, test")
     try:
-        from sklearn import datasets
+        from sklearn import datasets  # Optional, and slow to import.
     except ImportError as error:
-        raise UserError("the data set digits comes with scikit-learn: run pip install 'advjax[digits]'") from error
+        raise UserError("the digits dataset is part of scikit-learn: run pip install 'advjax[digits]'") from error
     values, targets = datasets.load_digits(return_X_y=True)
     images = np.round(np.asarray(values) * (255 / _WHITE)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = np.asarray(targets, np.int32)

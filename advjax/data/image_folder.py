@@ -1,14 +1,14 @@
-"""Folders of image files with a ``manifest.csv``: histology patches and everything else that is not in tfds.
+"""Folders of image files with a ``manifest.csv``: histology patches and any other images that are not in tfds.
 
-The manifest has a header and one line for each image:
+The manifest has a header and one line per image:
 
 * ``file``: path relative to the folder;
-* ``split``: "train", "validation", "test" or any other name;
+* ``split``: "train", "validation", "test", or any other name;
 * ``label``: the class;
-* ``patient`` (optional): whom the image is of; no patient may be in two splits.
+* ``patient`` (optional): the patient; no patient may be in two splits.
 
-Other columns are ignored.  Classes are numbered in the alphabetical order of the labels of the *whole* manifest, or in
-numerical order if all of them are whole numbers; the order of the lines is the original order.
+Other columns are ignored. Classes are numbered in the alphabetical order of all labels in the manifest, or in numerical
+order if all of them are whole numbers. The order of the lines is the original order.
 """
 
 import csv
@@ -36,38 +36,39 @@ class _Row(NamedTuple):
 
 
 def open_folder(folder: str | os.PathLike, split: str, *, image_size: int = 0) -> Source:
-    """One split of an image folder, its images to be decoded when they are asked for.
+    """Opens one split of an image folder; images are decoded when they are read.
 
     Args:
-      folder: the folder with the manifest; its last component is the name of the data set.
+      folder: the folder with the manifest; its last component is the name of the dataset.
       split: one of the splits in the manifest.
-      image_size: shorter sides are resized to it and the center is cut out (see ``images.square``); 0 leaves images as
-        they are stored, which then must have one size.
+      image_size: if positive, images are resized so that the shorter side has this length, and center-cropped to a
+        square (see ``images.square``); 0 keeps the stored size, which must then be the same for all images.
 
     Returns:
       ``Source`` of uint8 images [h, w, 3], with ``groups`` if the manifest has patients.
 
     Raises:
-      UserError: there is no manifest, it lacks a column or a value, it lists a file twice or a missing one, it has no
-        such split, or a patient is in two splits.  Reading an image raises it where the file is no whole image.
+      UserError: there is no manifest, it lacks a column or a value, a file is listed twice, is missing, or lies outside
+        the folder, the split does not exist, or a patient is in two splits. Reading an image raises a UserError if its
+        file is not an intact image.
     """
     return _open(pathlib.Path(folder).expanduser(), split, image_size)[0]
 
 
 def load_folder(folder: str | os.PathLike, split: str, *, image_size: int = 0) -> Dataset:
-    """One split of an image folder in memory; arguments and errors as in ``open_folder``.
+    """Loads one split of an image folder into memory; arguments and errors as in ``open_folder``.
 
-    Decoded images are kept, see ``array_cache``, and used again only for the very same files.
+    Decoded images are cached, see ``array_cache``; the cache entry is valid for exactly the same files.
     """
     folder = pathlib.Path(folder).expanduser()
     source, files = _open(folder, split, image_size)
     safe_split = "".join(letter if letter.isalnum() else "-" for letter in split)
-    kept = array_cache.get(
+    arrays = array_cache.get(
         f"{source.name}-{safe_split}-{image_size or 'stored'}",
         source_files=[folder / MANIFEST, *files],
         compute=lambda: {"images": read_all(source).images},
     )
-    return check(Dataset(source.name, kept["images"], source.labels, source.index, source.class_names, source.groups))
+    return check(Dataset(source.name, arrays["images"], source.labels, source.index, source.class_names, source.groups))
 
 
 def _open(folder: pathlib.Path, split: str, image_size: int) -> tuple[Source, list[pathlib.Path]]:
@@ -81,7 +82,7 @@ def _open(folder: pathlib.Path, split: str, image_size: int) -> tuple[Source, li
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(files)} files of split {split!r} in {folder / MANIFEST} do not exist, "
-            f"the first is {missing[0]}: copy the folder anew, or remove the lines"
+            f"the first is {missing[0]}: copy the folder again, or remove these lines"
         )
 
     def read(position: int) -> np.ndarray:
@@ -103,16 +104,7 @@ def _open(folder: pathlib.Path, split: str, image_size: int) -> tuple[Source, li
 
 
 def _read_manifest(path: pathlib.Path) -> list[_Row]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            lines = [(reader.line_num, line) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): an image folder needs a text file {MANIFEST} with the columns "
-            f"{', '.join(_REQUIRED)}; name the folder with --config.data.dir"
-        ) from error
+    lines, columns = _read_lines(path)
     if absent := [column for column in _REQUIRED if column not in columns]:
         raise UserError(
             f"{path} has no column {absent[0]!r}; its first line names {', '.join(columns) or 'none'}, "
@@ -125,10 +117,40 @@ def _read_manifest(path: pathlib.Path) -> list[_Row]:
     rows = [_Row(line["file"], line["split"], line["label"], line.get("patient")) for _, line in lines]
     if not rows:
         raise UserError(f"{path} lists no images; write one line for each, with {', '.join(needed)}")
-    _check_apart([row.file for row in rows], [str(number) for number, _ in lines], path, "file {} is on the lines")
+    numbers = [str(number) for number, _ in lines]
+    _check_unique([_location(row.file, path, number) for row, number in zip(rows, numbers, strict=True)], numbers, path)
     if "patient" in columns:
         _check_apart([str(row.patient) for row in rows], [row.split for row in rows], path, "patient {} is in")
     return rows
+
+
+def _read_lines(path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """The numbered lines of the manifest, by column, and the names of the columns."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            return [(reader.line_num, line) for line in reader], columns
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): an image folder needs a text file {MANIFEST} with the columns "
+            f"{', '.join(_REQUIRED)}; set --config.data.dir to the folder"
+        ) from error
+
+
+def _location(file: str, path: pathlib.Path, number: str) -> str:
+    """The path relative to the folder, in its only normal spelling."""
+    normal = os.path.normpath(file)
+    if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
+        raise UserError(f"line {number} of {path}: file {file!r} is outside the folder; give a path relative to it")
+    return normal
+
+
+def _check_unique(locations: Sequence[str], numbers: Sequence[str], path: pathlib.Path) -> None:
+    """Refuses an image that is listed twice, also under two spellings or through a link."""
+    _check_apart(locations, numbers, path, "file {} is on lines")
+    links = [os.path.realpath(path.parent / location) for location in locations]
+    _check_apart(links, numbers, path, "file {} is on lines")
 
 
 def _check_apart(keys: Sequence[str], places: Sequence[str], path: pathlib.Path, what: str) -> None:
@@ -137,7 +159,7 @@ def _check_apart(keys: Sequence[str], places: Sequence[str], path: pathlib.Path,
     for key, place in zip(keys, places, strict=True):
         if found.setdefault(key, place) != place:
             raise UserError(
-                f"{path}: {what.format(repr(key))} {found[key]} and {place}; each may be in one only: correct the file"
+                f"{path}: {what.format(repr(key))} {found[key]} and {place}; it may be in only one: correct the file"
             )
 
 
@@ -152,5 +174,5 @@ def _decode(path: pathlib.Path) -> np.ndarray:
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{path} is not an image that can be read ({reason}): copy it anew, or remove its line from {MANIFEST}"
+            f"{path} is not a readable image ({reason}): copy it again, or remove its line from {MANIFEST}"
         ) from error

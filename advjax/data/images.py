@@ -1,4 +1,4 @@
-"""Single images: decoded, and brought to one size."""
+"""Decoding and resizing of single images."""
 
 import io
 import os
@@ -6,22 +6,25 @@ import os
 import numpy as np
 import PIL.Image
 
+MAX_SIZE = 4096
+"""The largest side length, in pixels, that images are resized to."""
 _MODES = {1: "L", 3: "RGB"}
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"})
 
 
 def decode(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
-    """An image file, or the bytes of one, as uint8 [h, w, channels].
+    """Decodes an image file, or the bytes of one, to uint8 [h, w, channels].
 
-    Gray becomes color and color gray where that is needed, transparency is dropped; an orientation tag is not applied.
-    Pillow decodes, whatever else is installed, so that all machines with one Pillow see the same pixels.
+    Gray and color are converted into each other as needed; transparency is dropped; orientation tags are ignored.
+    Pillow is the decoder no matter what else is installed, so that all machines with the same Pillow see the same
+    pixels.
 
     Args:
       file: path or content.
       channels: 1 for gray or 3 for color.
 
     Raises:
-      OSError: it cannot be read, is no image, is damaged, or has more than 8 bits a channel.
+      OSError: the file cannot be read, is not an image, is damaged, or has more than 8 bits per channel.
     """
     try:
         with PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
@@ -30,26 +33,26 @@ def decode(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
             pixels = np.asarray(image.convert(_MODES[channels]))
     except OSError:
         raise
-    # Pillow's formats tell of damage in their own ways: SyntaxError, struct.error, zlib.error, ValueError and others.
+    # Pillow's plugins report damage in various ways: SyntaxError, struct.error, zlib.error, ValueError, and others.
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to ``size``, then the center ``size`` x ``size`` pixels.
+    """Resizes the shorter side to ``size`` and center-crops to ``size`` x ``size`` pixels.
 
-    Pillow's antialiased bilinear filter: output pixel i of a side that shrinks by the factor s >= 1 is the mean of the
-    input pixels j with weights ``max(0, 1 - |(j + 1/2) - x| / s)``, x = (i + 1/2) s plus the start of the crop, rows
-    after columns, each rounded to 8 bits; s = 1 for a side that grows.  Both steps are one, so the crop is exactly
-    centered, by half pixels too.
+    Uses Pillow's antialiased bilinear filter: along a side that shrinks by the factor s >= 1, output pixel i is the
+    mean of the input pixels j with weights ``max(0, 1 - |(j + 1/2) - x| / s)``, where x = (i + 1/2) s plus the start of
+    the crop; s = 1 for a side that grows. The horizontal pass comes first; each pass rounds to 8 bits. Resizing and
+    cropping are one operation, so the crop is exactly centered, by half pixels if necessary.
 
     Args:
       image: uint8 [h, w, c].
       size: pixels, at least 1.
 
     Returns:
-      uint8 [size, size, c]; the image itself if it has that size.
+      uint8 [size, size, c]; the image itself if it already has that size.
     """
     height, width, channels = image.shape
     if height == width == size:

@@ -1,4 +1,4 @@
-"""Splits in files, so that others can use the very same examples: readable JSON with a hash over all of it."""
+"""Index files: dataset splits stored as readable JSON with a checksum, so that others can use the same examples."""
 
 import hashlib
 import json
@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from advjax.data import array_cache
 from advjax.data.splits import index_hash
+from advjax.runtime.files import write_atomically
 from advjax.types import UserError
 
 _FORMAT = 1
 
 
 class Labeled(Protocol):
-    """What is divided: a ``Dataset``, a ``Source``, or anything else with a name and labels."""
+    """Anything with a name and labels, such as a ``Dataset`` or a ``Source``."""
 
     @property
     def name(self) -> str: ...
@@ -33,21 +33,21 @@ def write_index(
     *,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Stores parts of a data set.
+    """Writes the parts of a dataset to an index file.
 
     Args:
-      path: the file, replaced as a whole.
-      dataset: what the positions are positions in.
-      parts: name -> int [m], positions in ``dataset``, order kept.
+      path: the file, replaced atomically.
+      dataset: the dataset that the positions refer to.
+      parts: name -> int [m], positions in ``dataset``; their order is kept.
       meta: JSON data about how the parts were made, such as seed and fractions.
 
     Raises:
-      UserError: positions are outside the data set, or the file cannot be written.
+      UserError: a position is out of range, or the file cannot be written.
     """
     size = len(dataset.labels)
     for name, positions in parts.items():
         if len(positions) and not 0 <= np.min(positions) <= np.max(positions) < size:
-            raise UserError(f"part {name!r} of {dataset.name} leaves 0 .. {size - 1}, the positions of its examples")
+            raise UserError(f"part {name!r} of {dataset.name} has positions outside 0 .. {size - 1}")
     content = {
         "format": _FORMAT,
         **_identity(dataset),
@@ -56,32 +56,32 @@ def write_index(
     }
     text = json.dumps({**content, "sha256": _digest(content)}) + "\n"
     try:
-        array_cache.write_whole(pathlib.Path(path), lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): choose a folder that can") from error
+        raise UserError(f"{path} cannot be written ({error}): choose a writable folder") from error
 
 
 def read_index(path: str | os.PathLike, dataset: Labeled) -> dict[str, np.ndarray]:
-    """Parts of a data set as ``write_index`` stored them: name -> int32 [m].
+    """Reads the parts stored by ``write_index``: name -> int32 [m].
 
     Raises:
-      UserError: the file cannot be read, has been changed since, or is of a data set with another name, other labels or
+      UserError: the file cannot be read, was modified, or belongs to a dataset with another name, other labels, or
         another order.
     """
     try:
         content = json.loads(pathlib.Path(path).read_bytes())
         digest = content.pop("sha256")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): name an index file that exists") from error
+        raise UserError(f"{path} cannot be read ({error}): give an existing index file") from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not an index file, or is damaged: copy it anew, or write it again") from error
+        raise UserError(f"{path} is not an index file, or is damaged: copy it again, or write it again") from error
     if digest != _digest(content) or content.get("format") != _FORMAT:
-        raise UserError(f"{path} is damaged, its content does not match its hash: copy it anew, or write it again")
+        raise UserError(f"{path} is damaged: its content does not match its checksum; copy it again, or write it again")
     for key, value in _identity(dataset).items():
         if content[key] != value:
             raise UserError(
-                f"{path} is of another data set: its {key} is {content[key]!r}, and that of {dataset.name} is "
-                f"{value!r}; use the index file of this data set, or write one"
+                f"{path} belongs to another dataset: its {key} is {content[key]!r}, that of {dataset.name} is "
+                f"{value!r}; use the index file of this dataset, or write one"
             )
     return {name: np.array(positions, np.int32) for name, positions in content["parts"].items()}
 

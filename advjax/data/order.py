@@ -1,4 +1,4 @@
-"""The order of examples, a pure function of (seed, epoch): the step is the whole state of the iterator."""
+"""The order of examples as a pure function of (seed, epoch): the step is the iterator's entire state."""
 
 import functools
 import hashlib
@@ -10,14 +10,14 @@ from advjax.types import UserError
 
 
 def seeded_permutation(num_examples: int, *key: str | int) -> np.ndarray:
-    """Permutation of ``0 .. num_examples - 1`` that depends on nothing but its arguments.
+    """Permutation of ``0 .. num_examples - 1`` that is a function of its arguments only.
 
-    The key is hashed (SHA-256) into the key of a Philox counter generator, whose raw 64-bit words are sorted.  NumPy
-    promises that raw words never change between versions; it does not promise that for ``Generator.permutation``.
+    The SHA-256 of the key is the key of a Philox counter-based generator, whose raw 64-bit words are sorted. NumPy
+    guarantees that raw words never change between versions; it gives no such guarantee for ``Generator.permutation``.
 
     Args:
       num_examples: length n of the permutation.
-      *key: names and numbers; different keys give independent permutations.
+      *key: strings and integers; different keys give independent permutations.
 
     Returns:
       int64 [n].
@@ -28,13 +28,13 @@ def seeded_permutation(num_examples: int, *key: str | int) -> np.ndarray:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """``ceil(num_examples / batch_size)``: every example is visited once an epoch, the last batch may be partly filler.
+    """``ceil(num_examples / batch_size)``: each epoch visits every example once; its last batch may need padding.
 
     Raises:
-      UserError: if there are no examples, or the batch size is below 1.
+      UserError: there are no examples, or the batch size is below 1.
     """
     if num_examples < 1:
-        raise UserError(f"no examples to make batches of: num_examples is {num_examples}, it must be at least 1")
+        raise UserError(f"no examples to batch: num_examples is {num_examples}, it must be at least 1")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     return -(-num_examples // batch_size)
@@ -46,24 +46,24 @@ def _epoch_permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_positions(step: int, *, num_examples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples the batch of a training step holds.
+    """The examples in the batch of a training step.
 
-    Step s lies in epoch ``s // steps_per_epoch``.  Each epoch visits every example exactly once, in an order that is a
-    function of (seed, epoch); resuming at any step therefore continues exactly.  The last batch of an epoch is filled
-    up from the start of the same epoch's order, cyclically, with mask False.
+    Step s lies in epoch ``s // steps_per_epoch``. Each epoch visits every example exactly once, in an order that is a
+    function of (seed, epoch), so a run resumed at any step continues exactly. The last batch of an epoch is padded
+    cyclically from the start of the same epoch's order, with mask False.
 
     Args:
-      step: number of the step, from 0.
+      step: step number, from 0.
       num_examples: size of the training set.
       batch_size: global batch size; it may exceed ``num_examples``.
       seed: seed of the run.
 
     Returns:
-      ``(positions, mask)``: int32 [batch_size] positions in the training set, and bool [batch_size], False for filler.
+      ``(positions, mask)``: int32 [batch_size] positions in the training set, and bool [batch_size], False for padding.
 
     Raises:
-      UserError: if there are no examples, or the batch size is below 1.
-      ValueError: if the step is negative.
+      UserError: there are no examples, or the batch size is below 1.
+      ValueError: the step is negative.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, batch_size))
     if step < 0:
@@ -75,18 +75,18 @@ def batch_positions(step: int, *, num_examples: int, batch_size: int, seed: int)
 def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All examples once, in order, in batches of one fixed size.
 
-    The last batch is filled up from the first examples, cyclically, with mask False: real images rather than zeros,
-    so that filler costs an attack no more than anything else.
+    The last batch is padded cyclically from the first examples, with mask False: real images rather than zeros, so that
+    attacking the padding costs no more than attacking other images.
 
     Args:
-      num_examples: size of the evaluated set.
+      num_examples: size of the evaluation set.
       batch_size: size of every batch.
 
     Returns:
       Iterator of ``(positions, mask)``: int32 [batch_size] and bool [batch_size].
 
     Raises:
-      UserError: at once, if there are no examples, or the batch size is below 1.
+      UserError: immediately, if there are no examples or the batch size is below 1.
     """
     starts = range(0, steps_per_epoch(num_examples, batch_size) * batch_size, batch_size)
     places = (start + np.arange(batch_size) for start in starts)

@@ -1,4 +1,4 @@
-"""Data sets made of others: balanced by leaving examples out, or put together."""
+"""Class balancing by undersampling, and concatenation of datasets."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,22 @@ from advjax.types import UserError
 
 
 def undersample(labels: np.ndarray, *, seed: int, name: str) -> np.ndarray:
-    """Positions of a random subset in which every class has as many examples as the rarest.
+    """Positions of a random subset in which every class has as many examples as the rarest one.
 
     Args:
-      labels: int [n], the classes; one that has no example is ignored.
-      seed: of the choice.
-      name: of the data set: with one seed, different data sets share no randomness.
+      labels: int [n], the classes; classes without an example are ignored.
+      seed: seed of the random choice.
+      name: name of the dataset; different datasets share no randomness even with equal seeds.
 
     Returns:
-      int32, sorted positions; all of them if the classes are balanced already.
+      int32, sorted positions; all of them if the classes are already balanced.
 
     Raises:
       UserError: there are no labels.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or len(labels) == 0:
-        raise UserError(f"labels of {name} have shape {labels.shape}; undersampling needs one label for each example")
+        raise UserError(f"labels of {name} have shape {labels.shape}; undersampling needs one label per example")
     classes, counts = np.unique(labels, return_counts=True)
     shuffled = seeded_permutation(len(labels), "undersample", name, seed)
     kept = [shuffled[labels[shuffled] == wanted][: counts.min()] for wanted in classes]
@@ -34,16 +34,16 @@ def undersample(labels: np.ndarray, *, seed: int, name: str) -> np.ndarray:
 
 
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
-    """All examples, in order, under the name of the first data set.
+    """Concatenates datasets in order, under the name of the first.
 
-    ``index`` is the position in the *result*: copies of one image (clean and adversarial) then augment independently.
-    Bytes stay bytes if all images are; otherwise all become float32 in [0, 1].
+    ``index`` becomes the position in the *result*, so that copies of the same image (clean and adversarial) are
+    augmented independently. Images stay uint8 if all of them are; otherwise all become float32 in [0, 1].
 
     Raises:
-      UserError: no data sets, or sizes of images or class names differ.
+      UserError: there are no datasets, or image sizes or class names differ.
     """
     if not datasets:
-        raise UserError("nothing to concatenate: give one data set or more")
+        raise UserError("nothing to concatenate: pass at least one dataset")
     first = datasets[0]
     for other in datasets[1:]:
         if other.image_shape != first.image_shape:

@@ -1,4 +1,4 @@
-"""A data set whose images are decoded when they are asked for."""
+"""The ``Source`` record: a dataset whose images are decoded only when they are read."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,33 +10,33 @@ import numpy as np
 from advjax.data.dataset import Dataset, check
 from advjax.types import UserError
 
-_IMAGES_AT_A_TIME = 64
-"""Handing a tiny image from thread to thread takes longer than decoding it."""
+_IMAGES_PER_TASK = 64
+"""Passing a tiny image between threads takes longer than decoding it."""
 _SMALL = 64 * 64
-"""Pixels up to which most of reading an image is Python, of which only one thread runs at a time."""
+"""Up to this many pixels, reading an image is mostly Python, which only one thread can run at a time."""
 
 
 class Source(NamedTuple):
-    """One split of an image classification data set, or a part of it: all of a ``Dataset`` but its images."""
+    """One split of an image classification dataset, or a subset of it; like ``Dataset``, with ``read`` for images."""
 
     name: str
-    """Name of the data set."""
+    """Name of the dataset."""
     image_shape: tuple[int, int, int]
     """[h, w, c], the same for all images."""
     read: Callable[[int], np.ndarray]
-    """``position in this source -> image`` of ``image_shape``, uint8 or float32 as in ``Dataset``; for many threads."""
+    """``position in this source -> image`` of ``image_shape``, uint8 or float32 as in ``Dataset``; thread-safe."""
     labels: np.ndarray
     """int32 [n]: the true classes."""
     index: np.ndarray
     """int32 [n]: position of each example in the original order of its split."""
     class_names: tuple[str, ...]
-    """One name for each class."""
+    """One name per class."""
     groups: np.ndarray | None = None
-    """str [n]: the patient, or whatever else makes examples belong together; None where that is not known."""
+    """str [n]: group of each example, such as the patient; None if unknown."""
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, also of those that a part has no example of."""
+        """Number of classes, including those without an example in this subset."""
         return len(self.class_names)
 
     def take(self, positions: np.ndarray) -> "Source":
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 def from_dataset(dataset: Dataset) -> Source:
-    """The images of a data set in memory."""
+    """A source that reads from a dataset in memory."""
     return Source(
         dataset.name,
         dataset.image_shape,
@@ -64,10 +64,10 @@ def from_dataset(dataset: Dataset) -> Source:
 
 
 def joined(sources: Sequence[Source]) -> Source:
-    """Several splits of one data set as one, one after the other; the index runs on.
+    """Concatenates several splits of one dataset; the index continues from one to the next.
 
     Raises:
-      UserError: their images differ in size.
+      UserError: the splits differ in image size.
     """
     if len(sources) == 1:
         return sources[0]
@@ -90,25 +90,25 @@ def joined(sources: Sequence[Source]) -> Source:
 
 
 def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
-    """All images of a source in memory.
+    """Reads all images of a source into memory.
 
     Args:
       source: what to read.
-      num_workers: threads that read and decode; default: one for each core, or one altogether if images are small.
+      num_workers: number of threads that read and decode; default: one per core, or a single one for small images.
 
     Raises:
-      UserError: an image cannot be read; with several, the first of them is named.
+      UserError: an image cannot be read; if there are several, the error names the first.
     """
     count = len(source.labels)
     images: np.ndarray | None = None
 
     def read_some(start: int) -> list[np.ndarray]:
-        return [read_checked(source, i) for i in range(start, min(start + _IMAGES_AT_A_TIME, count))]
+        return [read_checked(source, i) for i in range(start, min(start + _IMAGES_PER_TASK, count))]
 
     default = 1 if np.prod(source.image_shape[:2]) <= _SMALL else os.cpu_count()
     with ThreadPoolExecutor(num_workers or default) as pool:
         try:
-            starts = range(0, count, _IMAGES_AT_A_TIME)
+            starts = range(0, count, _IMAGES_PER_TASK)
             for start, some in zip(starts, pool.map(read_some, starts), strict=True):
                 if images is None:
                     images = np.empty((count, *source.image_shape), some[0].dtype)
@@ -121,7 +121,7 @@ def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
 
 
 def read_checked(source: Source, position: int) -> np.ndarray:
-    """``source.read(position)``; UserError unless the image has the size that the source promises."""
+    """``source.read(position)``; raises a UserError unless the image has the shape that the source declares."""
     image = source.read(position)
     if image.shape != source.image_shape:
         raise differ_in_size(source.name, source.image_shape, image.shape)
@@ -129,8 +129,8 @@ def read_checked(source: Source, position: int) -> np.ndarray:
 
 
 def differ_in_size(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> UserError:
-    """The error for images of several sizes where none was asked for."""
+    """The error for images of different sizes when no ``image_size`` was given."""
     return UserError(
-        f"images of {name} differ in size ({list(one)} and {list(other)}): give the side of the square that all of "
-        "them are brought to, for example --config.data.image_size=128"
+        f"images of {name} differ in size ({list(one)} and {list(other)}): set a common side length, "
+        "for example --config.data.image_size=128"
     )

@@ -1,4 +1,4 @@
-"""Splits by name, and pieces of them: "train", "train+test", "train[1024:]"."""
+"""Split names and slices of splits: "train", "train+test", "train[1024:]"."""
 
 import re
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ _PIECE = re.compile(r"(.*?)(?:\[(\d*):(\d*)\])?")
 
 
 class Piece(NamedTuple):
-    """Consecutive examples of a split."""
+    """A contiguous slice of a split."""
 
     split: str
-    """Its name."""
+    """Name of the split."""
     start: int
-    """The first position in the original order."""
+    """First position, in the original order."""
     stop: int | None
-    """The position after the last one; None for the end of the split."""
+    """One past the last position; None for the end of the split."""
 
     def overlaps(self, other: "Piece") -> bool:
-        """Whether some example is in both."""
+        """Whether the two have an example in common."""
         starts_before_end = all(b.stop is None or a.start < b.stop for a, b in ((self, other), (other, self)))
         return self.split == other.split and starts_before_end
 
 
 def parse(split: str) -> tuple[Piece, ...]:
-    """The pieces of ``"train[1024:]+test[:100]"``; without such brackets a piece is the whole split of that name.
+    """Parses names such as ``"train[1024:]+test[:100]"``; without brackets a piece is the whole split.
 
     Raises:
-      UserError: a piece is empty, or two have an example in common.
+      UserError: a piece is empty, or two pieces overlap.
     """
     pieces = []
     for text in split.split("+"):
@@ -42,30 +42,30 @@ def parse(split: str) -> tuple[Piece, ...]:
         if piece.stop is not None and piece.stop <= piece.start:
             raise UserError(f"split {split!r}: {text} is empty; the second number must be larger than the first")
         if any(piece.overlaps(other) for other in pieces):
-            raise UserError(f"split {split!r} names a split twice, or a part of it; name each example once")
+            raise UserError(f"split {split!r} names a split, or a part of one, twice; name each example once")
         pieces.append(piece)
     return tuple(pieces)
 
 
 def have_common_examples(one: str, other: str) -> bool:
-    """Whether some example is in both of two splits of a data set; errors as for `parse`."""
+    """Whether two split names of a dataset share an example; raises as ``parse`` does."""
     return any(piece.overlaps(another) for piece in parse(one) for another in parse(other))
 
 
 def whole(pieces: Sequence[Piece]) -> tuple[str, ...]:
-    """The splits that the pieces are of, each once."""
+    """The distinct splits that the pieces belong to."""
     return tuple(dict.fromkeys(piece.split for piece in pieces))
 
 
 def positions(pieces: Sequence[Piece], sizes: Sequence[int]) -> np.ndarray:
-    """int32, where the examples of the pieces are if the splits of `whole` follow each other.
+    """int32 positions of the pieces' examples in the concatenation of the splits of ``whole``.
 
     Args:
-      pieces: as from `parse`.
-      sizes: numbers of examples of the splits of `whole`.
+      pieces: from ``parse``.
+      sizes: numbers of examples of the splits of ``whole``.
 
     Raises:
-      UserError: a piece reaches beyond its split.
+      UserError: a piece extends beyond its split.
     """
     names = whole(pieces)
     size_of, start_of = dict(zip(names, sizes, strict=True)), dict(zip(names, np.cumsum([0, *sizes]), strict=False))
@@ -74,6 +74,6 @@ def positions(pieces: Sequence[Piece], sizes: Sequence[int]) -> np.ndarray:
         size = size_of[split]
         if max(start + 1, stop or 0) > size:
             wanted = f"{split}[{start or ''}:{'' if stop is None else stop}]"
-            raise UserError(f"{wanted} is more than {split} has: it has {size} examples")
+            raise UserError(f"{wanted} is out of range: {split} has {size} examples")
         found.append(start_of[split] + np.arange(start, size if stop is None else stop))
     return np.concatenate(found).astype(np.int32)

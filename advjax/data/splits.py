@@ -1,7 +1,7 @@
-"""Splits and subsets: stratified, nested, and functions of (data set, seed) alone.
+"""Stratified, nested splits and subsets that are functions of (dataset, seed) only.
 
-Most are prefixes, or consecutive pieces, of one ranking in which *every* prefix is stratified, so smaller subsets lie
-inside larger ones by construction.
+Most are prefixes, or consecutive pieces, of one ranking in which *every* prefix is stratified, so smaller subsets are
+contained in larger ones by construction.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from advjax.types import UserError
 
 
 def stratified_ranking(labels: np.ndarray, *, key: tuple[str | int, ...]) -> np.ndarray:
-    """All positions, ranked such that the classes of every prefix are as balanced as those of the whole.
+    """Ranks all positions such that every prefix has the class proportions of the whole.
 
-    Within its class of size m an example gets a random rank j = 0 .. m - 1 and the quantile (j + 1/2) / m; examples are
-    sorted by quantile, ties between classes at random.  A prefix then holds round(t m) examples of each class, for one
-    t common to all classes (the apportionment of Webster and Sainte-Lague).
+    Within its class of size m, an example gets a random rank j = 0 .. m - 1 and the quantile (j + 1/2) / m; examples
+    are sorted by quantile, with ties between classes broken at random. A prefix then contains round(t m) examples of
+    each class, for one t common to all classes (the Webster/Sainte-Lague apportionment).
 
     Args:
       labels: int [n], the classes.
-      key: names and numbers that select the random numbers.
+      key: strings and integers that seed the random numbers.
 
     Returns:
       int64 [n], a permutation of the positions.
@@ -47,14 +47,14 @@ def train_validation(labels: np.ndarray, *, num_validation: int, seed: int, name
       labels: int [n], the classes of the whole training set.
       num_validation: exact number of validation examples; 0 for none.
       seed: seed of the split.
-      name: name of the data set: with one seed, different data sets share no randomness.
+      name: name of the dataset; different datasets share no randomness even with equal seeds.
 
     Returns:
-      ``(train_positions, validation_positions)``: int32, sorted, disjoint, together all of ``0 .. n - 1``.
+      ``(train_positions, validation_positions)``: int32, sorted, disjoint, with union ``0 .. n - 1``.
 
     Raises:
-      UserError: if ``num_validation`` is negative or leaves no training examples, or if a class would be left without
-        an example on either side.
+      UserError: ``num_validation`` is negative or leaves no training examples, or a class would have no example on
+        either side.
     """
     labels = _check_labels(labels, name)
     if not 0 <= num_validation < len(labels):
@@ -66,28 +66,28 @@ def train_validation(labels: np.ndarray, *, num_validation: int, seed: int, name
     validation, train = np.sort(ranking[:num_validation]), np.sort(ranking[num_validation:])
     if num_validation:
         _check_every_class(labels, validation, f"{num_validation} validation examples of {name}", "more")
-    _check_every_class(labels, train, f"the training examples that {num_validation} for validation leave", "fewer")
+    _check_every_class(labels, train, f"the training examples left by {num_validation} for validation", "fewer")
     return train.astype(np.int32), validation.astype(np.int32)
 
 
 def nested_subset(labels: np.ndarray, *, fraction: float, seed: int, name: str) -> np.ndarray:
-    """A stratified share of the examples; smaller shares lie inside larger ones (1 % in 10 % in 100 %).
+    """A stratified fraction of the examples; smaller fractions are subsets of larger ones (1% of 10% of 100%).
 
     Args:
       labels: int [n], the classes.
-      fraction: share in (0, 1]; the subset has ``round(fraction * n)`` examples.
-      seed: seed of the subset; shares are nested for equal ``name`` and ``seed``.
-      name: name of the data set.
+      fraction: in (0, 1]; the subset has ``round(fraction * n)`` examples.
+      seed: seed of the subset; subsets are nested for equal ``name`` and ``seed``.
+      name: name of the dataset.
 
     Returns:
       int32 [round(fraction * n)], sorted positions.
 
     Raises:
-      UserError: if the fraction is outside (0, 1], or a class would be left without an example.
+      UserError: the fraction is outside (0, 1], or a class would have no example.
     """
     labels = _check_labels(labels, name)
     if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}; it must be greater than 0 and at most 1 (0.1 for 10 %)")
+        raise UserError(f"fraction is {fraction}; it must be greater than 0 and at most 1 (0.1 for 10%)")
     size = round(fraction * len(labels))
     subset = np.sort(stratified_ranking(labels, key=("subset", name, seed))[:size])
     _check_every_class(labels, subset, f"fraction {fraction} ({size} of {len(labels)} examples) of {name}", "more")
@@ -95,19 +95,20 @@ def nested_subset(labels: np.ndarray, *, fraction: float, seed: int, name: str) 
 
 
 def fractions(labels: np.ndarray, shares: Sequence[float], *, seed: int, name: str) -> tuple[np.ndarray, ...]:
-    """Splits a data set into stratified parts of given shares, as in 70 %, 10 % and 20 %.
+    """Splits a dataset into stratified parts of given fractions, such as 70%, 10%, and 20%.
 
     Args:
       labels: int [n], the classes.
-      shares: of the parts, each in (0, 1), with sum 1; part i ends at ``round(n * (shares[0] + ... + shares[i]))``.
+      shares: fractions of the parts, each in (0, 1), with sum 1; part i ends at
+        ``round(n * (shares[0] + ... + shares[i]))``.
       seed: seed of the split.
-      name: name of the data set: with one seed, different data sets share no randomness.
+      name: name of the dataset; different datasets share no randomness even with equal seeds.
 
     Returns:
-      For each share int32 positions: sorted, disjoint, together all of ``0 .. n - 1``.
+      int32 positions for each part: sorted, disjoint, with union ``0 .. n - 1``.
 
     Raises:
-      UserError: the shares are no shares of a whole, or a part would be left without an example of a class.
+      UserError: the fractions do not sum to 1, or a part would have no example of some class.
     """
     labels, shares = _check_labels(labels, name), _check_shares(shares)
     ends = [round(len(labels) * end) for end in np.cumsum(shares)[:-1]]
@@ -121,22 +122,22 @@ def fractions(labels: np.ndarray, shares: Sequence[float], *, seed: int, name: s
 
 
 def k_fold(labels: np.ndarray, *, num_folds: int, fold: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One of the ``num_folds`` ways to hold out one of that many stratified, equal parts.
+    """One fold of stratified k-fold cross-validation.
 
-    The held-out parts of all folds are disjoint and together the whole; their sizes differ by 1 at most.
+    The held-out parts of all folds are disjoint and cover the dataset; their sizes differ by at most 1.
 
     Args:
       labels: int [n], the classes.
-      num_folds: number of folds, from 2.
-      fold: which, from 0 to ``num_folds - 1``.
+      num_folds: number of folds, at least 2.
+      fold: which fold, from 0 to ``num_folds - 1``.
       seed: seed of the parts, the same for all folds.
-      name: name of the data set.
+      name: name of the dataset.
 
     Returns:
       ``(train_positions, held_out_positions)``: int32, sorted.
 
     Raises:
-      UserError: there is no such fold, or a class would be left without an example on either side.
+      UserError: the fold does not exist, or a class would have no example on either side.
     """
     labels = _check_labels(labels, name)
     if not 2 <= num_folds <= len(labels):
@@ -153,13 +154,13 @@ def k_fold(labels: np.ndarray, *, num_folds: int, fold: int, seed: int, name: st
 
 
 def class_balanced(labels: np.ndarray, *, per_class: int, seed: int, name: str) -> np.ndarray:
-    """Equally many examples of every class; fewer of them lie inside more.
+    """The same number of examples of every class; smaller subsets are contained in larger ones.
 
     Args:
       labels: int [n], the classes.
-      per_class: examples of each class that occurs in ``labels``, from 1.
-      seed: seed of the choice; subsets are nested for equal ``name`` and ``seed``.
-      name: name of the data set.
+      per_class: number of examples of each class that occurs in ``labels``, at least 1.
+      seed: seed of the random choice; subsets are nested for equal ``name`` and ``seed``.
+      name: name of the dataset.
 
     Returns:
       int32 [per_class * classes], sorted positions.
@@ -180,23 +181,23 @@ def class_balanced(labels: np.ndarray, *, per_class: int, seed: int, name: str) 
 
 
 def by_group(groups: np.ndarray, shares: Sequence[float], *, seed: int, name: str) -> tuple[np.ndarray, ...]:
-    """Splits a data set such that no group, a patient say, is in two parts.
+    """Splits a dataset such that no group, for example a patient, is in two parts.
 
-    Groups come in random order, each to the part that lacks most examples; when only as many groups are left as there
-    are empty parts, each of these gets one.  Shares are met up to about the size of the largest group.  Equal shares
-    ``(1 / k,) * k`` give the parts of a k-fold split by group.
+    Groups are assigned in random order, each to the part that lacks the most examples; when only as many groups are
+    left as there are empty parts, each of these gets one. Fractions are met up to about the size of the largest group.
+    Equal fractions ``(1 / k,) * k`` give the parts of a grouped k-fold split.
 
     Args:
-      groups: [n], what each example belongs to: strings or integers.
-      shares: of the parts in the number of examples, each in (0, 1), with sum 1.
+      groups: [n], the group of each example: strings or integers.
+      shares: fractions of the examples in each part, each in (0, 1), with sum 1.
       seed: seed of the split.
-      name: name of the data set.
+      name: name of the dataset.
 
     Returns:
-      For each share int32 positions: sorted, disjoint, together all of ``0 .. n - 1``, none empty.
+      int32 positions for each part: sorted, disjoint, nonempty, with union ``0 .. n - 1``.
 
     Raises:
-      UserError: the shares are no shares of a whole, or there are fewer groups than parts.
+      UserError: the fractions do not sum to 1, or there are fewer groups than parts.
     """
     groups, shares = np.asarray(groups), _check_shares(shares)
     if groups.ndim != 1 or not len(groups):
@@ -215,7 +216,7 @@ def by_group(groups: np.ndarray, shares: Sequence[float], *, seed: int, name: st
 
 
 def index_hash(positions: np.ndarray) -> str:
-    """Short fingerprint of a split: the first 12 hexadecimal digits of the SHA-256 of its positions, order included."""
+    """Short fingerprint of a split: the first 12 hexadecimal digits of the SHA-256 of its positions, in order."""
     return hashlib.sha256(np.ascontiguousarray(positions, dtype="<i8").tobytes()).hexdigest()[:12]
 
 
@@ -229,7 +230,9 @@ def _check_labels(labels: np.ndarray, name: str) -> np.ndarray:
 def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     shares = tuple(float(share) for share in shares)
     if len(shares) < 2 or not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise UserError(f"shares are {shares}; give two or more numbers between 0 and 1 with sum 1, as 0.7, 0.1, 0.2")
+        raise UserError(
+            f"shares are {shares}; give two or more numbers between 0 and 1 with sum 1, such as 0.7, 0.1, 0.2"
+        )
     return shares
 
 

@@ -1,4 +1,4 @@
-"""Batches of images that do not fit on the device, read and decoded by threads while the device works."""
+"""Streams batches of images that do not fit on the device; threads read and decode while the device computes."""
 
 import collections
 import contextlib
@@ -14,16 +14,16 @@ from advjax.types import UserError
 
 
 class StreamedBatch(NamedTuple):
-    """The rows of one step."""
+    """This process's rows of one step's batch."""
 
     images: Any
-    """uint8 or float32 [rows, h, w, c], as the source gives them."""
+    """uint8 or float32 [rows, h, w, c], in the dtype of the source."""
     labels: Any
     """int32 [rows]"""
     index: Any
     """int32 [rows]: positions in the original order of the split."""
     mask: Any
-    """bool [rows]: False for filler."""
+    """bool [rows]: False for padding."""
 
 
 @contextlib.contextmanager
@@ -39,10 +39,10 @@ def stream(
     num_ahead: int = 2,
     put: Callable[[StreamedBatch], StreamedBatch] = lambda batch: batch,
 ) -> Iterator[Iterator[StreamedBatch]]:
-    """Batches of the steps ``first_step .. num_steps - 1``, each with the examples of ``batch_positions(step)``.
+    """Streams the batches of steps ``first_step .. num_steps - 1``, each with the examples of ``batch_positions``.
 
-    A batch is a function of (source, step, batch size, seed): not of the number of threads, nor of the step that the
-    stream began with.  Threads stop when the context is left.
+    A batch is a function of (source, step, batch size, seed) only; it depends neither on the number of threads nor on
+    the step at which the stream starts. The threads stop when the context exits.
 
         with stream(source, first_step=start, num_steps=1000, batch_size=128, seed=0, num_workers=8) as batches:
             for batch in batches:
@@ -50,25 +50,25 @@ def stream(
 
     Args:
       source: the training set.
-      first_step: the step to begin with, from 0.
-      num_steps: the step to end before.
+      first_step: the first step, from 0.
+      num_steps: one past the last step.
       batch_size: global batch size.
-      seed: of the order.
-      rows: those rows of the global batch that this process provides; only these are read.
-      num_workers: threads that read and decode, at least 1.
-      num_ahead: batches that are on their way beside the one in use, at least 1; each takes its memory.
-      put: called by a thread with every complete batch, in order: puts it on the devices, say.
+      seed: seed of the order.
+      rows: the rows of the global batch that this process provides; only these are read.
+      num_workers: number of threads that read and decode, at least 1.
+      num_ahead: number of batches to prefetch, at least 1; each occupies memory.
+      put: called in a thread with every complete batch, in order; for example, transfers it to the devices.
 
     Yields:
-      Iterator of what ``put`` returns.  It raises what reading raised: UserError for an image that cannot be read, of
-      several that of the first row; other errors come as RuntimeError that names the example.
+      Iterator over the results of ``put``. It raises what reading raised: UserError for an image that cannot be read
+      (the first row's, if there are several); any other error becomes a RuntimeError that names the example.
 
     Raises:
-      UserError: ``num_workers``, ``num_ahead`` or ``batch_size`` is below 1, or there are no examples.
+      UserError: ``num_workers``, ``num_ahead``, or ``batch_size`` is below 1, or there are no examples.
     """
     for name, value in (("num_workers", num_workers), ("num_ahead", num_ahead)):
         if value < 1:
-            raise UserError(f"{name} is {value}; a stream needs at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     readers = ThreadPoolExecutor(num_workers, thread_name_prefix="read")
     feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")
 
@@ -83,17 +83,17 @@ def stream(
         return put(StreamedBatch(images, source.labels[here], source.index[here], mask))
 
     def batches() -> Iterator[StreamedBatch]:
-        on_the_way: collections.deque[Future[StreamedBatch]] = collections.deque()
+        in_flight: collections.deque[Future[StreamedBatch]] = collections.deque()
         for step in range(first_step, num_steps + num_ahead):
             if step < num_steps:
-                on_the_way.append(start(step))
-            if step >= first_step + num_ahead and on_the_way:
-                yield on_the_way.popleft().result()
+                in_flight.append(start(step))
+            if step >= first_step + num_ahead and in_flight:
+                yield in_flight.popleft().result()
 
     try:
         yield batches()
     finally:
-        # Readers first: a feeder that waits for a read learns that it was canceled.
+        # Readers first, so that a feeder waiting for a read learns that it was canceled.
         readers.shutdown(cancel_futures=True)
         feeder.shutdown(cancel_futures=True)
 

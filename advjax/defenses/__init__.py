@@ -1,11 +1,13 @@
-"""Test-time defences: ``LogitsFn -> StochasticLogitsFn``, pure, with their randomness in a key.
+"""Test-time defenses: ``LogitsFn -> StochasticLogitsFn``, pure functions with all randomness in a key.
 
-One call is one draw.  ``averaged`` makes the mean of several draws out of it, as a deployed model would predict;
-``attacks.expectation`` attacks it through its randomness.  None of this is evidence of robustness: that is for
-``evaluation`` to measure, with the defence in the loop.
+One call is one draw. ``averaged`` and ``voted`` combine several draws into one prediction; ``attacks.expectation``
+attacks the draws (EOT). A defense is no evidence of robustness by itself: evaluate it with ``advjax.evaluation``, with
+the defense in the loop.
 """
 
-from advjax.defenses.draws import averaged, straight_through, voted
+from advjax.defenses.bpda import straight_through
+from advjax.defenses.majority_vote import voted
+from advjax.defenses.mean_prediction import averaged
 from advjax.defenses.mixup_inference import MixingPool, make_pool, mixup_inference
 from advjax.defenses.noise import gaussian_smoothing
 from advjax.defenses.resizing import random_resize_pad

@@ -1,4 +1,4 @@
-"""Mixup inference (Pang, Xu & Zhu 2020): predictions on mixtures with other images."""
+"""Mixup inference (Pang, Xu & Zhu 2020): the mean prediction over mixtures with other images."""
 
 from typing import NamedTuple
 
@@ -15,16 +15,16 @@ class MixingPool(NamedTuple):
     """The images to mix with."""
 
     images: Array
-    """float [classes, m, h, w, c], as many of each class."""
+    """float [classes, m, h, w, c], the same number m of each class."""
 
 
 def make_pool(images: np.ndarray, labels: np.ndarray, num_classes: int) -> MixingPool:
     """The first images of each class, as many as the rarest class has; uint8 images become floats in [0, 1].
 
-    Take training images: the authors' script mixes test images with each other.
+    Use training images; the authors' script mixes test images with each other.
 
     Raises:
-      ValueError: a class without images.
+      ValueError: a class has no images.
     """
     counts = np.bincount(labels, minlength=num_classes)
     if not counts.all():
@@ -39,21 +39,22 @@ def mixup_inference(
 ) -> StochasticLogitsFn:
     """``log mean_k softmax f(weight * x + (1 - weight) * s_k)`` with random images ``s_k`` of the pool.
 
-    With the class that f predicts for x: "predicted" (MI-PL) takes the ``s_k`` from this class, "other" (MI-OL) each
-    from a class drawn uniformly from the others.  "combined" first mixes 5 times with the predicted class at weight
-    0.5; if the largest probability has fallen by less than 0.2 against f(x), that is the answer, else 15 mixtures with
-    other classes at weight 0.4 are.  The predicted class is a constant to gradients; they flow through the mixture.
+    In mode "predicted" (MI-PL) the ``s_k`` are from the class that f predicts for x; in mode "other" (MI-OL) each is
+    from a class drawn uniformly from the other classes. "combined" first mixes 5 times with the predicted class at
+    weight 0.5; if the largest probability is less than 0.2 below that of f(x), this is the answer, otherwise 15
+    mixtures with other classes at weight 0.4 are. Gradients treat the predicted class as a constant and flow through
+    the mixtures.
 
     Args:
-      logits_fn: of a network trained with mixup, or with interpolated adversarial training.
+      logits_fn: a network trained with mixup or interpolated adversarial training.
       pool: the images to mix with.
-      mode: one of ``MODES``; "combined" has its own numbers and weights.
-      num_mixes: K; the authors take 10 for "predicted" and 30 for "other".
-      mix_weight: share of the image that is classified; 0.5 for networks trained with mixup, 0.6 for interpolated
-        adversarial training.
+      mode: one of ``MODES``; "combined" has its own counts and weights.
+      num_mixes: K; the authors use 10 for "predicted" and 30 for "other".
+      mix_weight: weight of the classified image; 0.5 for networks trained with mixup, 0.6 for interpolated adversarial
+        training.
 
     Raises:
-      ValueError: unknown mode, no mixtures, or a weight outside [0, 1].
+      ValueError: ``mode`` is unknown, ``num_mixes`` is below 1, or ``mix_weight`` is outside [0, 1].
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -61,14 +62,14 @@ def mixup_inference(
         raise ValueError(f"needs num_mixes >= 1 and mix_weight in [0, 1], got {num_mixes} and {mix_weight}")
 
     def mixed(images: Array, predicted: Array, rng: Key, of_others: bool, count: int, weight: float) -> Array:
-        """Logarithms [n, classes] of the mean probabilities over ``count`` mixtures."""
+        """Log of the mean probabilities over ``count`` mixtures, [n, classes]."""
         keys = jax.random.split(rng, (len(images), count))
         partners = jax.vmap(jax.vmap(lambda key, label: _partner(pool, key, label, of_others), (0, None)))(
             keys, predicted
         )
         mixtures = weight * images[:, None] + (1 - weight) * partners
         logits = logits_fn(mixtures.reshape(-1, *images.shape[1:]))
-        # Probabilities themselves would underflow for a confident network, and take the gradients with them.
+        # Probabilities themselves would underflow for a confident network, and gradients would vanish with them.
         logs = jax.nn.log_softmax(logits).reshape(len(images), count, -1)
         return jax.nn.logsumexp(logs, axis=1) - jnp.log(count)
 

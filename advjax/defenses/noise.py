@@ -1,4 +1,4 @@
-"""Noise on the input (Cohen et al. 2019).  Noise inside a network is a property of the model: ``models.layers``."""
+"""Input noise (Cohen et al. 2019). Noise inside a network is part of the model, see ``models.layers``."""
 
 import jax
 
@@ -7,12 +7,12 @@ from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
 
 
 def gaussian_smoothing(logits_fn: LogitsFn, std: float) -> StochasticLogitsFn:
-    """``f(x + n)`` with Gaussian n of standard deviation ``std``, pixels in [0, 1], not clipped.
+    """``f(x + n)`` with Gaussian n of standard deviation ``std``, for pixels in [0, 1]; not clipped.
 
-    Predict by the vote of many draws: ``voted(gaussian_smoothing(f, 0.25), 100)``.
+    Predict by majority vote over many draws: ``voted(gaussian_smoothing(f, 0.25), 100)``.
 
     Raises:
-      ValueError: a negative ``std``.
+      ValueError: ``std`` is negative.
     """
     if std < 0:
         raise ValueError(f"std must be 0 or more, got {std}")

@@ -6,19 +6,19 @@ from advjax.types import Array, Key, LogitsFn, StochasticLogitsFn
 
 
 def random_resize_pad(logits_fn: LogitsFn, smallest: int = 26, largest: int = 31) -> StochasticLogitsFn:
-    """The logits of the image shrunk to a random size and put at a random place on zeros, its shape kept.
+    """The logits of the image shrunk to a random size and zero-padded at a random offset to its original shape.
 
-    Differentiable, so that expectation over its draws is all that an attack needs.  The defaults are for 32x32 images
-    and networks that accept nothing else (reading of paper 003, section 4.3).
+    Differentiable, so expectation over transformation suffices to attack it. The defaults are for 32x32 images and
+    networks that accept no other size (our reading of paper 003, section 4.3).
 
     Args:
-      logits_fn: of square images.
-      smallest: side after shrinking, at least.
-      largest: side after shrinking, at most that of the image.
+      logits_fn: takes square images.
+      smallest: smallest side length after shrinking.
+      largest: largest side length after shrinking, at most that of the image.
 
     Raises:
-      ValueError: sizes that make no sense; of the returned function a UserError, if images are smaller than
-        ``largest``, or not square.
+      ValueError: the sizes are inconsistent. The returned function raises a UserError if images are smaller than
+        ``largest`` or not square.
     """
     if not 1 <= smallest <= largest:
         raise ValueError(f"1 <= smallest <= largest must hold, got {smallest} and {largest}")

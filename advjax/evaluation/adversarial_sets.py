@@ -1,4 +1,4 @@
-"""Adversarial images on disk: with where they come from, and checked before anybody is scored on them."""
+"""Adversarial images on disk, with their provenance, verified before a model is scored on them."""
 
 import io
 import json
@@ -19,20 +19,20 @@ from advjax.types import UserError
 FORMATS = ("float32", "uint8")
 _ARRAYS = ("images", "labels", "index", "predictions", "distances")
 _ROUNDING = 1e-3
-"""Levels of 255 that float32 arithmetic may be off."""
+"""Rounding error of float32 arithmetic, in levels of 255."""
 
 
 class AdversarialSet(NamedTuple):
-    """What an attack made of the test images, in their order."""
+    """Adversarial test images, in data set order."""
 
     images: np.ndarray
-    """[n, h, w, c]: float32 in [0, 1], as attacked; or uint8, which any image file can hold."""
+    """[n, h, w, c]: float32 in [0, 1], as attacked, or uint8, as image files store them."""
     labels: np.ndarray
     """int32 [n]: the true classes."""
     index: np.ndarray
     """int32 [n]: positions in the split."""
     predictions: np.ndarray
-    """int32 [n]: what the attacked model says of ``images``."""
+    """int32 [n]: predictions of the attacked model on ``images``."""
     distances: np.ndarray
     """float32 [n]: sizes of the perturbations of ``images`` in the norm of the attack."""
     provenance: dict[str, Any]
@@ -40,7 +40,7 @@ class AdversarialSet(NamedTuple):
 
 
 def save(kept: AdversarialSet, path: str | os.PathLike[str]) -> None:
-    """Writes one npz file, in one step; ``np.load`` reads it, and ``provenance`` in it is JSON."""
+    """Writes one npz file atomically; ``np.load`` reads it, and its ``provenance`` is JSON."""
     path, buffer = pathlib.Path(path), io.BytesIO()
     entries: dict[str, Any] = {field: getattr(kept, field) for field in _ARRAYS}
     entries["provenance"] = np.array(json.dumps(plain(kept.provenance, "provenance"), allow_nan=False))
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> AdversarialSet:
     """Reads what ``save`` wrote.
 
     Raises:
-      UserError: no such file, or another one.
+      UserError: there is no such file, or it is not an adversarial-set file.
     """
     try:
         with np.load(path, allow_pickle=False) as entries:
@@ -64,41 +64,41 @@ def load(path: str | os.PathLike[str]) -> AdversarialSet:
             f"no adversarial images at {path}; evaluate with --save_adversarial=float32 to make some"
         ) from None
     except Exception as error:
-        raise UserError(f"{path} is no file of adversarial images: {error}") from error
+        raise UserError(f"{path} is not an adversarial-set file: {error}") from error
 
 
 def clean_images(kept: AdversarialSet, test: Dataset) -> Dataset:
-    """The part of the test images that the set was made of.
+    """The test images that the set was made from.
 
     Raises:
-      UserError: they are others, or have other labels or positions.
+      UserError: the set was made from different images, labels or positions.
     """
     positions = np.flatnonzero(np.isin(test.index, kept.index))
     clean = test.take(positions)
     if fingerprint(clean) != kept.provenance["data"]["fingerprint"] or not np.array_equal(clean.labels, kept.labels):
         made_of = kept.provenance["data"]
         raise UserError(
-            f"the adversarial images were made of {made_of['count']} images of {made_of['name']} that are not in the "
-            f"test split of {test.name} as it is here: use the same data, in the same order"
+            f"the adversarial images were made from {made_of['count']} images of {made_of['name']} that are not in the "
+            f"test split of {test.name} at hand: use the same data in the same order"
         )
     return clean
 
 
 def check_allowed(kept: AdversarialSet, clean: Dataset, threat_model: ThreatModel) -> None:
-    """Raises a UserError if an image is not in the threat model that the set names."""
+    """Raises a UserError if an image is outside the threat model that the set states."""
     outside = ~allowed(threat_model, pixels(clean.images), pixels(kept.images))
     if outside.any():
         raise UserError(
             f"{outside.sum()} of {len(outside)} adversarial images are outside their threat model, "
-            f"{threat_model.norm.name} {threat_model.epsilon:g}: the file has been changed, make it again"
+            f"{threat_model.norm.name} {threat_model.epsilon:g}: the file has been modified; make it again"
         )
 
 
 def quantized(threat_model: ThreatModel, clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
     """Adversarial images as 8-bit images inside the same threat model: uint8 [n, h, w, c].
 
-    Every pixel is rounded towards the clean one, so that no change grows, whatever the norm.  A pixel that is a level
-    but for the rounding of float32 becomes that level: an attack that ends at clean + 8/255 keeps its 8 levels.
+    Every pixel is rounded toward the clean one, so that no perturbation grows in any norm.  A pixel that is within
+    float32 rounding of an 8-bit level becomes that level: an attack that ends at clean + 8/255 keeps its 8 levels.
 
     Args:
       threat_model: of the attack.
@@ -106,21 +106,21 @@ def quantized(threat_model: ThreatModel, clean: np.ndarray, adversarial: np.ndar
       adversarial: float32 [n, h, w, c], inside the threat model.
 
     Raises:
-      UserError: clean images that are no 8-bit images; there need not be any 8-bit image close to those.
+      UserError: the clean images are not 8-bit; there may be no 8-bit image near them.
     """
     if clean.dtype != np.uint8:
-        raise UserError(f"8-bit adversarial images need 8-bit clean images, not {clean.dtype}: save them as float32")
+        raise UserError(f"8-bit adversarial images need 8-bit clean images, got {clean.dtype}: save them as float32")
     original, levels = clean.astype(np.float64), adversarial.astype(np.float64) * 255
     nearest = np.rint(levels)
     towards = np.where(levels > original, np.floor(levels), np.ceil(levels))
     close = np.where(np.abs(levels - nearest) < _ROUNDING, nearest, towards).astype(np.uint8)
-    # Thousands of pixels rounded up by next to nothing can add up to something in l2 or l1.
+    # Tiny errors of thousands of rounded pixels can add up in l2 or l1.
     inside = allowed(threat_model, pixels(clean), pixels(close))
     return np.where(inside[:, None, None, None], close, towards.astype(np.uint8))
 
 
 def allowed(threat_model: ThreatModel, clean: np.ndarray, adversarial: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """bool [n]: the adversarial image (float32) is in the threat model around the clean one."""
+    """bool [n]: the adversarial image (float32) is inside the threat model around the clean one."""
     return _by_batches(threat_model.contains, clean, adversarial, batch_size)
 
 
@@ -130,7 +130,7 @@ def distances(threat_model: ThreatModel, clean: np.ndarray, adversarial: np.ndar
 
 
 def describe_data(clean: Dataset, split: str) -> Mapping[str, Any]:
-    """What the provenance says of the clean images."""
+    """The clean images as the provenance describes them."""
     return {"name": clean.name, "split": split, "count": len(clean.labels), "fingerprint": fingerprint(clean)}
 
 

@@ -1,141 +1,197 @@
-"""Attempts on models: adversarial test images, how they came about, and what a model makes of them."""
+"""Attacks run on the images of a data set: what is run, on which model, and what it found."""
 
-import hashlib
-import json
+import contextlib
 import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from advjax.data import pixels
+from advjax.attacks import Progress, Stage, ThreatModel, Verdicts, in_precision, run_stages
+from advjax.data import Dataset, pixels
 from advjax.evaluation.adversarial_sets import allowed
-from advjax.evaluation.evaluate import attacker, staged_attacker
-from advjax.evaluation.interruption import Adversarial, Interruption
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome
-from advjax.experiment.spec import Experiment, NamedAttack
-from advjax.jobs.judges import Judge
-from advjax.runtime.devices import Devices
+from advjax.evaluation.scored_model import ScoredModel
+from advjax.runtime.devices import Devices, gather_parts, pad_to_multiple, process_count, process_index
 from advjax.runtime.preemption import PreemptedError
+from advjax.runtime.progress import progress
+from advjax.types import AttackFn
 
-ITSELF = "itself"
-"""In place of a use of labels: the true ones, for an attack on the very model that is scored."""
+
+class NamedAttack(NamedTuple):
+    """An attack under the name that the report gives it."""
+
+    name: str
+    threat_model: ThreatModel
+    stages: tuple[Stage, ...]
+    """What runs, in order; an attack by itself is one stage, with a round for each restart."""
+    attack: AttackFn | None
+    """The same as one function of a batch, for use inside jit; None for an ensemble of stages."""
+    is_noise: bool
+    """Whether it is random noise, drawn without looking at any model."""
+    is_query: bool
+    """Whether it uses the outputs of the model alone, no gradients."""
+    search_dtype: str | None
+    """Floating-point type that the search computes in, if not the model's; verdicts are in the model's own."""
+    identity: Mapping[str, Any]
+    """What the attack is, as plain data: equal for equal attacks."""
+
+    @property
+    def epsilon(self) -> float | None:
+        """None for a minimum-norm attack."""
+        return float(self.threat_model.epsilon) if self.threat_model.is_bounded else None
+
+    @property
+    def norm(self) -> str:
+        """Name of the norm."""
+        return self.threat_model.norm.name
+
+    @property
+    def is_ensemble(self) -> bool:
+        return self.attack is None
+
+    @property
+    def is_examinable(self) -> bool:
+        """Whether a report card can be about its threat model: linf or l2 with a finite epsilon."""
+        return self.threat_model.norm.dense and self.threat_model.is_bounded
 
 
-class Attempt(NamedTuple):
-    """Adversarial test images and how they came about."""
+class AttackRun(NamedTuple):
+    """Adversarial images of a data set and how they were made."""
 
+    source: ScoredModel
+    """The model that was attacked."""
     attack: NamedAttack
-    judge: Judge
-    """The model that they were made on."""
-    label_use: str
+    labels: str
+    """What the attack took for the labels: "true", or "predicted" by the attacked model."""
     protocol: str
-    result: Adversarial
+    """"sound", or "faithful" to a paper."""
+    is_verdict: bool
+    """Made to score the source itself; otherwise to be shown to other models."""
+    result: Verdicts
     inside: np.ndarray
-    """bool [n]: the image is allowed by the threat model."""
+    """bool [n]: the image is inside the threat model."""
 
 
-class Maker(NamedTuple):
-    """Makes adversarial images, or takes up what an interrupted evaluation has made of them."""
+class Resources(NamedTuple):
+    """What every attack run of an evaluation shares."""
 
-    experiment: Experiment
     devices: Devices
-    folder: str
-    stop_requested: Callable[[], bool]
-
-    def make(self, judge: Judge, attack: NamedAttack, label_use: str, protocol: str) -> Attempt:
-        batch_size = self.experiment.evaluation.batch_size
-        if attack.stages is not None and label_use == "true":
-            # Stages leave an image alone after its first success in any case: what is there need not be made again.
-            label_use = ITSELF
-        test, on_itself = judge.test, label_use == ITSELF
-        title = f"{attack.name} on {judge.name}" + (f", {judge.deployed.num_samples} draws" if judge.is_random else "")
-        if attack.stages is not None:
-            run = staged_attacker(
-                judge.deployed,
-                attack.stages,
-                attack.threat_model,
-                attack.name,
-                self.devices,
-                batch_size,
-                title=title,
-                search_dtype=attack.search_dtype,
-            )
-            if label_use == "predicted":
-                test = test._replace(labels=judge.predictions)
-        else:
-            attack_fn = attack.for_verdict() if on_itself else attack.for_transfer(label_use)
-            run = attacker(judge.deployed, attack_fn, attack.name, self.devices, batch_size, title=title)
-        if self.stop_requested():
-            raise PreemptedError(f"{title}: stopped before it, state saved")
-        result = run(judge.variables, test, self.experiment.seed, self._interruption(judge, attack, label_use))
-        inside = allowed(attack.threat_model, pixels(test.images), result.images, batch_size)
-        return Attempt(attack, judge, "true" if on_itself else label_use, protocol, result, inside)
-
-    def _interruption(self, judge: Judge, attack: NamedAttack, label_use: str) -> Interruption:
-        plan, test = self.experiment.evaluation, judge.test
-        facts = [attack.name, attack.spec, label_use, judge.hash, self.experiment.seed, plan.batch_size]
-        facts += [judge.name, judge.defense.spec if judge.defense else None, judge.deployed.num_samples]
-        # What an older version has left behind may lack a field.
-        facts += Adversarial._fields
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for array in (test.images, test.labels, test.index):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        identity = digest.hexdigest()
-        path = os.path.join(self.folder, f"{attack.name}.{judge.name}.{label_use}.{identity[:8]}")
-        return Interruption(path, identity, self.stop_requested)
+    batch_size: int
+    seed: int
+    store: str | None
+    """Folder of results that an interrupted run resumes from; None keeps nothing.  All processes see it."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked before a run and after its batches."""
 
 
-def clean_outcome(judge: Judge, seed: int) -> Outcome:
-    zeros = np.zeros(len(judge.test.labels))
-    return _outcome(judge, None, seed)._replace(predictions=judge.predictions, distances=zeros, steps=zeros)
+def run_attack(
+    source: ScoredModel,
+    attack: NamedAttack,
+    dataset: Dataset,
+    resources: Resources,
+    *,
+    survivors_only: bool,
+    title: str | None = None,
+    name: str | None = None,
+) -> Verdicts:
+    """Runs an attack on every image of a data set, on all devices of all processes.
+
+    Each image has its own key, derived from (seed, name of the attack, index): neither batch size nor order nor the
+    number of devices changes what happens to it.  Each process attacks its share of the images on its own devices.
+
+    Args:
+      source: the model to attack.
+      attack: what to run.
+      dataset: images uint8 or float [n, h, w, c], and the labels to leave.
+      resources: devices, seed and store.
+      survivors_only: leave an image alone at its first success, for verdicts; otherwise every image gets the whole
+        attack, as transfer sets and training images need it.  Minimum-norm attacks always run to their end, ensembles
+        always stop at a success.
+      title: shown while it runs; None runs silently.
+      name: of the store; by default the attack and the model.
+
+    Raises:
+      PreemptedError: asked to stop; what has been done is in the store.
+    """
+    if attack.is_ensemble or not attack.threat_model.is_bounded:
+        survivors_only = attack.is_ensemble
+    parts = np.array_split(np.arange(len(dataset.labels)), process_count())
+    mine = parts[process_index()]
+    search_fn = in_precision(jnp.dtype(attack.search_dtype), source.attacked) if attack.search_dtype else None
+    batch = resources.devices.local_rows(pad_to_multiple(resources.batch_size, resources.devices.mesh))
+    label, start = title or attack.name, time.perf_counter()
+    if resources.stop_requested():
+        raise PreemptedError(f"{label}: stopped before it, state saved")
+    with _RoundBars(title) as bars:
+
+        def show(at: Progress) -> None:
+            bars.show(at)
+            # The processes of a job finish different numbers of batches and could not agree on when to stop.
+            if process_count() == 1 and resources.stop_requested():
+                raise PreemptedError(f"{label}: stopped in {at.stage} {at.round + 1}/{at.num_rounds}, state saved")
+
+        found = run_stages(
+            attack.stages,
+            attack.threat_model,
+            source.attacked,
+            pixels(dataset.images[mine]),
+            dataset.labels[mine],
+            variables=source.variables,
+            search_fn=search_fn,
+            index=dataset.index[mine],
+            seed=_seed(attack, resources.seed),
+            batch_size=batch.stop - batch.start,
+            survivors_only=survivors_only,
+            devices=list(resources.devices.mesh.local_mesh.devices.flat),
+            progress=show,
+            state_file=_store(resources, name or f"{attack.name}.{source.name}"),
+        )
+    counts = [len(part) for part in parts]
+    arrays = {field: getattr(found, field) for field in found._fields if field != "seconds"}
+    return Verdicts(**gather_parts(arrays, counts), seconds=max(found.seconds, time.perf_counter() - start))
 
 
-def outcome_under(judge: Judge, attempt: Attempt, seed: int) -> Outcome:
-    start = time.perf_counter()
-    predictions = judge.predict(judge.variables, attempt.result.images, judge.test.index, seed)
-    seconds = attempt.result.seconds + time.perf_counter() - start
-    return _outcome(judge, attempt, seed)._replace(
-        predictions=predictions, distances=attempt.result.distances, steps=attempt.result.steps, seconds=seconds
-    )
+def inside_threat_model(attack: NamedAttack, dataset: Dataset, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """bool [n]: the adversarial images are inside the threat model of the attack."""
+    return allowed(attack.threat_model, pixels(dataset.images), images, batch_size)
 
 
-def _outcome(judge: Judge, attempt: Attempt | None, seed: int) -> Outcome:
-    """What is known before anything is measured; no attempt stands for clean images."""
-    attack = attempt.attack if attempt else None
-    is_noise = attempt is not None and attempt.attack.is_noise
-    itself = attempt is not None and attempt.judge.name == judge.name and not is_noise
-    nothing = np.zeros(0)
-    return Outcome(
-        run=judge.run.name,
-        split="test",
-        attack=attack.name if attack else CLEAN,
-        norm=attack.norm if attack and not is_noise else None,
-        epsilon=attack.epsilon if attack else None,
-        made_on=attempt.judge.run.name if attempt and not is_noise else None,
-        adaptive=itself,
-        knowledge=_knowledge(judge, attempt),
-        defense=judge.defense_name,
-        protocol=attempt.protocol if attempt else "sound",
-        label_use=attempt.label_use if attempt else "true",
-        seed=seed,
-        eot_samples=judge.deployed.num_samples if itself and judge.is_random else 1,
-        seconds=0.0,
-        model_hash=judge.hash,
-        index=judge.test.index,
-        labels=judge.test.labels,
-        predictions=nothing,
-        distances=nothing,
-        steps=nothing,
-    )
+def _seed(attack: NamedAttack, seed: int) -> Any:
+    """Stages of an ensemble tell their keys apart by their numbers, attacks by themselves by their names."""
+    return seed if attack.is_ensemble else jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.name.encode()))
 
 
-def _knowledge(judge: Judge, attempt: Attempt | None) -> str:
-    if attempt is None:
-        return "none"
-    if attempt.attack.is_noise:
-        return NOTHING
-    if attempt.judge.name == judge.name:
-        return SCORES if attempt.attack.is_query else EVERYTHING
-    return OBLIVIOUS if attempt.judge.run.name == judge.run.name else TRANSFER
+def _store(resources: Resources, name: str) -> str | None:
+    if resources.store is None:
+        return None
+    suffix = f".{process_index()}" if process_count() > 1 else ""
+    return os.path.join(resources.store, name + suffix)
+
+
+class _RoundBars:
+    """A progress bar for one round of one stage after the other."""
+
+    def __init__(self, title: str | None) -> None:
+        self._title, self._resources, self._here, self._bar, self._done = title, contextlib.ExitStack(), None, None, 0
+
+    def __enter__(self) -> "_RoundBars":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def show(self, at: Progress) -> None:
+        if self._title is None:
+            return
+        if self._here != (at.stage, at.round):
+            self._resources.close()
+            title = f"{self._title}: {at.stage} {at.round + 1}/{at.num_rounds}"
+            self._bar = self._resources.enter_context(progress(title, at.total))
+            self._here, self._done = (at.stage, at.round), 0
+        assert self._bar is not None
+        self._bar.advance(at.done - self._done, robust=at.robust)
+        self._done = at.done

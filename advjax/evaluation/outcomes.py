@@ -1,6 +1,6 @@
-"""What every model did with every image, under one attack or none, and the file that keeps it.
+"""Per-image predictions of every model on clean and adversarial images, and the file that stores them.
 
-All numbers of a report are made from outcomes; `check` refuses those that would let a number pass for what it is not.
+Every number of a report is computed from outcomes; `check` refuses outcomes whose labels would misrepresent a number.
 """
 
 import io
@@ -11,19 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advjax.evaluation.attacker_knowledge import ADAPTIVE, NOTHING
 from advjax.runtime.files import plain, write_atomically
 
 CLEAN = "clean"
-"""Name of the attack where there is none."""
-EVERYTHING, SCORES, OBLIVIOUS, TRANSFER = "everything", "scores", "undefended model", "source model"
-"""What an attacker knows: the model with its defence, its answers alone, it without its defence, another model."""
-NOTHING = "nothing"
-"""What noise knows."""
-ADAPTIVE = (EVERYTHING, SCORES)
+"""Name of the attack in outcomes on clean images."""
 
 
 class Outcome(NamedTuple):
-    """What one model did, image by image, under one attack or none."""
+    """The predictions of one model on every image, clean or under one attack."""
 
     run: str
     """The run whose predictions these are."""
@@ -31,25 +27,24 @@ class Outcome(NamedTuple):
     attack: str
     """The attack's name in the config, or "clean"."""
     norm: str | None
-    """Norm of ``distances``; None for clean images and for noise, which is measured in l2."""
+    """Norm of ``distances``; None for clean images and for noise, whose distances are in l2."""
     epsilon: float | None
     """Largest allowed distance; None for clean, noise and minimum-norm attacks."""
     made_on: str | None
     """The run that the attack was made on; None for clean and for noise."""
     adaptive: bool
-    """The attack was made on this very model with its defence in the loop."""
+    """The attack was made on this very model, with its defense in the loop."""
     knowledge: str
-    """"none" (clean), "nothing" (noise), "source model" (transfer), "undefended model" (oblivious: of the same run
-    without its defence), "everything" (adaptive, white box) or "scores" (adaptive, by queries alone)."""
+    """What the attacker knew of the model: one of the constants of `attacker_knowledge`."""
     defense: str
-    """Test-time defence around the model, "none" without."""
+    """Test-time defense around the model, "none" without one."""
     protocol: str
     """"sound" or "faithful" (a paper's own protocol, flaws included)."""
     label_use: str
     """Labels the attack was given: "true" or "predicted"."""
     seed: int
     eot_samples: int
-    """Draws per gradient for a randomised model, 1 for a deterministic one."""
+    """Draws per gradient for a stochastic model, 1 for a deterministic one."""
     seconds: float
     """Wall time of attack and predictions."""
     model_hash: str
@@ -72,29 +67,31 @@ _IDENTITY = tuple(field for field in _FACTS if field not in ("seconds", "model_h
 
 
 def check(outcomes: Sequence[Outcome]) -> None:
-    """Refuse outcomes that cannot stand in one report.
+    """Refuses outcomes that cannot be in one report.
 
     Raises:
-      ValueError: an outcome that contradicts itself (see `Outcome`), repeats another, or is of another split.
+      ValueError: an outcome contradicts itself (see `Outcome`), repeats another, or is of another split.
     """
     if len({outcome.split for outcome in outcomes}) > 1:
-        raise ValueError("outcomes of several splits: their positions mean different images; make a report of each")
+        raise ValueError(
+            "outcomes of several splits: their positions refer to different images; make one report for each split"
+        )
     seen = set()
     for outcome in outcomes:
         _check_one(outcome)
         identity = tuple(getattr(outcome, field) for field in _IDENTITY)
         if identity in seen:
-            raise ValueError(f"{_name(outcome)}: the same outcome is given twice")
+            raise ValueError(f"{_name(outcome)}: this outcome is given twice")
         seen.add(identity)
 
 
 def correct_index(outcome: Outcome) -> np.ndarray:
-    """Positions in the split of the images that the outcome has right, e.g. the subset "base_correct"."""
+    """Positions in the split of the correctly classified images, e.g. the subset "base_correct"."""
     return np.sort(outcome.index[outcome.predictions == outcome.labels])
 
 
 def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None:
-    """Write per-image outcomes so that ``np.load(path, allow_pickle=False)`` reads them.
+    """Writes per-image outcomes that ``np.load(path, allow_pickle=False)`` can read.
 
     Outcome number i has the arrays ``i/index``, ``i/labels``, ``i/predictions``, ``i/distances`` and ``i/steps``, in
     data set order.  The entry ``outcomes`` is a JSON list: element i holds the other fields of outcome i.
@@ -112,7 +109,7 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) ->
 
 
 def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
-    """The outcomes that `write_outcomes` wrote, images in data set order."""
+    """Reads what `write_outcomes` wrote; images are in data set order."""
     with np.load(path, allow_pickle=False) as entries:
         facts = json.loads(entries["outcomes"].item())
         return [
@@ -121,7 +118,7 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
 
 
 def _check_one(outcome: Outcome) -> None:
-    """Refuse an outcome whose labels would let a number pass for what it is not."""
+    """Refuses an outcome whose labels would misrepresent its accuracy."""
     attacked, itself = outcome.attack != CLEAN, outcome.made_on == outcome.run
     shapes = {np.shape(getattr(outcome, field)) for field in _ARRAYS}
     rules = [

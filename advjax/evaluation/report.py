@@ -1,8 +1,8 @@
-"""From per-image outcomes to a report that other tools can read and that cannot flatter.
+"""The report: a stable JSON schema for accuracies, each with everything needed to interpret it.
 
-``report.json`` is a contract: an object with ``schema_version`` on top and ``rows``, each one accuracy with all that is
-needed to say what it means (`Row`).  The one rule on words lives in `is_robust_accuracy`: an accuracy under an attack
-made on any other model, or on predicted labels, or without any bound on the perturbation, is not robust accuracy.
+``report.json`` is an object with ``schema_version`` and ``rows``, each of them one accuracy (`Row`).  What may be
+called robust accuracy is decided by `is_robust_accuracy` alone: an accuracy under an attack made on another model, with
+predicted labels, or with unbounded perturbations is not.
 """
 
 import json
@@ -25,7 +25,7 @@ BASE_CORRECT = "base_correct"
 
 
 class Row(TypedDict):
-    """One accuracy of ``report.json``, with what it takes to read it.  Fields named as in `Outcome` mean the same."""
+    """One accuracy of ``report.json`` with its provenance.  Fields named as in `Outcome` mean the same."""
 
     run: str
     split: str
@@ -54,13 +54,13 @@ class Row(TypedDict):
     seconds: float
     model_hash: str
     median_distance: NotRequired[float | None]
-    """Of a minimum-norm attack: size of the perturbation, in ``norm``, that is enough for half of the images.  0 for an
-    image that is wrong as it is, infinite for one that stays right; null where the median is, and for other attacks.
-    Reports of advjax before 2026-11-21 are without."""
+    """For minimum-norm attacks: median perturbation size, in ``norm``, at which images are misclassified.  An image
+    that is misclassified without a perturbation counts as 0, one on which the attack failed as infinite; null where the
+    median is infinite, and for other attacks.  Absent from reports written before 2026-11-21."""
 
 
 class SummaryCell(TypedDict):
-    """One accuracy of a summary, with its 95 % Wilson interval."""
+    """One accuracy of a summary with its 95 % Wilson interval."""
 
     n: int
     accuracy: float | None
@@ -69,9 +69,9 @@ class SummaryCell(TypedDict):
 
 
 class Summary(TypedDict):
-    """One model under one threat model, clean and attacked in four ways, each the worst of its attacks per image.
+    """One model under one threat model: clean accuracy, and the per-image worst case of each kind of attack.
 
-    ``robust`` is the minimum over the adaptive ways, ``white_box`` and ``queries``.  None where nothing was measured.
+    ``robust`` is the worst case over the adaptive kinds, ``white_box`` and ``queries``; None stands for not measured.
     """
 
     run: str
@@ -87,7 +87,7 @@ class Summary(TypedDict):
 
 
 class CheckRow(TypedDict):
-    """One check of the report card: a reason to trust the numbers of a model, or not to."""
+    """One check of the report card: a reason to trust the accuracies of a model, or to doubt them."""
 
     run: str
     defense: str
@@ -98,7 +98,7 @@ class CheckRow(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """Accuracy of a model attacked on itself at one epsilon; always adaptive, with true labels."""
+    """Accuracy under an adaptive attack with true labels at one epsilon."""
 
     run: str
     defense: str
@@ -128,29 +128,29 @@ class Report(NamedTuple):
 def is_robust_accuracy(row: Row) -> bool:
     """Whether the row may be called robust accuracy: the attack ``is_on_itself``, and its perturbations are bounded.
 
-    A minimum-norm attack leaves what it failed on, at whatever distance; it is its ``median_distance`` that counts.
+    The accuracy under a minimum-norm attack only counts its failures; its result is the ``median_distance``.
     """
     return is_on_itself(row) and row["epsilon"] is not None
 
 
 def is_on_itself(row: Row) -> bool:
-    """Whether the row is about an attack on the very model that is scored, with the true labels.
+    """Whether the row is about an adaptive attack with the true labels.
 
-    An attack on the model's own predictions pushes what it gets wrong away from the wrong class, and can only flatter
-    it there.
+    An attack on the model's own predictions pushes misclassified images away from the wrong class, possibly into the
+    right one, which can only increase the accuracy.
     """
     return row["attack"] != CLEAN and row["adaptive"] and row["made_on"] == row["run"] and row["labels"] == "true"
 
 
 def rows(outcomes: Iterable[Outcome], subsets: Mapping[str, np.ndarray] | None = None) -> list[Row]:
-    """Summarise outcomes: one row per outcome for all its images, then one per subset.
+    """Accuracies of outcomes: a row for all images of each outcome, then one for each subset.
 
     Args:
       outcomes: all of one split, each evaluated once.
       subsets: name -> int [m], positions in the split.  Images that an outcome did not evaluate are left out.
 
     Raises:
-      ValueError: outcomes that `outcomes.check` refuses.
+      ValueError: `outcomes.check` refuses the outcomes.
     """
     outcomes = list(outcomes)
     check(outcomes)
@@ -162,12 +162,12 @@ def rows(outcomes: Iterable[Outcome], subsets: Mapping[str, np.ndarray] | None =
 
 
 def write(report: Report, outcomes: Sequence[Outcome], folder: str | os.PathLike[str]) -> None:
-    """Write ``outcomes.npz`` and then ``report.json`` into ``folder``, each appearing complete or not at all.
+    """Writes ``outcomes.npz`` and then ``report.json`` into ``folder``, each atomically.
 
     The JSON is strict: NaN and infinities become null.  Equal reports give equal bytes.
 
     Raises:
-      TypeError: the config or the environment holds something that JSON cannot say.
+      TypeError: the config or the environment holds something that JSON cannot represent.
     """
     text = json.dumps(plain(report._asdict(), "report"), indent=1, allow_nan=False, ensure_ascii=False)
     folder = pathlib.Path(folder)
@@ -177,24 +177,24 @@ def write(report: Report, outcomes: Sequence[Outcome], folder: str | os.PathLike
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """Read a ``report.json``.
+    """Reads a ``report.json``.
 
     Raises:
-      UserError: no such file, no report, or a report of another schema version.
+      UserError: there is no such file, or it is not a report of this schema version.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no report at {path}; evaluate first, or give the path of a report.json") from None
     except ValueError as error:
-        raise UserError(f"{path} is no JSON file ({error}); give the path of a report.json") from None
+        raise UserError(f"{path} is not a JSON file ({error}); give the path of a report.json") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this advjax reads {SCHEMA_VERSION}: evaluate again")
     try:
         return Report(**content)
     except TypeError as error:
-        raise UserError(f"{path} is no whole report ({error}): evaluate again") from None
+        raise UserError(f"{path} is not a complete report ({error}): evaluate again") from None
 
 
 def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:

@@ -1,7 +1,8 @@
-"""Models as they are used: by themselves, or with a test-time defence around them."""
+"""The model that an evaluation scores: a trained run by itself or with a test-time defense, ready for any image."""
 
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,80 +12,97 @@ import numpy as np
 
 from advjax.attacks import Expectation, expectation
 from advjax.attacks.model_queries import evaluate
-from advjax.data import Dataset
-from advjax.models.blocks import is_stochastic, logits_fn, stochastic_logits_fn
-from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
+from advjax.defenses.majority_vote import majority
+from advjax.models import blocks
+from advjax.types import Array, Key, LogitsFn, PyTree, Variables
+
+NO_DEFENSE = "none"
+
+Bind = Callable[[PyTree], Any]
+"""``variables -> LogitsFn``, or ``variables -> StochasticLogitsFn`` for a stochastic model."""
 
 
-class Deployed(NamedTuple):
-    """A model as it is used, with its defence if it has one."""
+class ScoredModel(NamedTuple):
+    """All that an evaluation knows of a model.
 
-    bind: Callable[[PyTree], LogitsFn | StochasticLogitsFn]
-    """``variables -> images -> logits``, or, for one draw of a stochastic model, ``(images, rng) -> logits``."""
+    A deterministic model has ``num_draws = 0``.  A stochastic one predicts the class with the largest mean probability
+    over ``num_draws`` draws, its verdict is the majority of ``num_votes`` such predictions, and attacks follow the mean
+    gradient over ``num_samples`` draws (expectation over transformation).
+    """
+
+    run: str
+    """Name of the trained run."""
+    defense: str
+    """Name of the test-time defense, ``NO_DEFENSE`` without one."""
+    bind: Bind
+    """``variables -> logits function``: ``images -> logits`` or, for one draw, ``(images, rng) -> logits``."""
+    variables: PyTree
+    """Every array that the model is computed from; an argument of each compiled program."""
+    hash: str
+    """``variables_hash`` of the trained run, whatever the defense."""
     num_draws: int = 0
-    """Draws whose mean probability is one prediction; 0 for a model without randomness."""
     num_votes: int = 1
-    """Predictions, each of fresh draws, whose majority is the verdict; of equal classes the more probable one."""
     num_samples: int = 0
-    """Draws that an attack follows the mean gradient of."""
+    defense_identity: Mapping[str, Any] | None = None
+    """What the defense is, as plain data; None without one."""
 
-    def predict(self, variables: PyTree, images: Array, keys: Key) -> Array:
-        """int32 [n]: the classes of the images, each with its key."""
-        bound: Any = self.bind(variables)
-        if not self.num_draws:
-            return jnp.argmax(bound(images), axis=-1)
-        model = expectation(bound, self.num_draws)
+    @property
+    def name(self) -> str:
+        """The run, followed by its defense if it has one: unique in an evaluation."""
+        return self.run if self.defense == NO_DEFENSE else f"{self.run}+{self.defense}"
 
-        def vote(number: Array) -> Array:
-            rngs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-            return evaluate(model, images, rngs)
+    @property
+    def is_stochastic(self) -> bool:
+        return self.num_draws > 0
 
-        # One vote after the other: all draws of all of them need not fit into memory together.
-        return majority(jax.lax.map(vote, jnp.arange(self.num_votes)))
+    @property
+    def attacked(self) -> Callable[[PyTree], LogitsFn | Expectation]:
+        """``variables -> model`` as an attack sees it, with the defense in the loop.
 
-    def attacked(self, variables: PyTree) -> LogitsFn | Expectation:
-        """What an attack with the defence in the loop is shown."""
-        bound: Any = self.bind(variables)
-        return expectation(bound, self.num_samples) if self.num_draws else bound
+        Equal models return the same function, so that programs compiled for it are found again.
+        """
+        return _attacked(self.bind, self.num_samples)
 
 
-def majority(logits: Array) -> Array:
-    """int32 [n]: the class that most of the votes [votes, n, classes] predict.
+def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> Array:
+    """The verdict on each image: int32 [n] predicted classes.
 
-    Of classes with equally many votes it is the one whose mean probability is largest.
+    Args:
+      model: how to compute; its own variables are not used.
+      variables: of the model.
+      images: float [n, h, w, c].
+      keys: [n], one for each image; unused by a deterministic model.
     """
-    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]), axis=0)
-    most = votes == jnp.max(votes, axis=-1, keepdims=True)
-    return jnp.argmax(jnp.where(most, jnp.mean(jax.nn.softmax(logits), axis=0), -1), axis=-1)
+    bound = model.bind(variables)
+    if not model.is_stochastic:
+        return jnp.argmax(bound(images), axis=-1)
+    mean = expectation(bound, model.num_draws)
+
+    def vote(number: Array) -> Array:
+        return evaluate(mean, images, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))
+
+    # One vote at a time: the draws of all votes together might not fit into memory.
+    return majority(jax.lax.map(vote, jnp.arange(model.num_votes)))
 
 
-class Deployment(NamedTuple):
-    """A defence, before it knows its model."""
-
-    bind: Callable[[nn.Module], Callable[[PyTree], StochasticLogitsFn]]
-    """``model -> variables -> one draw``; variables are ``(those of the model, arrays)``."""
-    arrays: Callable[[Dataset], PyTree]
-    """``training images -> arrays`` that the defence needs."""
-    check: Callable[[nn.Module, tuple[int, int, int]], None] = lambda model, image_shape: None
-    """``(model, shape of its images)``: raises a UserError where the defence would do nothing, or something else."""
+def undefended(run: str, module: nn.Module, variables: Variables) -> ScoredModel:
+    """A trained run without a test-time defense: inference mode, noise layers off."""
+    bind = functools.partial(blocks.logits_fn, module)
+    return ScoredModel(run, NO_DEFENSE, bind, variables, variables_hash(variables))
 
 
-def undefended(model: nn.Module) -> Deployed:
-    """The model by itself; its variables are those of ``models.blocks``."""
-    return Deployed(lambda variables: logits_fn(model, variables))
+def as_trained(run: str, module: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> ScoredModel:
+    """A run as it is trained: inference mode, noise layers on.
 
-
-def one_draw(model: nn.Module, variables: Variables, image_shape: tuple[int, int, int]) -> Deployed:
-    """The model by itself, a random one with its noise on: one draw is a prediction, and answers an attack's question.
-
-    Of ``variables`` only shapes and types count.
+    If it has any, one draw of them is one prediction, and answers one query of an attack.
     """
-    if not is_stochastic(model, variables, image_shape):
-        return undefended(model)
-    return Deployed(lambda variables: stochastic_logits_fn(model, variables), num_draws=1, num_samples=1)
+    if not blocks.is_stochastic(module, variables, image_shape):
+        return undefended(run, module, variables)
+    bind = functools.partial(blocks.stochastic_logits_fn, module)
+    return ScoredModel(run, NO_DEFENSE, bind, variables, variables_hash(variables), num_draws=1, num_samples=1)
 
 
-def model_hash(variables: Variables) -> str:
+def variables_hash(variables: PyTree) -> str:
     """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of all variables."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
@@ -92,3 +110,8 @@ def model_hash(variables: Variables) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _attacked(bind: Bind, num_samples: int) -> Callable[[PyTree], LogitsFn | Expectation]:
+    return bind if not num_samples else lambda variables: expectation(bind(variables), num_samples)

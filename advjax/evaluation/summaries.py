@@ -1,16 +1,17 @@
-"""What several outcomes say together: the worst case over attacks, and the four ways of attacking side by side."""
+"""Summaries of outcomes: worst case over attacks, accuracy by kind of attack, and checks that outcomes allow."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, OBLIVIOUS, SCORES, TRANSFER, Outcome
+from advjax.evaluation.attacker_knowledge import EVERYTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.outcomes import CLEAN, Outcome
 from advjax.evaluation.report import CurvePoint, Summary, SummaryCell
 from advjax.evaluation.report_card import SIGNIFICANT, Check
 from advjax.evaluation.statistics import mcnemar, wilson_interval
 
 WORST_CASE = "worst case"
-"""Name of the attack that is the best of all adaptive ones for each image."""
+"""Name of the attack that stands for the strongest adaptive attack on each image."""
 WAYS = {
     "oblivious": (OBLIVIOUS,),
     "transfer": (TRANSFER,),
@@ -18,14 +19,14 @@ WAYS = {
     "queries": (SCORES,),
     "robust": (EVERYTHING, SCORES),
 }
-"""What an attacker may know, and which outcomes show it; the last is what robust accuracy is the minimum over."""
+"""Kinds of attacks by the knowledge of the attacker; robust accuracy is the worst case over the last."""
 
 
 def worst_cases(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """For each model and threat model with two adaptive attacks or more, what is left by all of them together.
+    """The worst case over all adaptive attacks, for each model and threat model with two or more of them.
 
-    An image counts as right only if it is right under every adaptive attack made with the true labels, white box or by
-    queries.  Minimum-norm attacks have no epsilon and are left out.
+    An image counts as correct only if it is correct under every adaptive attack with true labels, white box or query
+    based.  Minimum-norm attacks have no epsilon and are left out.
     """
     found = []
     for group in _groups(outcomes):
@@ -36,7 +37,7 @@ def worst_cases(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def robust_correct(outcomes: Sequence[Outcome]) -> dict[tuple[str, float], tuple[tuple[str, ...], np.ndarray]]:
-    """``(norm, epsilon) -> (names of attacks, bool [n])``: what is right under all adaptive attacks on one model."""
+    """``(norm, epsilon) -> (names of attacks, bool [n])``: what one model gets right under all adaptive attacks."""
     found = {}
     for group in _groups([outcome for outcome in outcomes if outcome.attack != WORST_CASE]):
         members = [outcome for outcome in group if outcome.adaptive and outcome.label_use == "true"]
@@ -48,7 +49,7 @@ def robust_correct(outcomes: Sequence[Outcome]) -> dict[tuple[str, float], tuple
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[Summary]:
-    """Accuracy of each model, clean and under the worst of the attacks of each way, models in the order of outcomes."""
+    """Clean accuracy and worst-case accuracy by kind of attack, models in the order of the outcomes."""
     clean = {(outcome.run, outcome.defense): outcome for outcome in outcomes if outcome.attack == CLEAN}
     models = list(dict.fromkeys((outcome.run, outcome.defense) for outcome in outcomes))
     groups = _groups([outcome for outcome in outcomes if outcome.attack != WORST_CASE])
@@ -79,10 +80,10 @@ def summary(outcomes: Sequence[Outcome]) -> list[Summary]:
     return found
 
 
-def bounds_check(attempts: Sequence[tuple[str, np.ndarray]]) -> Check:
-    """Whether all stored adversarial images are inside their threat model: names of attacks, and bool [n] of each."""
-    outside = {name: float(np.mean(~inside)) for name, inside in attempts if not np.all(inside)}
-    count = sum(len(inside) for _, inside in attempts)
+def bounds_check(runs: Sequence[tuple[str, np.ndarray]]) -> Check:
+    """Checks that all adversarial images are inside their threat model: names of attacks, and bool [n] for each."""
+    outside = {name: float(np.mean(~inside)) for name, inside in runs if not np.all(inside)}
+    count = sum(len(inside) for _, inside in runs)
     finding = f"all {count} adversarial images are inside their threat model"
     if outside:
         finding = "outside their threat model: " + ", ".join(
@@ -91,24 +92,24 @@ def bounds_check(attempts: Sequence[tuple[str, np.ndarray]]) -> Check:
     return Check("bounds", not outside, finding, {"outside": max(outside.values(), default=0.0)})
 
 
-def finite_check(attempts: Sequence[tuple[str, np.ndarray]]) -> Check:
-    """Whether gradients were finite all along: names of attacks on one model, and bool [n] of each, False where so.
+def finite_check(runs: Sequence[tuple[str, np.ndarray]]) -> Check:
+    """Checks that gradients were finite: names of attacks on one model, and bool [n] for each, True where not.
 
-    An attack cannot follow NaN, and a model that gives it looks robust for that alone.
+    An attack cannot follow NaN, so that a model whose gradients are NaN looks robust for that reason alone.
     """
-    shares = {name: float(np.mean(nonfinite)) for name, nonfinite in attempts if np.any(nonfinite)}
-    finding = f"all gradients were finite in {len(attempts)} attacks made on the model"
+    shares = {name: float(np.mean(nonfinite)) for name, nonfinite in runs if np.any(nonfinite)}
+    finding = f"gradients were finite in all {len(runs)} attacks on the model"
     if shares:
         listed = ", ".join(f"{share:.1%} of the images under {name}" for name, share in shares.items())
-        finding = f"gradients were NaN or infinite on {listed}: what is left there is no robustness"
+        finding = f"gradients were NaN or infinite on {listed}: accuracy there is no evidence of robustness"
     return Check("finite gradients", not shares, finding, {"nonfinite": max(shares.values(), default=0.0)})
 
 
 def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
-    """What the outcomes of one model say about themselves.
+    """Checks that the outcomes of one model allow without further attacks.
 
-    An attack made on the model itself must be at least as strong as the same attack made elsewhere; twice the draws for
-    each gradient must not change what an attack on a stochastic model finds.
+    An adaptive attack must be at least as strong as the same attack made on another model; doubling the draws for each
+    gradient must not change the accuracy of a stochastic model.
     """
     checks = []
     adaptive = {entry.attack: entry for entry in outcomes if entry.adaptive and entry.eot_samples <= _fewest(outcomes)}
@@ -123,7 +124,7 @@ def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
 
 
 def curve_point(run: str, defense: str, attack: str, norm: str, epsilon: float, correct: np.ndarray) -> CurvePoint:
-    """One accuracy of a robustness curve."""
+    """One point of the curve of accuracy over epsilon."""
     counted = cell(correct)
     return CurvePoint(
         run=run,
@@ -166,7 +167,7 @@ def _converged_check(few: Outcome, many: Outcome) -> Check:
 
 
 def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
-    """The attacked outcomes of each model and bounded threat model, on the same images."""
+    """Attacked outcomes grouped by model, bounded threat model and images."""
     groups: dict[tuple, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.attack != CLEAN and outcome.epsilon is not None:
@@ -177,7 +178,7 @@ def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
 
 def _worst(members: Sequence[Outcome]) -> Outcome:
     correct = np.stack([_correct(outcome) for outcome in members])
-    # The first attack that broke the image; where none did, the first attack.
+    # The first attack that succeeded on the image; where none did, the first attack.
     chosen = np.argmin(correct, axis=0)
     rows = np.arange(correct.shape[1])
 
@@ -200,7 +201,7 @@ def _correct(outcome: Outcome) -> np.ndarray:
 
 
 def cell(correct: np.ndarray) -> SummaryCell:
-    """Accuracy and interval of what is right: bool [n]."""
+    """Accuracy of bool [n] correct predictions, with its interval."""
     n, successes = int(correct.size), int(correct.sum())
     low, high = wilson_interval(successes, n)
     return SummaryCell(n=n, accuracy=successes / n if n else None, low=low, high=high)

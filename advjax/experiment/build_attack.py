@@ -3,9 +3,22 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from advjax.experiment.registry import ATTACK_LOSSES, ATTACKS, NOISES, NORMS, STAGED_ATTACKS, build, choose, number
-from advjax.experiment.spec import NamedAttack
-from advjax.types import UserError
+from advjax import attacks
+from advjax.attacks.combine import restarts
+from advjax.evaluation.attack_runs import NamedAttack
+from advjax.experiment.registry import (
+    ATTACK_ENSEMBLES,
+    ATTACK_LOSSES,
+    ATTACKS,
+    NOISES,
+    NORMS,
+    build,
+    choose,
+    number,
+)
+from advjax.types import AttackFn, UserError
+
+_SEARCH_DTYPES = (None, "bfloat16", "float16")
 
 
 def build_attack(
@@ -13,31 +26,60 @@ def build_attack(
 ) -> NamedAttack:
     """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., "num_restarts": ..., other arguments}``.
 
-    Noise has a level of its own, and neither norm nor epsilon nor restarts.
+    Noise has a level instead of a norm, an epsilon and restarts.
+
+    Args:
+      name: that the report gives it.
+      spec: the description.
+      where: the config key, for error messages.
+      table: the attacks to choose from besides ensembles; by default attacks and noise.
+
+    Raises:
+      UserError: something in the description is unknown or makes no sense.
     """
-    if table is None:
-        table = {**ATTACKS, **NOISES}
-    described, spec, table = dict(spec), dict(spec), {**table, **STAGED_ATTACKS}
+    arguments, table = dict(spec), {**ATTACKS, **NOISES} if table is None else table
     if spec.get("name") in NOISES and spec["name"] in table:
-        noise = build(table, spec, where)
-        return NamedAttack(name, noise.threat_model, noise, 1, None, described)
-    if spec.get("epsilon") is None:
-        raise UserError(f"{where}: epsilon is missing; write for example 0.03 or '8/255', or 'inf' for a minimum norm")
-    norm, epsilon, num_restarts = spec.pop("norm", "linf"), spec.pop("epsilon", None), spec.pop("num_restarts", 1)
-    try:
-        epsilon = number(epsilon)
-    except ValueError:
-        raise UserError(f"{where}: epsilon {epsilon!r} is not a number; write for example 0.03 or '8/255'") from None
-    search_dtype = spec.pop("search_dtype", None) if spec.get("name") in STAGED_ATTACKS else None
-    if search_dtype not in (None, "bfloat16", "float16"):
+        noise = build(table, arguments, where)
+        return _single(name, noise, 1, spec, is_noise=True)
+    threat_model = _threat_model(arguments, where)
+    num_restarts, is_ensemble = arguments.pop("num_restarts", 1), spec.get("name") in ATTACK_ENSEMBLES
+    if not isinstance(num_restarts, int) or isinstance(num_restarts, bool):
+        raise UserError(f"{where}: num_restarts must be a whole number, got {num_restarts!r}")
+    search_dtype = arguments.pop("search_dtype", None) if is_ensemble else None
+    if search_dtype not in _SEARCH_DTYPES:
         raise UserError(f"{where}: search_dtype must be 'bfloat16' or 'float16', got {search_dtype!r}")
-    threat_model = build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
-    if "loss" in spec:
-        spec["loss"] = choose(ATTACK_LOSSES, spec["loss"], f"{where}: loss")
-    if num_restarts < 1 or (num_restarts > 1 and spec.get("name") in STAGED_ATTACKS):
-        raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(STAGED_ATTACKS)}")
-    attack = build(table, spec, where, threat_model)
-    return NamedAttack(name, threat_model, attack, num_restarts, search_dtype, described)
+    if "loss" in arguments:
+        arguments["loss"] = choose(ATTACK_LOSSES, arguments["loss"], f"{where}: loss")
+    if num_restarts < 1 or (num_restarts > 1 and is_ensemble):
+        raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(ATTACK_ENSEMBLES)}")
+    built = build({**table, **ATTACK_ENSEMBLES}, arguments, where, threat_model)
+    if not is_ensemble:
+        return _single(name, built, num_restarts, spec)
+    return NamedAttack(name, threat_model, built, None, False, False, search_dtype, dict(spec))
+
+
+def single_attack(attack: NamedAttack, label_use: str, where: str) -> AttackFn:
+    """The attack as one function of a batch, for training: every image gets the whole of it.
+
+    Raises:
+      UserError: it is an ensemble, which only evaluation can run, or ``label_use`` is unknown.
+    """
+    if attack.attack is None:
+        raise UserError(f"{where}: {attack.identity['name']} is for evaluation only")
+    if known_label_use(label_use, where) == "predicted":
+        return attacks.with_predicted_labels(attack.attack)
+    return attack.attack
+
+
+def whole_attack(attack: NamedAttack, label_use: str, where: str) -> NamedAttack:
+    """A single attack as training runs it: one round in which every image gets the whole of it, restarts included.
+
+    Raises:
+      UserError: as ``single_attack``.
+    """
+    function = single_attack(attack, label_use, where)
+    stage = attacks.Stage(attack.name, lambda number: function, lambda num_classes: 1)
+    return attack._replace(stages=(stage,), attack=function)
 
 
 def known_label_use(value: str, where: str) -> str:
@@ -45,3 +87,26 @@ def known_label_use(value: str, where: str) -> str:
     if value not in ("true", "predicted"):
         raise UserError(f"{where}: labels must be 'true' or 'predicted', got {value!r}")
     return value
+
+
+def _threat_model(arguments: dict[str, Any], where: str) -> attacks.ThreatModel:
+    """Takes norm and epsilon out of the arguments."""
+    if arguments.get("epsilon") is None:
+        raise UserError(f"{where}: epsilon is missing; write for example 0.03 or '8/255', or 'inf' for a minimum norm")
+    norm, epsilon = arguments.pop("norm", "linf"), arguments.pop("epsilon")
+    try:
+        epsilon = number(epsilon)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: epsilon {epsilon!r} is not a number; write for example 0.03 or '8/255'") from None
+    return build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
+
+
+def _single(
+    name: str, attack: attacks.Attack, num_restarts: int, spec: Mapping[str, Any], is_noise: bool = False
+) -> NamedAttack:
+    # A minimum-norm attack is the better the closer its result, one inside a ball is done at its first success.
+    keep = "first" if attack.threat_model.is_bounded else "closest"
+    repeated = attacks.with_restarts(attack, num_restarts, keep=keep) if num_restarts > 1 else attack
+    stages = (restarts(name, attack, num_restarts),)
+    is_query = attack.objective is None
+    return NamedAttack(name, attack.threat_model, stages, repeated, is_noise, is_query, None, dict(spec))

@@ -1,5 +1,8 @@
-"""The splits of a data set, and the shares that runs see."""
+"""The splits of a data set, the shares that runs train on, and what models and plans depend on of them."""
 
+import functools
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +12,27 @@ from advjax import data
 from advjax.data import Dataset, Source
 from advjax.experiment import defaults
 from advjax.experiment.registry import number
-from advjax.experiment.spec import Copies, Data, Division
+from advjax.experiment.spec import Data, DataFacts, Division
 from advjax.types import UserError
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Data:
-    """Train, validation and test split, each a function of (data set, seed) alone, or of an index file."""
+    """Train, validation and test split, each a function of (data set, seed) alone, or of an index file.
+
+    The data read last are kept, so that one process reads them once.
+
+    Args:
+      config: the complete part ``data`` of a config.
+      seed: of the experiment.
+    """
+    return _read(json.dumps(config), seed, _content(config["index_file"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _read(config_text: str, seed: int, index_content: bytes) -> Data:
+    """Reads the data; the content of the index file only tells calls apart."""
+    del index_content
+    config = json.loads(config_text)
     arguments = {"directory": config["dir"] or None, "image_size": config["image_size"]}
     read = data.open_source if config["stream"] else data.load
     _check_splits(config)
@@ -27,6 +45,20 @@ def load_data(config: Mapping[str, Any], seed: int) -> Data:
         test = data.load(config["name"], config["test_split"], **arguments)
     train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
     return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
+
+
+def describe_data(loaded: Data, runs: Mapping[str, Mapping[str, Any]], seed: int) -> DataFacts:
+    """What models and plans depend on of the data.
+
+    Args:
+      loaded: the data.
+      runs: the complete descriptions of the runs, by name.
+      seed: of the experiment.
+    """
+    counts = {name: _num_training_examples(loaded, spec, seed) for name, spec in runs.items()}
+    train = loaded.train
+    height, width, channels = train.image_shape
+    return DataFacts(train.name, (height, width, channels), train.num_classes, len(loaded.validation.labels), counts)
 
 
 _WITHOUT_EFFECT = {
@@ -57,6 +89,14 @@ def _check_apart(config: Mapping[str, Any]) -> None:
             f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
             "choose parts without common images, as in train[1024:] and train[:1024]"
         )
+
+
+def _content(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes() if path else b""
+    except OSError:
+        # Whoever reads the file says what is wrong with it.
+        return b""
 
 
 def _parts(pool: Dataset | Source, config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
@@ -106,7 +146,8 @@ def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Sourc
     return train.take(data.nested_subset(train.labels, fraction=fraction, seed=seed, name=train.name))
 
 
-def num_training_examples(subset: Dataset | Source, copies: Copies | None, undersample: bool, seed: int) -> int:
-    """How many examples a run learns from: its share of the training split with the copies, and undersampled."""
-    labels = np.tile(subset.labels, 1 + (len(copies.attacks) if copies else 0))
-    return len(data.undersample(labels, seed=seed, name=subset.name)) if undersample else len(labels)
+def _num_training_examples(loaded: Data, spec: Mapping[str, Any], seed: int) -> int:
+    """How many examples a run trains on: its share of the training split with the copies, undersampled."""
+    subset = training_subset(loaded, number(spec["train_fraction"]), seed)
+    labels = np.tile(subset.labels, 1 + len(spec["copies"]["order"]))
+    return len(data.undersample(labels, seed=seed, name=subset.name)) if spec["undersample"] else len(labels)

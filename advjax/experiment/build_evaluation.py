@@ -1,4 +1,4 @@
-"""What is measured: attacks, defences, the report card, the curve over epsilon."""
+"""What is measured: attacks, defenses, the report card, the curve over epsilon."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment import defaults
 from advjax.experiment.build_attack import build_attack, known_label_use
 from advjax.experiment.registry import DEFENSES, build, number, required
-from advjax.experiment.spec import Curve, EvaluationPlan, NamedDefense, Run
+from advjax.experiment.spec import CurvePlan, DefensePlan, EvaluationPlan, Run
 from advjax.types import Array, AttackFn, UserError
 
 
 def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described: Mapping[str, Any]) -> EvaluationPlan:
-    """What a config's ``evaluation`` measures of ``runs``, which may be fewer than are ``described``.
+    """The evaluation that a config describes, of ``runs``, which may be fewer than are ``described``.
 
     Raises:
       UserError: something in it is unknown or makes no sense.
@@ -26,7 +26,7 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         raise UserError(f"evaluation.made_on: no run is named {unknown[0]!r}; runs are {', '.join(runs)}")
     if spec["pictured"] and spec["pictured"] not in spec["attacks"]["order"]:
         names = ", ".join(spec["attacks"]["order"])
-        raise UserError(f"evaluation.pictured: {spec['pictured']!r} is none of the attacks {names}")
+        raise UserError(f"evaluation.pictured: {spec['pictured']!r} is not among the attacks {names}")
     if spec["num_examples"] < 0 or spec["batch_size"] < 1:
         raise UserError("evaluation: num_examples must be 0 or more and batch_size at least 1")
     if spec["protocol"] not in ("sound", "faithful"):
@@ -54,13 +54,13 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
 
 
 def _checked(given: Sequence[str], described: Mapping[str, Any]) -> tuple[str, ...]:
-    """A run that is described may be named although it is left out this time."""
+    """Runs that are described may be named even if they are left out this time."""
     if unknown := [name for name in given if name not in described]:
         raise UserError(f"evaluation.checked: no run is named {unknown[0]!r}; runs are {', '.join(described)}")
     return tuple(given)
 
 
-def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -> NamedDefense:
+def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -> DefensePlan:
     where = f"evaluation.defenses.{name}"
     if name not in described:
         raise UserError(f"evaluation.defenses: {name!r} is in the order but not described")
@@ -71,10 +71,11 @@ def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -
     numbers = {key: spec.pop(key, default) for key, default in defaults.DEFENSE.items()}
     if any(value < 1 for value in numbers.values()):
         raise UserError(f"{where}: {', '.join(numbers)} must be at least 1")
-    return NamedDefense(name, run, build(DEFENSES, spec, where), **numbers, spec=dict(described[name]))
+    identity = {key: value for key, value in described[name].items() if key != "run"}
+    return DefensePlan(name, run, build(DEFENSES, spec, where), **numbers, identity={**identity, **numbers})
 
 
-def _curve(spec: Mapping[str, Any] | None) -> Curve | None:
+def _curve(spec: Mapping[str, Any] | None) -> CurvePlan | None:
     if not spec:
         return None
     where = "evaluation.curve"
@@ -84,14 +85,16 @@ def _curve(spec: Mapping[str, Any] | None) -> Curve | None:
     attack, epsilons, num_examples = (required(spec, key, where) for key in keys)
     attack = dict(attack)
     built = build_attack("curve", {**attack, "epsilon": 1.0}, where)
-    if built.stages is not None:
-        raise UserError(f"{where}: {attack['name']} has stages; take one attack")
+    if built.is_ensemble:
+        raise UserError(f"{where}: {attack['name']} is an ensemble; choose a single attack")
 
     def attack_at(epsilon: Array) -> AttackFn:
-        return build_attack("curve", {**attack, "epsilon": epsilon}, where).for_verdict()
+        single = build_attack("curve", {**attack, "epsilon": epsilon}, where).attack
+        assert single is not None
+        return single
 
     epsilons = tuple(float(number(epsilon)) for epsilon in epsilons)
-    return Curve(attack["name"], built.norm, attack_at, epsilons, num_examples)
+    return CurvePlan(attack["name"], built.norm, attack_at, epsilons, num_examples)
 
 
 def _described(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

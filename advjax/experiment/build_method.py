@@ -1,5 +1,6 @@
 """How a run trains: transforms of its batches, its objective, its optimizer."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def build_method(
     plan: Plan,
     steps_per_epoch: int,
     training: PlacedAttack | None,
-    asks: tuple[str, ...],
+    sources: tuple[str, ...],
 ) -> Callable[[Variables, Mapping[str, nn.Module]], Method]:
     """``(untrained variables, models of earlier runs) -> Method``: what a run's config describes.
 
@@ -57,7 +58,7 @@ def build_method(
     if spec["two_updates"]:
         step, updates = _two_updates(spec["two_updates"], training, where), 2
     elif training is not None:
-        steps.append(transforms.perturb(*training))
+        steps.append(transforms.perturb(training.function, training.made_on))
     steps += [
         build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
         for name in spec["targets"]["order"]
@@ -82,7 +83,7 @@ def build_method(
             transforms=tuple(steps),
             optimizer=partition.partitioned(by_label, labels),
             trainable=trainable,
-            models={name: models[name] for name in asks},
+            models={name: models[name] for name in sources},
             average=average,
             step=step,
         )
@@ -108,7 +109,7 @@ def _two_updates(kind: str, training: PlacedAttack | None, where: str) -> Callab
         raise UserError(f"{where}: two_updates must be 'attack', 'reused_gradient' or '', got {kind!r}")
     if training is None or training.made_on != "self":
         raise UserError(f"{where}: two_updates needs an attack that is made on 'self'")
-    return two_updates.two_updates(training.attack, kind == "reused_gradient")
+    return two_updates.two_updates(training.function, kind == "reused_gradient")
 
 
 def _optimizer(
@@ -133,6 +134,7 @@ def _optimizer(
         schedule = {"name": "constant", "learning_rate": rate}
     elif kind != "constant":
         schedule["num_steps"] = num_updates
+    _check_rates(schedule, where_schedule)
     rates = build(SCHEDULES, schedule, where_schedule)
     if kind == "one_cycle":
         spec |= _momentum(spec, schedule, where, rates[1])
@@ -141,6 +143,15 @@ def _optimizer(
     if plateaus:
         optimizer = build({kind: optimizers.with_plateaus}, plateaus, where_schedule, optimizer, updates_per_epoch)
     return optimizers.with_clipping(optimizer, clip) if clip else optimizer
+
+
+def _check_rates(schedule: Mapping[str, Any], where: str) -> None:
+    """A learning rate is positive and finite."""
+    for key, value in schedule.items():
+        if key.endswith("learning_rate"):
+            rate = number(value)
+            if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                raise UserError(f"{where}: {key} must be positive and finite, got {value!r}")
 
 
 def _momentum(

@@ -7,21 +7,26 @@ import flax.linen as nn
 
 from advjax import data
 from advjax.evaluation.adversarial_sets import FORMATS
-from advjax.experiment.build_attack import build_attack, known_label_use
-from advjax.experiment.build_data import num_training_examples, training_subset
+from advjax.experiment.build_attack import build_attack, known_label_use, whole_attack
 from advjax.experiment.build_method import build_method
 from advjax.experiment.registry import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
-from advjax.experiment.spec import Copies, Data, PlacedAttack, Run
+from advjax.experiment.spec import AdversarialCopies, DataFacts, PlacedAttack, Run
 from advjax.training.loop import Plan
 from advjax.types import UserError
 
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
-"""Of those that `advjax.jobs.train` validates, what a checkpoint may be chosen by."""
+"""The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
-def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mapping[str, Run]) -> Run:
-    """The run that a config describes under ``name``, of the data, and perhaps of runs before it.
+def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: Mapping[str, Run]) -> Run:
+    """The run that a complete config describes under ``name``.
+
+    Args:
+      name: of the run.
+      config: the whole config.
+      facts: about the data.
+      earlier: the runs before it, which it may start from, patch or attack.
 
     Raises:
       UserError: something in it is unknown or makes no sense.
@@ -30,46 +35,54 @@ def build_run(name: str, config: Mapping[str, Any], loaded: Data, earlier: Mappi
     start = spec["model"].get("base") or spec["start"] or None
     training = _placed(spec["attack"], f"{where}.attack", {**ATTACKS, **TRAINING_ATTACKS})
     validation = _placed(_validation_attack(spec), f"{where}.validation_attack", ATTACKS)
-    twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
-    networks = (training and training.made_on, *twin_labels)
-    asks = tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
+    sources = _sources(spec, training)
     copies = _copies(spec["copies"], f"{where}.copies")
-    needed = tuple(dict.fromkeys((start, *asks, copies and copies.made_on, validation and validation.made_on)))
+    needed = (start, *sources, copies and copies.made_on, validation and validation.made_on)
+    needed = tuple(dict.fromkeys(other for other in needed if other not in (None, "self")))
     for other in needed:
-        if other not in (None, "self", *earlier):
+        if other not in earlier:
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
-    model = _model(spec["model"], where, loaded.train.num_classes, earlier)
-    fraction = number(spec["train_fraction"])
-    num_train = num_training_examples(
-        training_subset(loaded, fraction, config["seed"]), copies, bool(spec["undersample"]), config["seed"]
-    )
-    plan = _plan(spec, where, num_train, config["seed"], config["data"]["num_workers"])
+    model = _model(spec["model"], where, facts.num_classes, earlier)
+    plan = _plan(spec, where, facts.num_examples[name], config["seed"], config["data"]["num_workers"])
     if plan.select_metric == "attacked_accuracy" and validation is None:
         raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
-    if not spec["checkpoint"] and not len(loaded.validation.labels):
+    if not spec["checkpoint"] and not facts.num_validation:
         _check_without_validation(plan, where)
-    steps_per_epoch = data.steps_per_epoch(num_train, spec["batch_size"])
-    summary = {
-        "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
-        "data_set": loaded.train.name,
-        "seed": config["seed"],
-        "run": spec,
-        "needs": {other: earlier[other].spec for other in needed if other not in (None, "self")},
-    }
+    steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
     return Run(
         name=name,
         model=model,
         start=start,
-        train_fraction=fraction,
+        train_fraction=number(spec["train_fraction"]),
         copies=copies,
         undersample=bool(spec["undersample"]),
-        method=build_method(spec, where, model, plan, steps_per_epoch, training, asks),
-        asks=asks,
+        method=build_method(spec, where, model, plan, steps_per_epoch, training, sources),
+        sources=sources,
         validation_attack=validation,
         plan=plan,
         checkpoint=spec["checkpoint"],
-        spec=summary,
+        identity=_identity(spec, config, facts, {other: earlier[other] for other in needed}),
     )
+
+
+def _identity(
+    spec: Mapping[str, Any], config: Mapping[str, Any], facts: DataFacts, needed: Mapping[str, Run]
+) -> dict[str, Any]:
+    """All that decides the result of training; where the data lie and how many threads read them does not."""
+    return {
+        "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
+        "data_set": facts.name,
+        "seed": config["seed"],
+        "run": spec,
+        "needs": {name: run.identity for name, run in needed.items()},
+    }
+
+
+def _sources(spec: Mapping[str, Any], training: PlacedAttack | None) -> tuple[str, ...]:
+    """Earlier runs whose networks the training step evaluates: to attack them, or for the labels of noisy twins."""
+    twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
+    networks = (training and training.made_on, *twin_labels)
+    return tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
 
 
 def _placed(spec: Mapping[str, Any] | None, where: str, table: Mapping[str, Callable[..., Any]]) -> PlacedAttack | None:
@@ -78,10 +91,7 @@ def _placed(spec: Mapping[str, Any] | None, where: str, table: Mapping[str, Call
         return None
     spec = dict(spec)
     made_on, label_use = spec.pop("made_on", "self"), spec.pop("labels", "true")
-    built = build_attack("train", spec, where, table)
-    if built.stages is not None:
-        raise UserError(f"{where}: {spec['name']} is for evaluation only")
-    return PlacedAttack(built.for_transfer(known_label_use(label_use, where)), made_on)
+    return PlacedAttack(whole_attack(build_attack("train", spec, where, table), label_use, where), made_on)
 
 
 def _validation_attack(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -98,23 +108,25 @@ def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mappi
         return build(PATCHES, spec, where, earlier[base].model)
     if spec.get("name") in PATCHES:
         raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
+    given, width = spec.get("num_classes", num_classes), spec.get("width", 1.0)
+    if given != num_classes:
+        raise UserError(f"{where}: num_classes must be {num_classes}, as the data have, got {given!r}")
+    if not isinstance(width, int | float) or not 0 < width < 1e3:
+        raise UserError(f"{where}: width must be a positive factor, got {width!r}")
     return build(MODELS, {"num_classes": num_classes, **spec}, where)
 
 
-def _copies(spec: Mapping[str, Any], where: str) -> Copies | None:
+def _copies(spec: Mapping[str, Any], where: str) -> AdversarialCopies | None:
     if not spec["order"]:
         return None
     if spec["format"] not in FORMATS:
         raise UserError(f"{where}: format must be {' or '.join(map(repr, FORMATS))}, got {spec['format']!r}")
-    attacks = []
+    label_use, attacks = known_label_use(spec["labels"], where), []
     for name in spec["order"]:
         if name not in spec:
             raise UserError(f"{where}: {name!r} is in the order but not described")
-        attack = build_attack(name, spec[name], f"{where}.{name}")
-        if attack.stages is not None:
-            raise UserError(f"{where}.{name}: {spec[name]['name']} is for evaluation only")
-        attacks.append(attack)
-    return Copies(spec["made_on"], tuple(attacks), known_label_use(spec["labels"], where), spec["format"])
+        attacks.append(whole_attack(build_attack(name, spec[name], f"{where}.{name}"), label_use, f"{where}.{name}"))
+    return AdversarialCopies(spec["made_on"], tuple(attacks), label_use, spec["format"])
 
 
 def _check_without_validation(plan: Plan, where: str) -> None:

@@ -1,50 +1,36 @@
-"""A whole config: its keys, its data, its runs in order, and its evaluation."""
+"""From a config to the records of an experiment: its runs in order, its evaluation, and when its data are read."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from advjax.experiment import defaults
-from advjax.experiment.build_data import load_data
+from advjax.experiment.build_data import describe_data, load_data
 from advjax.experiment.build_evaluation import build_evaluation
 from advjax.experiment.build_run import build_run
-from advjax.experiment.spec import Experiment, Run
+from advjax.experiment.check_values import check_values
+from advjax.experiment.spec import DataFacts, Experiment, Run
 from advjax.types import UserError
 
 _TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
+"""Keys under which names are described, besides the keys that they have by default."""
 
 
-def from_config(config: ml_collections.ConfigDict) -> Experiment:
-    """The experiment that a config describes; loads its data.
+def complete(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data (tuples are lists), with the defaults of what it leaves out.
+
+    This is what a workdir and a report store; completing it again changes nothing.
 
     Raises:
-      UserError: something in it is unknown or makes no sense.
+      UserError: a key that is unknown, or a part that is not described as it must be.
     """
-    spec = _complete(plain(config.copy_and_resolve_references()))
-    described = spec["runs"]
-    if not described or len(set(described)) != len(described):
-        raise UserError(f"runs must name one or more different runs, got {described}")
-    if unknown := [name for name in described if name not in spec["run"]]:
-        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
-    loaded = load_data(spec["data"], spec["seed"])
-    runs: dict[str, Run] = {}
-    for name in described:
-        runs[name] = build_run(name, spec, loaded, runs)
-    evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
-    for defense in evaluation.defenses:
-        defense.check(runs[defense.run].model, loaded.train.image_shape)
-    return Experiment(spec["title"], spec["seed"], tuple(runs.values()), loaded, evaluation, spec["mapping"], spec)
-
-
-def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with defaults for what it leaves out; a key that has no default is a mistake."""
-    spec = defaults.changed(defaults.EXPERIMENT, spec)
+    spec = defaults.changed(_plain(defaults.EXPERIMENT), plain(config))
     for name, run in spec["run"].items():
         if not isinstance(run, Mapping):
             raise UserError(f"run.{name} must describe a run, got {run!r}")
-    spec["run"] = {name: defaults.changed(defaults.RUN, run) for name, run in spec["run"].items()}
+    spec["run"] = {name: defaults.changed(_plain(defaults.RUN), run) for name, run in spec["run"].items()}
     described = [("", spec, defaults.EXPERIMENT), ("data.", spec["data"], defaults.DATA)]
     described += [("evaluation.", spec["evaluation"], defaults.EVALUATION)]
     described += [(f"run.{name}.", run, defaults.RUN) for name, run in spec["run"].items()]
@@ -53,16 +39,61 @@ def _complete(spec: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"unknown key {path}{unknown[0]}; known are {', '.join(known)}")
         for table in _TABLES & given.keys():
             _check_table(given[table], known[table], f"{path}{table}")
+    check_values(spec)
     return spec
 
 
+def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None = None) -> Experiment:
+    """The experiment that a config describes.
+
+    Args:
+      config: complete or not.
+      facts: what a workdir knows of the data; they are read for it if None.
+
+    Raises:
+      UserError: something in the config is unknown or makes no sense, or the data cannot be read.
+    """
+    spec = complete(config)
+    named = spec["runs"]
+    if not named or len(set(named)) != len(named):
+        raise UserError(f"runs must name one or more different runs, got {named}")
+    if unknown := [name for name in named if name not in spec["run"]]:
+        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
+    if facts is None:
+        loaded = load_data(spec["data"], spec["seed"])
+        facts = describe_data(loaded, {name: spec["run"][name] for name in named}, spec["seed"])
+    runs: dict[str, Run] = {}
+    for name in named:
+        runs[name] = build_run(name, spec, facts, runs)
+    evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
+    for defense in evaluation.defenses:
+        defense.check(runs[defense.run].model, facts.image_shape)
+    return Experiment(
+        title=spec["title"],
+        seed=spec["seed"],
+        runs=tuple(runs.values()),
+        facts=facts,
+        load_data=lambda: load_data(spec["data"], spec["seed"]),
+        evaluation=evaluation,
+        mapping=spec["mapping"],
+    )
+
+
+def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data, its references resolved and its tuples as lists."""
+    if isinstance(config, ConfigDict):
+        return json.loads(config.copy_and_resolve_references().to_json())
+    return _plain(config)
+
+
 def _check_table(given: Any, known: Mapping[str, Any], where: str) -> None:
-    """Beside its own keys, a table holds what it describes by name, and no values that nobody would look at."""
+    """Besides its own keys, a table holds descriptions by name, and no stray values."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must have keys of its own, got {given!r}")
     for key, value in given.items():
         if key not in known and not isinstance(value, Mapping):
             raise UserError(f"{where}.{key} must have the arguments of {key!r}, got {value!r}")
 
 
-def plain(config: ml_collections.ConfigDict) -> Any:
-    """A config as plain data, its tuples as lists."""
-    return json.loads(config.to_json())
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))

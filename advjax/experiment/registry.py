@@ -1,11 +1,13 @@
-"""The names that a config may use, and how a name with its arguments becomes an object.
+"""The registry: the names that a config may use, and how a name with its arguments becomes an object.
 
-Strings become functions here and nowhere else: a name that is missing from a table is an error that lists the table.
-What belongs to one paper alone stays out of the tables: "configs.MODULE:FUNCTION" is a function beside the configs.
+Strings become functions here and nowhere else; an unknown name is an error that lists the known ones.  Functions that
+belong to a single paper are not registered: "configs.MODULE:FUNCTION" refers to one beside the configs.
 """
 
 import importlib
 import inspect
+import math
+import types
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -15,7 +17,7 @@ import jax
 
 from advjax import attacks, defenses
 from advjax.data import Dataset
-from advjax.evaluation.scored_model import Deployment
+from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
     custom_cnn,
     denoise,
@@ -30,31 +32,33 @@ from advjax.models import (
     wide_resnet,
 )
 from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
-from advjax.training import augment, averaging, losses, mixing, objectives, optimizers, trades, transforms
+from advjax.training import augment, averaging, losses, mart, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
-ATTACKS = {
-    "fgsm": attacks.fgsm,
-    "one_step_target_class": attacks.one_step_target_class,
-    "bim": attacks.bim,
-    "pgd": attacks.pgd,
-    "auto_pgd": attacks.auto_pgd,
-    "auto_pgd_l1": attacks.auto_pgd_l1,
-    "carlini_wagner_l2": attacks.carlini_wagner_l2,
-    "carlini_wagner_l2_line_search": attacks.carlini_wagner_l2_line_search,
-    "carlini_wagner_linf": attacks.carlini_wagner_linf,
-    "carlini_wagner_linf_line_search": attacks.carlini_wagner_linf_line_search,
-    "deepfool": attacks.deepfool,
-    "fab": attacks.fab,
-    "square": attacks.square,
+
+def _exported(result: Any) -> dict[str, Callable[..., Any]]:
+    """The functions of ``advjax.attacks`` from a threat model, and other arguments, to ``result``."""
+    found = {}
+    for name in attacks.__all__:
+        function = getattr(attacks, name)
+        if inspect.isfunction(function):
+            signature = inspect.signature(function)
+            if signature.return_annotation == result and "threat_model" in signature.parameters:
+                found[name] = function
+    return found
+
+
+ATTACKS = _exported(attacks.Attack)
+"""Config names follow the exports: a new attack in ``advjax.attacks`` is known here."""
+ATTACK_ENSEMBLES = {
+    name.removesuffix("_stages"): function for name, function in _exported(tuple[attacks.Stage, ...]).items()
 }
-STAGED_ATTACKS = {"auto_attack": attacks.auto_attack_stages, "quick_check": attacks.quick_check_stages}
 NOISES = {"gaussian_noise": attacks.gaussian_noise}
-"""Evaluated beside the attacks, but made without a look at any model."""
+"""Evaluated beside the attacks, but drawn without looking at any model."""
 TRAINING_ATTACKS = {"most_divergent": trades.most_divergent}
-"""Attacks that look for another thing than a wrong class: for training alone."""
+"""Attacks that maximize something other than a classification loss: for training alone."""
 NORMS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
-# By name, an aimed attack takes the targeted version of the loss.
+# An attack with an aim replaces these by the targeted version of the loss.
 ATTACK_LOSSES = {"ce": "ce", "dlr": "dlr", "margin": attacks.margin}
 LOSSES = {
     "cross_entropy": lambda: losses.cross_entropy,
@@ -100,71 +104,66 @@ PATCHES = {
     "denoising": denoise.with_denoising,
     "distribution_regression": distribution_regression.DistributionRegression,
 }
-"""Models around the model of an earlier run, their "base"."""
+"""Models that are put around the model of an earlier run, their "base"."""
 OBJECTIVES = {
     "supervised": objectives.supervised,
     "fixers": objectives.fixers,
     "manifold_mixup": mixing.manifold_mixup,
     "trades": trades.trades,
-    "mart": trades.mart,
+    "mart": mart.mart,
 }
 PAIRING = ("trades", "mart", "fixers", "partial_mix")
-"""Objectives and transforms of targets that need the clean images beside the attacked ones."""
+"""Objectives and target transforms that need pairs of clean and adversarial images."""
 SCHEDULES = {
     "one_cycle": optimizers.one_cycle,
     "cosine": optimizers.cosine,
     "step_decay": optimizers.step_decay,
     "constant": lambda learning_rate: learning_rate,
-    # A constant rate, and what is done around the optimizer.
+    # A constant rate; the reductions are made around the optimizer.
     "reduce_on_plateau": None,
 }
 OPTIMIZERS = {"sgd": optimizers.sgd, "adam": optimizers.adam, "adamw": optimizers.adamw}
 AVERAGES = {"ema": averaging.ema, "swa": averaging.swa}
 
 
-def _no_arrays(train: Dataset) -> PyTree:
-    return {}
+def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Callable[..., StochasticLogitsFn]:
+    """A defense that needs nothing of the model but its logits."""
+    return lambda model, variables, arrays: wrap(logits_fn(model, variables), arrays)
 
 
-def _around_logits(wrap: Callable[[LogitsFn, PyTree], StochasticLogitsFn]) -> Callable[[nn.Module], Callable]:
-    """A defence that needs nothing of the model but its logits; variables are those of the model and of the defence."""
-    return lambda model: lambda variables: wrap(logits_fn(model, variables[0]), variables[1])
-
-
-def _random_self_ensemble() -> Deployment:
+def _random_self_ensemble() -> DefenseRecipe:
     def check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         shapes = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
         if not is_stochastic(model, shapes, image_shape):
             raise UserError(
-                f"random_self_ensemble asks a {type(model).__name__} with noise inside, but this one has none: "
-                "give its run's model noise, or take gaussian_smoothing"
+                f"random_self_ensemble needs a model with noise layers, and this {type(model).__name__} has none: "
+                "give its run's model noise, or use gaussian_smoothing"
             )
 
-    return Deployment(lambda model: lambda variables: stochastic_logits_fn(model, variables[0]), _no_arrays, check)
+    return DefenseRecipe(lambda model, variables, arrays: stochastic_logits_fn(model, variables), check=check)
 
 
-def _gaussian_smoothing(std: float) -> Deployment:
-    return Deployment(_around_logits(lambda f, arrays: defenses.gaussian_smoothing(f, std)), _no_arrays)
+def _gaussian_smoothing(std: float) -> DefenseRecipe:
+    return DefenseRecipe(_around_logits(lambda f, arrays: defenses.gaussian_smoothing(f, std)))
 
 
-def _random_resize_pad(smallest: int = 26, largest: int = 31) -> Deployment:
-    return Deployment(
+def _random_resize_pad(smallest: int = 26, largest: int = 31) -> DefenseRecipe:
+    return DefenseRecipe(
         _around_logits(lambda f, arrays: defenses.random_resize_pad(f, smallest, largest)),
-        _no_arrays,
-        lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
+        check=lambda model, image_shape: distribution_regression.check_resizing(image_shape, smallest, largest),
     )
 
 
 def _mixup_inference(
     mode: str = "other", num_mixes: int = 30, mix_weight: float = 0.5, pool_size: int = 1000
-) -> Deployment:
+) -> DefenseRecipe:
     def pool(train: Dataset) -> PyTree:
         return defenses.make_pool(train.images[:pool_size], train.labels[:pool_size], train.num_classes)
 
     def wrap(f: LogitsFn, arrays: PyTree) -> StochasticLogitsFn:
         return defenses.mixup_inference(f, arrays, mode=mode, num_mixes=num_mixes, mix_weight=mix_weight)
 
-    return Deployment(_around_logits(wrap), pool)
+    return DefenseRecipe(_around_logits(wrap), pool)
 
 
 DEFENSES = {
@@ -181,12 +180,12 @@ def number(value: Any) -> Any:
         return value
     try:
         return float(Fraction(value))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         return float(value)
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], where: str, *args: Any) -> Any:
-    """``table[spec["name"]](*args, **the rest of spec)``, every mistake in it a UserError that says where."""
+    """``table[spec["name"]](*args, **rest of spec)``; every mistake is a UserError that says where."""
     spec = dict(spec)
     name = spec.pop("name", None)
     function = choose(table, name, where)
@@ -197,21 +196,42 @@ def build(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], wher
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     if missing := [key for key in known if parameters[key].default is parameters[key].empty and key not in spec]:
         raise UserError(f"{where}: {name} needs {', '.join(missing)}")
+    arguments = {key: number(value) if _is_number(value) else value for key, value in spec.items()}
+    for key, value in arguments.items():
+        _check_argument(value, parameters[key].annotation if key in parameters else Any, f"{where}: {key}")
     try:
-        return function(*args, **{key: number(value) if _is_number(value) else value for key, value in spec.items()})
-    except (TypeError, ValueError) as error:
+        return function(*args, **arguments)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
+def _check_argument(value: Any, annotation: Any, where: str) -> None:
+    """Refuses numbers that no argument can mean, and fractions or words where a whole number is annotated."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where} must be a number, got nan")
+    if annotation is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UserError(f"{where} must be a whole number, got {value!r}")
+    if annotation is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{where} must be a number, got {value!r}")
+    if annotation is bool and not isinstance(value, bool | int):
+        raise UserError(f"{where} must be True or False, got {value!r}")
+    # Attacks take traced numbers as well, so their annotations are unions.
+    allowed = annotation.__args__ if isinstance(annotation, types.UnionType) else ()
+    if float in allowed and str not in allowed:
+        is_missing = value is None and types.NoneType not in allowed
+        if is_missing or isinstance(value, str | bool | list | Mapping):
+            raise UserError(f"{where} must be a number, got {value!r}")
+
+
 def required(spec: Mapping[str, Any], key: str, where: str) -> Any:
-    """``spec[key]``; UserError where it is missing or empty."""
+    """``spec[key]``; a UserError if it is missing or empty."""
     if not spec.get(key):
         raise UserError(f"{where}: {key} is missing")
     return spec[key]
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
-    """``table[name]``, or what "configs.MODULE:FUNCTION" names; an unknown name is a UserError that lists the known."""
+    """``table[name]``, or the function "configs.MODULE:FUNCTION"; a UserError lists the known names."""
     if isinstance(name, str) and ":" in name:
         return _beside_configs(name, where)
     if name not in table:
@@ -220,19 +240,21 @@ def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
 
 
 def _beside_configs(name: str, where: str) -> Callable[..., Any]:
-    """A function that one paper needs and the library does not have.
+    """A function that belongs to one paper, from the package ``configs``.
 
-    From the package ``configs`` alone: a config may come with a folder of results, and is not to call anything else.
+    From nowhere else: a config may come with somebody's folder of results and must not be able to call anything.
     """
     module, _, function = name.partition(":")
     if not module.startswith("configs."):
-        raise UserError(f"{where}: {name!r} is not in the package configs, the only one that functions are taken from")
+        raise UserError(
+            f"{where}: {name!r} is not in the package configs, the only one that configs may name functions of"
+        )
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: {name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise UserError(f"{where}: {name!r} is no function")
+        raise UserError(f"{where}: {name!r} is not a function")
     return found
 
 

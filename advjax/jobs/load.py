@@ -1,72 +1,70 @@
 """A trained network of a working directory, for your own code."""
 
-import json
+import functools
 import os
-import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
 from advjax.data import Dataset
-from advjax.experiment.from_config import from_config
-from advjax.jobs import train
+from advjax.experiment.spec import Experiment
+from advjax.jobs.workdir import Notify, open_experiment, read_config, restore
 from advjax.models import blocks
 from advjax.types import LogitsFn, UserError, Variables
 
-__all__ = ["Trained", "experiment_config", "load"]
+__all__ = ["Trained", "load"]
 
 
-class Trained(NamedTuple):
-    """What is left of a run, and the data that it has not seen."""
+class Trained:
+    """A trained network.
 
-    model: nn.Module
-    variables: Variables
-    """Of the checkpoint that the run's ``select`` names; averaged weights where the run averages."""
-    test: Dataset
-    """The test images of the experiment."""
-    config: ConfigDict
-    """The whole experiment."""
+    Attributes:
+      model: the linen module.
+      variables: of the checkpoint that the run's ``select`` names; averaged weights where the run averages.
+      config: the complete config of the experiment.
+    """
+
+    def __init__(
+        self, model: nn.Module, variables: Variables, config: Mapping[str, Any], experiment: Experiment
+    ) -> None:
+        self.model, self.variables, self.config = model, variables, ConfigDict(dict(config))
+        self._experiment = experiment
 
     @property
     def logits_fn(self) -> LogitsFn:
         """``float images [n, h, w, c] in [0, 1] -> logits [n, classes]``, in inference mode; differentiable."""
         return blocks.logits_fn(self.model, self.variables)
 
+    @functools.cached_property
+    def test(self) -> Dataset:
+        """The test images of the experiment, read when they are first looked at."""
+        return self._experiment.load_data().test
 
-def load(workdir: str | os.PathLike[str], run: str, *, notify: Callable[[str], None] = print) -> Trained:
+
+def load(workdir: str | os.PathLike[str], run: str, *, notify: Notify = print) -> Trained:
     """The network that ``python -m advjax.main`` has trained in a folder.
+
+    The data set need not be there, unless the folder was made before advjax stored what it needs of it.
 
     Example::
 
-        network = trained.load("workdirs/digits_fixer", "fixer")
+        network = advjax.load("workdirs/digits_fixer", "fixer")
         logits = network.logits_fn(network.test.images[:8] / np.float32(255))
 
     Args:
       workdir: the folder.
       run: the name of a run of its experiment.
-      notify: told when a damaged checkpoint is passed over.
+      notify: receives a line when a damaged checkpoint is passed over.
 
     Raises:
-      UserError: there is no experiment in the folder, none of its runs has this name, or it has no whole checkpoint.
+      UserError: there is no experiment in the folder, none of its runs has this name, or it has no intact checkpoint.
     """
-    config = experiment_config(workdir)
-    experiment = from_config(config)
+    config = read_config(workdir)
+    experiment = open_experiment(config, workdir)
     known = {known.name: known for known in experiment.runs}
     if run not in known:
         raise UserError(f"no run of {workdir} is named {run!r}; there are {', '.join(known)}")
-    variables = train.restore(known[run], os.fspath(workdir), experiment.image_shape, notify)
-    return Trained(known[run].model, variables, experiment.data.test, config)
-
-
-def experiment_config(workdir: str | os.PathLike[str]) -> ConfigDict:
-    """The config that a folder was trained with.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = pathlib.Path(workdir, "config.json")
-    if not path.exists():
-        raise UserError(f"{workdir} holds no experiment: there is no {path}")
-    return ConfigDict(json.loads(path.read_text()))
+    variables = restore(known[run], workdir, experiment.facts.image_shape, notify)
+    return Trained(known[run].model, variables, config, experiment)

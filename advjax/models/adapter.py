@@ -1,9 +1,9 @@
-"""A user's own network as a ``Classifier``, without rewriting it.
+"""Adapters that turn your own network into a ``Classifier`` without rewriting it.
 
-A linen module keeps its class and its variables: ``from_module`` takes it with the names of the submodules that are its
-blocks.  So does a sequence of linen layers, by a subclass of ``Classifier`` that names them in ``make_blocks``, whose
-trained variables ``in_blocks`` puts in place.  A network of anything else that JAX can differentiate (Equinox, NNX,
-plain functions) is given as pure functions with their parameters.
+``from_module`` takes a linen module, with its class and variables unchanged, and the names of the submodules that are
+its blocks. For a sequence of linen layers, write a subclass of ``Classifier`` that names them in ``make_blocks`` and
+convert its trained variables with ``in_blocks``. ``from_functions`` takes anything else that JAX can differentiate
+(Equinox, NNX, plain functions) as pure functions with their parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,11 @@ BlockFunction: TypeAlias = Callable[[PyTree, Array], Array]
 
 
 class FunctionBlock(nn.Module):
-    """A pure function as a block; its parameters are the leaf or tree "params".
+    """A pure function as a block; its parameters are the leaf or tree named "params".
 
     Attributes:
       function: ``(parameters, features) -> features``.
-      initial: returns the parameters that it comes with.
+      initial: returns its initial parameters.
     """
 
     function: BlockFunction
@@ -38,10 +38,10 @@ class FunctionBlock(nn.Module):
 
 
 class FunctionClassifier(Classifier):
-    """Pure functions, one after the other; made by :func:`from_functions`.
+    """A sequence of pure functions; built by ``from_functions``.
 
     Attributes:
-      parts: (name, function, what returns its initial parameters) of every block.
+      parts: (name, function, function that returns the initial parameters) of every block.
     """
 
     parts: tuple[tuple[str, BlockFunction, Callable[[], PyTree]], ...] = ()
@@ -55,21 +55,21 @@ def from_functions(
 ) -> tuple[FunctionClassifier, Variables]:
     """A classifier that applies ``functions`` in order, and its variables: ``params``, each in its block.
 
-    Fixers, denoising blocks and manifold mixup take the model like any other.  Its functions see no ``train`` and keep
-    no state: what they compute is what is deployed.
+    Fixers, denoising blocks, and manifold mixup work as with any other model. The functions receive no ``train`` flag
+    and have no state, so they compute the same in training and inference.
 
     Args:
       functions: block name -> ``(params[name], features) -> features``; the first gets images [n, h, w, c] in [0, 1],
         the last returns logits.
-      params: the parameters by block name, any trees of arrays; a function without an entry is called with None.
+      params: parameters by block name, any trees of arrays; a function without an entry is called with None.
 
     Raises:
-      UserError: there are no functions, or parameters for a block that is not among them.
+      UserError: there are no functions, or there are parameters for a block that is not among them.
     """
     if not functions:
-        raise UserError("functions must name one block at least, got none")
+        raise UserError("functions must name at least one block, got none")
     if unknown := sorted(set(params) - set(functions)):
-        raise UserError(f"params has {unknown[0]!r}, which is no block: the blocks are {', '.join(functions)}")
+        raise UserError(f"params has {unknown[0]!r}, which is not a block: the blocks are {', '.join(functions)}")
 
     def part(name: str) -> tuple[str, BlockFunction, Callable[[], PyTree]]:
         return name, functions[name], lambda: params.get(name)
@@ -79,10 +79,10 @@ def from_functions(
 
 
 class ModuleClassifier(Classifier, kw_only=True):
-    """A linen module, some of whose submodules are the blocks; made by :func:`from_module`.
+    """A linen module, some of whose submodules are the blocks; built by ``from_module``.
 
     Attributes:
-      module: returns the network, whose variables these are; as an attribute it would get a level of its own.
+      module: returns the network; as an attribute, its variables would be nested one level deeper.
       blocks: names of submodules, in the order of their calls.
     """
 
@@ -103,7 +103,7 @@ class ModuleClassifier(Classifier, kw_only=True):
         def intercept(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             module = context.module
             if isinstance(module, nn.BatchNorm) and module.axis_name is None:
-                # Of this call's copy of the module: the user's own has no place to say so.
+                # On this call's copy of the module, because the user's module has no attribute for it.
                 object.__setattr__(module, "axis_name", self.axis_name)
             result = method(*args, **kwargs)
             *parent, name = module.path or ("",)
@@ -123,8 +123,8 @@ class ModuleClassifier(Classifier, kw_only=True):
         kind = type(self.module()).__name__
         if order != self.blocks:
             raise UserError(
-                f"{kind} calls its submodules in the order {', '.join(called)}: "
-                f"name blocks among them, in this order, that are called once; got {', '.join(self.blocks)}"
+                f"{kind} calls its submodules in the order {', '.join(called)}: blocks must be some of them, in this "
+                f"order, each called once; got {', '.join(self.blocks)}"
             )
         if outputs[self.blocks[-1]].shape != logits.shape:
             raise UserError(f"the last block must return the logits, but {self.blocks[-1]!r} of {kind} does not")
@@ -133,32 +133,33 @@ class ModuleClassifier(Classifier, kw_only=True):
 def from_module(
     module: nn.Module, blocks: Sequence[str], variables: Mapping[str, PyTree]
 ) -> tuple[ModuleClassifier, Variables]:
-    """A linen module as a classifier, and its variables: as they are.
+    """A linen module as a classifier, and its variables, unchanged.
 
-    What is inserted after a block, or mixed there, comes at the end of the submodule's call; a ReLU that the module
-    applies to the result comes afterwards.  In train mode its BatchNorm layers work as those of any classifier,
-    synchronised over the devices.  Example::
+    Modules inserted after a block, and mixing, are applied at the end of the submodule's call, before any ReLU that the
+    parent module applies to the result. In train mode, its BatchNorm layers are synchronized over the devices like
+    those of any classifier. Example::
 
         network, trained = adapter.from_module(Net(), ("conv1", "conv2", "head"), variables)
         patched = with_fixers(network, after=("conv1",))
 
     Args:
-      module: called with images [n, h, w, c] in [0, 1], and as ``blocks.call_block`` says; returns logits.
-      blocks: names of submodules (attributes that ``setup`` assigns, or the ``name`` of those in a compact method), in
+      module: takes images [n, h, w, c] in [0, 1], is called by ``blocks.call_block``, and returns logits.
+      blocks: names of submodules (attributes assigned in ``setup``, or the ``name`` of those in a compact method), in
         the order of their calls; the last one returns the logits.
-      variables: what the module's ``init`` returned, trained: {"params": ..., and perhaps "batch_stats": ...}.
+      variables: trained variables with the structure returned by the module's ``init``: {"params": ..., and perhaps
+        "batch_stats": ...}.
 
     Raises:
-      UserError: no blocks, or no parameters; when the classifier is called, blocks that are not submodules called once,
-        in this order.
+      UserError: there are no blocks or no parameters; when the classifier is called, if the blocks are not submodules
+        that are called once, in this order.
     """
     if not blocks:
-        raise UserError("blocks must name one submodule at least, got none")
+        raise UserError("blocks must name at least one submodule, got none")
     return ModuleClassifier(module=lambda: module, blocks=tuple(blocks)), _split(variables)
 
 
 def in_blocks(variables: Mapping[str, PyTree]) -> Variables:
-    """The variables of a linen module for a ``Classifier`` whose blocks have the names of its submodules.
+    """Converts the variables of a linen module for a ``Classifier`` whose blocks have the names of its submodules.
 
     Args:
       variables: {"params": {submodule: ...}, and perhaps "batch_stats": {submodule: ...}}.
@@ -172,6 +173,6 @@ def in_blocks(variables: Mapping[str, PyTree]) -> Variables:
 
 def _split(variables: Mapping[str, PyTree]) -> Variables:
     if "params" not in variables:
-        raise UserError(f"variables must be {{'params': ...}}, as init returns them, got {', '.join(variables)}")
+        raise UserError(f"variables must be {{'params': ...}}, as returned by init, got {', '.join(variables)}")
     state = dict(variables)
     return Variables(state.pop("params"), state)

@@ -1,7 +1,7 @@
-"""A classifier is a sequence of named blocks, and anything may act on the features between two of them.
+"""Classifiers as sequences of named blocks, with a hook between them.
 
-This is the one mechanism behind fixers and other modules patched into a trained network, behind manifold mixup, and
-behind looking at hidden features: ``between(name, features) -> features`` is called after every block.
+``between(name, features) -> features`` is called after every block. This one mechanism implements fixers and other
+modules patched into a trained network, manifold mixup, and access to hidden features.
 """
 
 import inspect
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 Between: TypeAlias = Callable[[str, Array], Array]
-"""``(name of the block that has just run, its output) -> what the next block gets``."""
+"""``(name of the block that has just run, its output) -> input of the next block``."""
 
 Block: TypeAlias = nn.Module | Callable[..., Array]
-"""From features to features: a linen module, or a function without parameters."""
+"""A map from features to features: a linen module, or a function without parameters."""
 
 _TRAIN_FLAGS = {
     "train": True,
@@ -31,18 +31,18 @@ _TRAIN_FLAGS = {
 
 @runtime_checkable
 class _WithSum(Protocol):
-    """An inserted module whose output is a ReLU of something that an objective may ask for."""
+    """An inserted module that can also return the input of its final ReLU."""
 
     def with_sum(self, h: Array, /) -> tuple[Array, Array]: ...
 
 
 class Classifier(nn.Module):
-    """Base class: images [n, h, w, c] in [0, 1] -> logits [n, classes].
+    """Base class of classifiers: images [n, h, w, c] in [0, 1] -> logits [n, classes].
 
-    A subclass returns its blocks, in order, from ``make_blocks``: modules or functions, called as ``call_block`` says.
-    With ``train`` BatchNorm uses the statistics of the batch, synchronised over ``axis_name`` if there is one, and
-    updates its running averages; without, it uses the running averages.  Noise layers add noise, in either mode, when
-    the call brings a key for the stream "noise".
+    A subclass returns its blocks, in order, from ``make_blocks``: modules or functions, called by ``call_block``. With
+    ``train``, BatchNorm uses batch statistics, synchronized over ``axis_name`` if it is set, and updates its running
+    averages; otherwise it uses the running averages. In both modes, noise layers add noise if the call provides a key
+    for the "noise" stream.
     """
 
     axis_name: str | None = None
@@ -63,9 +63,9 @@ class Classifier(nn.Module):
 
     @property
     def mixing_points(self) -> tuple[str, ...]:
-        """Where manifold mixup may mix: "images", for the input itself, and names of blocks, for their output.
+        """Where manifold mixup may mix: "images" for the input, or the name of a block for its output.
 
-        Every place but the logits, unless the model is published with fewer.
+        By default everywhere except the logits; architectures published with fewer positions override this.
         """
         return ("images", *self.block_names[:-1])
 
@@ -81,14 +81,14 @@ class Classifier(nn.Module):
 class Patched(nn.Module):
     """A classifier with small modules inserted after some of its blocks.
 
-    The base is a trained network that stays as it is, so it always runs in inference mode, unless ``train_base``.  Its
+    The base is a trained, frozen network, so it always runs in inference mode, unless ``train_base`` is set. Its
     parameters are under ``base``, those of the inserted modules under ``patches_<block name>``.
 
     Attributes:
-      base: the classifier to patch; one that is patched already may be patched again.
+      base: the classifier to patch; it may itself be patched.
       patches: block name -> module from features to features, inserted after that block.
-      train_base: the base follows ``train`` like the patches, for fine-tuning of the whole.
-      axis_name: where BatchNorm in patches and base is synchronised; handed on to all that have this attribute.
+      train_base: the base follows ``train`` like the patches, to fine-tune the whole network.
+      axis_name: mesh axis over which BatchNorm is synchronized; passed on to base and patches that have this attribute.
     """
 
     base: "Classifier | Patched"
@@ -98,11 +98,11 @@ class Patched(nn.Module):
 
     def __post_init__(self):
         if self.axis_name is not None:
-            self.base = self._synchronised(self.base)
-            self.patches = {name: self._synchronised(patch) for name, patch in self.patches.items()}
+            self.base = self._synchronized(self.base)
+            self.patches = {name: self._synchronized(patch) for name, patch in self.patches.items()}
         super().__post_init__()
 
-    def _synchronised(self, module: Any) -> Any:
+    def _synchronized(self, module: Any) -> Any:
         wanted = self.axis_name
         return module if getattr(module, "axis_name", wanted) == wanted else module.clone(axis_name=wanted)
 
@@ -113,7 +113,7 @@ class Patched(nn.Module):
 
     @property
     def mixing_points(self) -> tuple[str, ...]:
-        """Those of the base; what is inserted at such a place comes before the mixing."""
+        """Those of the base; a module inserted at such a position is applied before mixing."""
         return self.base.mixing_points
 
     def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
@@ -132,14 +132,15 @@ class Patched(nn.Module):
 
         Args:
           images: [n, h, w, c] in [0, 1].
-          patched: without, nothing is inserted at all, and these are logits and features of the base.
-          tensor: which features: "output" of the inserted module; "sum", what its last ReLU is given, if it has a
-            ``with_sum`` that returns this beside its output, and else the output; "before", what the module is given.
-          train: as for the call.
-          between: as for the call; it sees the output, whatever ``tensor`` is.
+          patched: if False, nothing is inserted, and the logits and features are those of the base.
+          tensor: which features to return: the inserted module's "output"; the "sum" that enters its final ReLU, if it
+            has a ``with_sum`` method that returns it along with the output, otherwise the output; or its input,
+            "before".
+          train: as in ``__call__``.
+          between: as in ``__call__``; it receives the output regardless of ``tensor``.
 
         Raises:
-          ValueError: a block to insert after does not exist.
+          ValueError: a patched block does not exist.
         """
         features = {}
 
@@ -169,10 +170,10 @@ def _outputs(patch: nn.Module, features: Array, train: bool) -> dict[str, Array]
 
 
 def call_block(block: Block, features: Array, train: bool) -> Array:
-    """``block(features)``, told about ``train`` if it wants to know.
+    """Calls ``block(features)``, passing ``train`` if the block takes it.
 
-    That is if it takes an argument "train", "training" or "is_training", or the opposite as linen's own layers do,
-    "deterministic" or "use_running_average", which is not given as an attribute already.
+    It does if it has an argument named "train", "training", or "is_training", or one with the opposite meaning as
+    linen's own layers do, "deterministic" or "use_running_average", that is not already set as an attribute.
     """
     wanted = inspect.signature(type(block).__call__ if isinstance(block, nn.Module) else block).parameters
     flags = {
@@ -184,11 +185,11 @@ def call_block(block: Block, features: Array, train: bool) -> Array:
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:
-    """Fresh variables for images of shape [h, w, c].
+    """Initializes variables for images of shape [h, w, c].
 
-    Initial values may depend on the shape of the images, not on what they show.
+    Initial values may depend on the shape of the images but not on their pixels.
     """
-    # Each initializer is compiled once for each shape; a whole network of them in one program takes XLA far longer.
+    # Each initializer is compiled once per shape; compiling a whole network of them as one program takes far longer.
     variables = dict(model.lazy_init(rng, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
     return Variables(variables.pop("params"), variables)
 
@@ -202,16 +203,20 @@ def apply(
     rngs: Mapping[str, Key] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Outputs of the model in inference mode; with ``train``, ``(outputs, updated model_state)``.
+    """Applies the model in inference mode; with ``train``, returns ``(outputs, updated model_state)``.
 
     Args:
-      model: a ``Classifier``, ``Patched``, or any linen module with their call.
+      model: a ``Classifier``, ``Patched``, or any linen module with the same call signature.
       variables: of this model.
-      images: [n, h, w, c] in [0, 1].
+      images: floating point [n, h, w, c] in [0, 1].
       train: use and update batch statistics.
-      rngs: keys by stream; ``{"noise": key}`` turns the noise layers on.
-      **kwargs: for the model's call: ``between``, or ``method`` and its arguments.
+      rngs: keys by stream; ``{"noise": key}`` enables the noise layers.
+      **kwargs: passed to the model's call: ``between``, or ``method`` and its arguments.
+
+    Raises:
+      ValueError: the images are not floating point, or not [n, h, w, c].
     """
+    _check_images(images)
     collections = {"params": variables.params, **variables.model_state}
     streams = None if rngs is None else dict(rngs)
     if not train:
@@ -220,16 +225,16 @@ def apply(
 
 
 def logits_fn(model: nn.Module, variables: Variables) -> LogitsFn:
-    """The model as it is deployed: inference mode, running statistics.
+    """The model in inference mode, with running statistics and noise layers off.
 
-    Call it inside the jitted function that got ``variables`` as an argument; captured from outside, they would be
-    compiled in as constants.
+    Call this inside the jitted function that takes ``variables`` as an argument; variables captured from outside would
+    be compiled into the program as constants.
     """
     return lambda images: apply(model, variables, images)
 
 
 def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLogitsFn:
-    """The model with its noise layers on, inference mode otherwise: one draw of a random self-ensemble for each key.
+    """The model in inference mode with its noise layers on: each key gives one draw of a random self-ensemble.
 
     A model without noise layers ignores the key.
     """
@@ -237,9 +242,9 @@ def stochastic_logits_fn(model: nn.Module, variables: Variables) -> StochasticLo
 
 
 def is_stochastic(model: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> bool:
-    """Whether a key for the stream "noise" can make a difference to the model's logits; nothing is computed.
+    """Whether the model's logits depend on the key of the "noise" stream; nothing is computed.
 
-    Only shapes and types of ``variables`` count, so traced ones and ``jax.ShapeDtypeStruct`` will do.
+    Only shapes and dtypes of ``variables`` matter, so they may be traced or ``jax.ShapeDtypeStruct``.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
@@ -248,11 +253,38 @@ def is_stochastic(model: nn.Module, variables: Variables, image_shape: tuple[int
     return any(traced.invars[-1] is used for equation in traced.eqns for used in equation.invars)
 
 
+def inference_fn(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> tuple[Callable[..., Array], bool]:
+    """The model in inference mode with its noise layers on, if it has any: ``(function, whether it takes a key)``.
+
+    Args:
+      model: as in ``apply``.
+      variables: of this model.
+      image_shape: [h, w, c].
+
+    Returns:
+      ``(logits_fn, False)`` for a deterministic model, ``(stochastic_logits_fn, True)`` for a stochastic one.
+    """
+    stochastic = is_stochastic(model, variables, image_shape)
+    return (stochastic_logits_fn if stochastic else logits_fn)(model, variables), stochastic
+
+
 def graft(variables: Variables, base: Variables) -> Variables:
-    """Variables of a ``Patched`` model whose base part is replaced by those of a trained classifier."""
+    """Replaces the base part of a ``Patched`` model's variables with those of a trained classifier."""
 
     def put(tree: PyTree, part: PyTree) -> PyTree:
         return {**tree, "base": part}
 
     model_state = {name: put(variables.model_state.get(name, {}), part) for name, part in base.model_state.items()}
     return Variables(put(variables.params, base.params), {**variables.model_state, **model_state})
+
+
+def _check_images(images: Array) -> None:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating point in [0, 1], got {images.dtype}: "
+            "convert 8-bit images with images.astype(float32) / 255"
+        )
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape [n, height, width, channels], got {images.shape}")

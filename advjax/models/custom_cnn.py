@@ -1,7 +1,7 @@
 """The small networks of the intelligent-mixup paper (000, Table 1).
 
-The table leaves padding open, and with none the first of them does not fit.  Read here: convolutions padded to keep
-the size, pools as wide as their stride; and the second network is the basic one of CleverHans, whose filters it has.
+The table does not specify padding, and the first network is impossible without any. Our reading: convolutions keep the
+size, and pools are as wide as their stride; the second network is CleverHans's basic one, which has the same filters.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from advjax.types import Array
 
 
 class ConvLayer(nn.Module):
-    """Convolution with bias, ReLU and, if there is one, ``pool``."""
+    """Convolution with bias, ReLU, and an optional ``pool``."""
 
     features: int
     size: int
@@ -33,10 +33,10 @@ class ConvLayer(nn.Module):
 class Custom1(ImageClassifier):
     """ "custom 1": 398,986 parameters for ten classes and 28x28x1 images.
 
-    conv1 5x5, 32, max pooling - conv2 8x8, 64, average pooling - conv3 likewise - hidden 64 - head.
+    conv1 5x5, 32, max pooling - conv2 8x8, 64, average pooling - conv3, the same - hidden 64 - head.
 
     Attributes:
-      pool_stride: of the pools over 3x3; with 2 there are 411,274 parameters.
+      pool_stride: stride of the 3x3 pools; with 2 there are 411,274 parameters.
     """
 
     pool_stride: int = 3
@@ -68,7 +68,7 @@ class CustomCifar(Custom1):
 
 
 class Custom2(ImageClassifier):
-    """ "custom 2", CleverHans' basic network: 710,218 parameters for ten classes and 28x28x1 images.
+    """ "custom 2", CleverHans's basic network: 710,218 parameters for ten classes and 28x28x1 images.
 
     conv1 8x8, 64, stride 2 - conv2 6x6, 128, stride 2 - conv3 5x5, 128 - head.
     """

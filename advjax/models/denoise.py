@@ -1,4 +1,4 @@
-"""Denoising blocks: non-local means inside a classifier (Xie et al., 2019), the "denoise" of the fixer paper (003)."""
+"""Denoising blocks: non-local means inside a classifier (Xie et al., 2019); "denoise" in the fixer paper (003)."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ class DenoisingBlock(nn.Module):
     """``h + BatchNorm(conv1x1(NL(h)))`` on features h [n, height, width, c], without embedding.
 
     With h_i the channels at position i, "dot_product" is ``NL(h)_i = sum_j (h_i . h_j) h_j / (height * width)`` and
-    "gaussian" is ``NL(h)_i = sum_j softmax_j(h_i . h_j / sqrt(c)) h_j``.  BatchNorm's scale starts at 0, so the block
-    starts as the identity.
+    "gaussian" is ``NL(h)_i = sum_j softmax_j(h_i . h_j / sqrt(c)) h_j``. BatchNorm's scale is initialized to 0, so the
+    block is initially the identity.
 
     Attributes:
       weighting: "dot_product" or "gaussian".
-      axis_name: where BatchNorm is synchronised.
+      axis_name: mesh axis over which BatchNorm is synchronized.
     """
 
     weighting: str = "dot_product"
@@ -41,7 +41,7 @@ def non_local_means(h: Array, weighting: str) -> Array:
     n, height, width, channels = h.shape
     positions = h.reshape(n, height * width, channels)
     if weighting == "dot_product" and channels < height * width:
-        # The same numbers by c x c products instead of those of all pairs of positions.
+        # Equal by associativity, with a [c, c] product instead of one over all pairs of positions.
         means = positions @ (positions.mT @ positions) / (height * width)
     elif weighting == "dot_product":
         means = (positions @ positions.mT) @ positions / (height * width)
@@ -57,18 +57,18 @@ def with_denoising(
     weighting: str = "dot_product",
     train_base: bool = True,
 ) -> Patched:
-    """The classifier with one denoising block after each of the named blocks.
+    """The classifier with a denoising block after each of the named blocks.
 
-    At width 1 the two blocks of ResNet9 have 16,640 and 263,168 parameters.
+    At width 1, the two blocks of ResNet9 have 16,640 and 263,168 parameters.
 
     Args:
       base: the classifier.
       after: names of its blocks.
-      weighting: "dot_product", the authors' only one without embedding, or "gaussian".
-      train_base: fine-tune the whole network, as 003 does; else the base stays in inference mode.
+      weighting: "dot_product", the authors' only variant without embedding, or "gaussian".
+      train_base: fine-tune the whole network, as in 003; otherwise the base stays in inference mode.
 
     Raises:
-      ValueError: another weighting.
+      ValueError: ``weighting`` has another value.
     """
     if weighting not in ("dot_product", "gaussian"):
         raise ValueError(f"weighting must be 'dot_product' or 'gaussian', got {weighting!r}")

@@ -1,4 +1,4 @@
-"""Distribution regression on the predictions for randomly resized copies (paper 003's "drn").
+"""Distribution regression on the predictions for randomly resized copies ("drn" in paper 003).
 
 Kou et al. 2020, "Enhancing transformation-based defenses against adversarial attacks with a distribution classifier";
 its layer is the distribution regression network of Kou, Lee & Ng 2019.
@@ -19,7 +19,7 @@ _SMALLEST, _LARGEST = math.log(1e-15), math.log(1e15)
 
 
 def resize_and_pad(image: Array, rng: Key, smallest: int, largest: int) -> Array:
-    """A square image [h, h, c] shrunk bilinearly to a random side, at a random place on zeros (Xie et al. 2018).
+    """Shrinks a square image [h, h, c] bilinearly to a random size and pads it with zeros (Xie et al. 2018).
 
     Raises:
       UserError: see ``check_resizing``.
@@ -39,23 +39,23 @@ def resize_and_pad(image: Array, rng: Key, smallest: int, largest: int) -> Array
 
 
 def check_resizing(image_shape: Sequence[int], smallest: int, largest: int) -> None:
-    """That images [h, w, c] can be shrunk to sides from ``smallest`` to ``largest``.
+    """Checks that images [h, w, c] can be shrunk to sizes from ``smallest`` to ``largest``.
 
     Raises:
-      UserError: they are not square, or already smaller, or the sizes make no sense.
+      UserError: they are not square, or are smaller, or the sizes are inconsistent.
     """
     height, width = image_shape[:2]
     if height != width:
-        raise UserError(f"only square images are resized at random, got {height}x{width}: crop or resize them first")
+        raise UserError(f"random resizing needs square images, got {height}x{width}: crop or resize them first")
     if not 1 <= smallest <= largest <= height:
         raise UserError(
-            f"images of {height}x{width} shrink to sides of 1 <= smallest <= largest <= {height}, "
+            f"random resizing of {height}x{width} images needs 1 <= smallest <= largest <= {height}, "
             f"got smallest {smallest} and largest {largest}"
         )
 
 
 def densities(probabilities: Array, num_bins: int = 100, width: float = 0.05) -> Array:
-    """Kernel density estimates of numbers in [0, 1]: [copies, classes] -> [classes, bins], each summing to 1.
+    """Kernel density estimates of numbers in [0, 1]: [copies, classes] -> [classes, bins], each with sum 1.
 
     ``P_c(s) ~ sum_i exp(-(s / bins - p_ic)^2 / (2 width^2))`` for s = 0 .. bins - 1.
     """
@@ -66,11 +66,11 @@ def densities(probabilities: Array, num_bins: int = 100, width: float = 0.05) ->
 
 
 class DistributionLayer(nn.Module):
-    """Distributions of some nodes -> distributions of others: [nodes, bins] -> [features, bins'], each summing to 1.
+    """Maps distributions at nodes to distributions at features: [nodes, bins] -> [features, bins'], each with sum 1.
 
     ``log P_k(t) = -b_k (t - lambda_k)^2 - a_k |t - mu_k| + sum_i log sum_s P_i(s) exp(-w_ki (s - t)^2)`` up to a
-    constant, with the positions s and t of the bins in [0, 1); the inner sums are clipped to [1e-15, 1e15].  Weights
-    and biases start uniform in (-0.1, 0.1), centres uniform in (0, 1); ``nodes * features + 4 * features`` parameters.
+    constant, with bin positions s and t in [0, 1); the inner sums are clipped to [1e-15, 1e15]. Weights and biases are
+    initialized uniformly in (-0.1, 0.1), centers uniformly in (0, 1); ``nodes * features + 4 * features`` parameters.
     """
 
     features: int
@@ -81,7 +81,7 @@ class DistributionLayer(nn.Module):
 
     @nn.compact
     def energies(self, distributions: Array) -> Array:
-        """The logarithms of the results, up to a constant for each node."""
+        """The logarithms of the distributions, up to a constant for each node."""
         nodes, bins = distributions.shape
         weights = self.param("weights", _uniform(-0.1, 0.1), (self.features, nodes))
         square, straight = (
@@ -91,7 +91,7 @@ class DistributionLayer(nn.Module):
         lower, upper = jnp.arange(bins) / bins, jnp.arange(self.num_bins) / self.num_bins
         apart = (lower[:, None] - upper) ** 2
         exponents = -weights[:, :, None, None] * apart
-        # Of large weights the exponentials overflow, so the largest one comes out of the sum.
+        # With large weights the exponentials would overflow, so the largest is factored out of the sum.
         largest = jax.lax.stop_gradient(jnp.max(exponents, axis=2))
         sums = jnp.einsum("is,kist->kit", distributions, jnp.exp(exponents - largest[:, :, None]))
         logs = jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + largest
@@ -100,18 +100,18 @@ class DistributionLayer(nn.Module):
 
 
 class DistributionRegression(nn.Module):
-    """Classifies the distributions of a frozen classifier's probabilities over randomly resized copies of an image.
+    """Classifies the distribution of a frozen classifier's probabilities over randomly resized copies of an image.
 
-    For each class the probabilities of ``num_copies`` copies become a density on 100 bins; a hidden layer with one node
-    of 10 bins for each class, and one of 2 bins, follow, and the logit is ``log P(bin 0) - log P(bin 1)``: 280
-    parameters for ten classes.  The copies are drawn with a key of the stream "noise"; a call without one sees the
-    unchanged image alone.  Train it on clean images (``trainable="^drn"``).
+    For each class, the probabilities of ``num_copies`` copies are converted to a density on 100 bins; a hidden layer
+    with one node of 10 bins per class and an output layer with 2 bins follow, and the logit is
+    ``log P(bin 0) - log P(bin 1)``: 280 parameters for ten classes. The copies are drawn with a key of the "noise"
+    stream; a call without one uses only the unchanged image. Train it on clean images (``trainable="^drn"``).
 
     Attributes:
       base: the classifier, in inference mode, with parameters under ``base``.
-      num_copies: N; the paper has 50.
-      smallest: side of the shrunk copies, at least.
-      largest: side of the shrunk copies, at most, and at most that of the images, which are square.
+      num_copies: N; 50 in the paper.
+      smallest: smallest side length of the copies.
+      largest: largest side length of the copies, at most that of the images, which must be square.
     """
 
     base: Classifier
@@ -136,9 +136,9 @@ class DistributionRegression(nn.Module):
         probabilities = jax.nn.softmax(logits).reshape(*copies.shape[:2], num_classes)
         hidden = DistributionLayer(num_classes, 10, name="drn_hidden")
         output = DistributionLayer(num_classes, 2, name="drn_output")
-        found = jax.vmap(lambda p: output.energies(hidden(densities(p))))(probabilities)
-        # Of the probabilities themselves one may underflow.
-        return found[..., 0] - found[..., 1]
+        energies = jax.vmap(lambda p: output.energies(hidden(densities(p))))(probabilities)
+        # The probabilities themselves may underflow.
+        return energies[..., 0] - energies[..., 1]
 
 
 def _uniform(low: float, high: float):

@@ -18,14 +18,16 @@ ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
 class Fixer(nn.Module):
     """``relu(h + delta * zeta(conv3x3(relu(conv1x1(h)))))`` on features h [n, height, width, c], shape kept.
 
-    The 1x1 convolution reduces the channels by ``reduction``, the 3x3 one restores them; both have a bias.  As h is the
-    sum of rectified tensors, the outer ReLU leaves it alone: with ``delta=0`` the classifier is the base, bit for bit.
+    The 1x1 convolution reduces the channels by a factor of ``reduction``, the 3x3 one restores them; both have biases.
+    Because h is a sum of rectified tensors, the outer ReLU does not change it: with ``delta=0`` the classifier equals
+    the base, bit for bit.
 
     Attributes:
-      delta: weight of the correction; the paper has 0.1 and 1.
+      delta: weight of the correction; 0.1 and 1 in the paper.
       activation: zeta, "identity" or "tanh".
-      reduction: the paper's rho, 4.
-      zero_last: start with a correction of 0, that is at the base model; otherwise Glorot-uniform like the first layer.
+      reduction: rho in the paper, 4.
+      zero_last: initialize the correction to 0, that is, start at the base model; otherwise Glorot uniform like the
+        first layer.
     """
 
     delta: float = 1.0
@@ -49,13 +51,13 @@ class Fixer(nn.Module):
 
 
 def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
-    """The classifier with one fixer after each of the named blocks, whose results should be rectified.
+    """The classifier with a fixer after each of the named blocks, whose outputs should be rectified.
 
-    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction.  At width 1
-    the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6 % of the base.
+    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction. At width 1,
+    the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6% of the base.
 
     Raises:
-      ValueError: unknown activation, or reduction below 1.
+      ValueError: the activation is unknown, or ``reduction`` is below 1.
     """
     module = Fixer(**fixer)  # type: ignore[arg-type]
     if module.activation not in ACTIVATIONS:

@@ -1,4 +1,4 @@
-"""ResNet20 of the Keras example ``cifar10_resnet``, the "ResNet" of the intelligent-mixup paper (000)."""
+"""ResNet20 from the Keras example ``cifar10_resnet``, the "ResNet" of the intelligent-mixup paper (000)."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import flax.linen as nn
 from advjax.models.layers import ConvNormRelu, ImageClassifier, conv, global_average_pool
 from advjax.types import Array
 
-# Of Keras: padding (uneven where a stride of 2 meets an even size), BatchNorm and initialisation.
+# Padding (uneven for stride 2 and even size), BatchNorm, and initialization as in Keras.
 _Layer = partial(
     ConvNormRelu, padding="SAME", use_bias=True, kernel_init=nn.initializers.he_normal(), decay=0.99, epsilon=1e-3
 )
@@ -27,7 +27,7 @@ class KerasStem(nn.Module):
 class KerasStage(nn.Module):
     """Three blocks ``relu(shortcut + two convolutions)``.
 
-    The shortcut is ``x``, or in a first block with stride a 1x1 convolution without BatchNorm.
+    The shortcut is ``x``, or, in a first block with stride, a 1x1 convolution without BatchNorm.
     """
 
     features: int
@@ -56,7 +56,7 @@ class KerasStage(nn.Module):
 
 
 class KerasHead(nn.Module):
-    """Average over all positions and linear classifier."""
+    """Global average pooling and a linear classifier."""
 
     num_classes: int
 
@@ -68,7 +68,7 @@ class KerasHead(nn.Module):
 class ResNet20v1(ImageClassifier):
     """ResNet20, version 1: 273,066 parameters for ten classes and 32x32x3 images.
 
-    stem 16 - stage1 16 - stage2 32 - stage3 64 - head.  The example subtracts the mean training image: give it as
+    stem 16 - stage1 16 - stage2 32 - stage3 64 - head. The example subtracts the mean training image: pass it as
     ``mean``, one number per channel or nested like an image.
     """
 

@@ -1,6 +1,6 @@
-"""What several families of networks are made of.
+"""Layers shared by several architectures.
 
-Unless a family says otherwise, layers start as in PyTorch: weights and biases uniform in ±1/sqrt(fan_in).
+Unless noted otherwise, layers are initialized as in PyTorch: weights and biases uniform in ±1/sqrt(fan_in).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from advjax.models.blocks import Between, Classifier
 from advjax.types import Array
 
 he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Normal with variance 2 / fan_out: what torchvision gives the convolutions of its networks."""
+"""Normal with variance 2 / fan_out: torchvision's initialization of convolutions."""
 
 
 class Conv(nn.Conv):
-    """``flax.linen.Conv`` of two dimensions that computes with ``cpu.convolution.conv_general_dilated``.
+    """Two-dimensional ``flax.linen.Conv`` that computes with ``cpu.convolution.conv_general_dilated``.
 
-    ``kernel_size`` may be one number for a square kernel.  Everything else, the names and shapes of the parameters
-    included, is that of ``flax.linen.Conv``; for PyTorch's initialization pass ``kernel_init=torch_kernel_init`` and
+    ``kernel_size`` may be a single number for a square kernel. Everything else, including the names and shapes of the
+    parameters, is as in ``flax.linen.Conv``; for PyTorch's initialization pass ``kernel_init=torch_kernel_init`` and
     ``bias_init=torch_bias_init(fan_in)``.
     """
 
@@ -49,12 +49,12 @@ def torch_bias_init(fan_in: int) -> Callable[..., Array]:
 
 
 class ImageClassifier(Classifier):
-    """A classifier that normalises its input.
+    """A classifier that normalizes its input.
 
     Attributes:
       num_classes: number of logits.
-      width: factor on all numbers of channels; every layer keeps one at least.
-      mean, std: input normalisation per channel, in pixels of [0, 1].
+      width: multiplier on all channel counts; every layer keeps at least one channel.
+      mean, std: per-channel input normalization, for pixels in [0, 1].
     """
 
     num_classes: int = 10
@@ -75,15 +75,15 @@ class ImageClassifier(Classifier):
         return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
 
     def channels(self, *features: int) -> tuple[int, ...]:
-        """Numbers of channels at this width."""
+        """Channel counts at this width."""
         return tuple(max(1, round(self.width * number)) for number in features)
 
 
 class GaussianNoise(nn.Module):
-    """``x + std * n`` with n standard normal, if the call brings a key for the stream "noise"; otherwise ``x``.
+    """``x + std * n`` with n standard normal if the call provides a key for the "noise" stream, otherwise ``x``.
 
-    Random self-ensemble (Liu et al., 2018) draws the noise in training and in every evaluation, independently of
-    ``train``.  With ``std=0`` nothing is added at all.
+    Random self-ensemble (Liu et al., 2018) draws noise both in training and in every evaluation, independently of
+    ``train``. With ``std=0`` nothing is added.
     """
 
     std: float
@@ -96,18 +96,18 @@ class GaussianNoise(nn.Module):
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution, BatchNorm and, with ``relu``, ReLU.
+    """Convolution, BatchNorm, and, with ``relu``, ReLU.
 
     Attributes:
       features: number of output channels.
-      size: rows and columns of the kernel.
-      stride: in both directions; the padding is ``size // 2`` on every side unless given.
-      padding: other padding, as for ``flax.linen.Conv``.
-      use_bias: whether the convolution has one, for what it is worth before BatchNorm.
-      relu: whether ReLU comes last.
-      kernel_init: of the convolution.
-      decay, epsilon: of BatchNorm.
-      axis_name: where BatchNorm is synchronised.
+      size: side length of the kernel.
+      stride: stride in both directions.
+      padding: as for ``flax.linen.Conv``; by default ``size // 2`` on every side.
+      use_bias: whether the convolution has a bias (redundant before BatchNorm).
+      relu: whether to apply ReLU at the end.
+      kernel_init: initializer of the convolution.
+      decay, epsilon: parameters of BatchNorm.
+      axis_name: mesh axis over which BatchNorm is synchronized.
     """
 
     features: int
@@ -137,7 +137,7 @@ class ConvNormRelu(nn.Module):
 
 
 class Hidden(nn.Module):
-    """Flattens its input, row by row with the channels last, and applies a linear layer and, with ``relu``, ReLU."""
+    """Flattens its input (rows, columns, channels) and applies a linear layer and, with ``relu``, ReLU."""
 
     features: int
     relu: bool = True
@@ -149,7 +149,7 @@ class Hidden(nn.Module):
 
 
 class AverageHead(nn.Module):
-    """Average over all positions and linear classifier."""
+    """Global average pooling and a linear classifier."""
 
     num_classes: int
 
@@ -171,7 +171,7 @@ def conv(
 ) -> Conv:
     """A square convolution, padded with ``size // 2`` zeros on every side unless ``padding`` is given.
 
-    A bias starts uniform in ±1/sqrt(fan_in) if ``fan_in`` is given, else at 0.
+    The bias is initialized uniformly in ±1/sqrt(fan_in) if ``fan_in`` is given, otherwise to 0.
     """
     return Conv(
         features,
@@ -188,10 +188,10 @@ def conv(
 def batch_norm(
     name: str, train: bool, axis_name: str | None, *, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
 ) -> nn.BatchNorm:
-    """BatchNorm over all but the channels: by the batch, over all replicas, in train mode, by running averages else.
+    """BatchNorm per channel: with batch statistics over all replicas in train mode, otherwise with running averages.
 
-    The defaults are PyTorch's, whose "momentum" is one minus this one.  Running variances average the biased variance
-    of the batch, by which it is normalised as well; PyTorch's average the unbiased one.
+    The defaults are PyTorch's, whose "momentum" is one minus this one. Running variances average the biased batch
+    variance, which is also used for normalization; PyTorch averages the unbiased one.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -204,7 +204,7 @@ def batch_norm(
 
 
 def dense(x: Array, features: int, name: str = "dense") -> Array:
-    """A linear layer on ``x`` [n, inputs]; to be called in a compact method."""
+    """Applies a linear layer to ``x`` [n, inputs]; call it in a compact method."""
     return nn.Dense(features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name=name)(x)
 
 

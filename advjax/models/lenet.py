@@ -9,7 +9,7 @@ from advjax.types import Array
 
 
 class ConvPool(nn.Module):
-    """Noise, if any, convolution with bias and without padding, ReLU and max pooling over 2x2."""
+    """Optional noise, unpadded convolution with bias, ReLU, and 2x2 max pooling."""
 
     features: int
     size: int = 5
@@ -23,12 +23,12 @@ class ConvPool(nn.Module):
 
 
 class Net62k(ImageClassifier):
-    """Two convolutions 5x5 with pooling, three linear layers: 62,006 parameters for 32x32x3 images.
+    """Two 5x5 convolutions with pooling and three linear layers: 62,006 parameters for 32x32x3 images.
 
-    conv1 6 - conv2 16 - fc1 120 - fc2 84 - head.  For random self-ensemble 004 has ``noise=0.2``.
+    conv1 6 - conv2 16 - fc1 120 - fc2 84 - head. The random self-ensemble in 004 has ``noise=0.2``.
 
     Attributes:
-      noise: standard deviation of the noise in front of both convolutions, in units of what it is added to.
+      noise: standard deviation of the noise before both convolutions, in the units of their inputs.
     """
 
     noise: float = 0.0
@@ -47,8 +47,8 @@ class Net62k(ImageClassifier):
 class LeNet5(Net62k):
     """LeNet5 with ReLU and max pooling: the same layers, 61,706 parameters for 32x32x1 images.
 
-    Images of 28x28 are resized to 32x32 first, bilinearly, as 001 does with MNIST.  Manifold mixup has five places: the
-    input and the outputs of all blocks but the head.
+    28x28 images are first resized bilinearly to 32x32, as 001 does for MNIST. Manifold mixup has five positions: the
+    input and the outputs of all blocks except the head.
     """
 
     def prepare(self, images: Array) -> Array:

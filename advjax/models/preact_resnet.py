@@ -1,4 +1,4 @@
-"""ResNets of pre-activation blocks (He et al., 2016, "Identity mappings in deep residual networks")."""
+"""Pre-activation ResNets (He et al., 2016, "Identity mappings in deep residual networks")."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from advjax.types import Array
 class PreActBlock(nn.Module):
     """``shortcut + conv(relu(norm(conv(a))))`` where ``a = relu(norm(x))``.
 
-    The shortcut is ``x``, or where the shape changes a 1x1 convolution of ``a`` without BatchNorm.
+    The shortcut is ``x``, or, if the shape changes, a 1x1 convolution of ``a`` without BatchNorm.
     """
 
     features: int
@@ -29,7 +29,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActStage(nn.Module):
-    """Blocks of the same number of channels, the first with the stride."""
+    """Blocks with the same number of channels; the first has the stride."""
 
     features: int
     num_blocks: int
@@ -55,7 +55,7 @@ class PreActStem(nn.Module):
 
 
 class PreActHead(nn.Module):
-    """BatchNorm and ReLU if ``norm``, average over all positions, linear classifier."""
+    """BatchNorm and ReLU if ``norm``, global average pooling, and a linear classifier."""
 
     num_classes: int
     norm: bool
@@ -71,13 +71,12 @@ class PreActHead(nn.Module):
 class PreActResNet18(ImageClassifier):
     """PreActResNet18: 11,171,146 parameters for ten classes and 32x32x3 images.
 
-    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, two blocks a stage, strides 1, 2, 2, 2.  As in
-    001, and in the code it took the network from, nothing is between the last block and the pooling.  Manifold mixup
-    has three places: the input and the outputs of the first two stages.
+    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, with two blocks per stage and strides 1, 2, 2, 2.
+    As in 001 and the code it is based on, there is nothing between the last block and the pooling. Manifold mixup has
+    three positions: the input and the outputs of the first two stages.
 
     Attributes:
-      final_norm: BatchNorm and ReLU in front of the pooling, as some published robust networks have (11,172,170
-        parameters).
+      final_norm: BatchNorm and ReLU before the pooling, as in some published robust networks (11,172,170 parameters).
     """
 
     final_norm: bool = False
@@ -94,7 +93,7 @@ class PreActResNet18(ImageClassifier):
 def preact_blocks(
     model: ImageClassifier, features: Sequence[int], num_blocks: int, strides: Sequence[int], final_norm: bool
 ) -> dict[str, nn.Module]:
-    """Stem, stages and head; ``features`` are the channels of the stem and of every stage."""
+    """Stem, stages, and head; ``features`` are the channel counts of the stem and of each stage."""
     axis = model.axis_name
     stages = {
         f"stage{i}": PreActStage(number, num_blocks, stride, axis_name=axis)

@@ -1,6 +1,6 @@
-"""ResNets (He et al., 2016) in torchvision's topology, for the cross-architecture experiments (002).
+"""ResNets (He et al., 2016) with torchvision's topology, for the cross-architecture experiments (002).
 
-Convolutions start as torchvision's do, normal with variance 2 / fan_out, the classifier as PyTorch's layers.
+Convolutions are initialized as in torchvision, normal with variance 2 / fan_out, the classifier as in PyTorch.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from advjax.models.layers import AverageHead, ConvNormRelu, ImageClassifier, he_
 from advjax.types import Array
 
 EXPANSION = 4
-"""Output channels of a bottleneck block, in units of those of its 3x3 convolution."""
+"""Ratio of the output channels of a bottleneck block to those of its 3x3 convolution."""
 
 
 class ResNetBlock(nn.Module):
-    """``relu(shortcut + convolutions)``: two of 3x3, or with ``bottleneck`` 1x1, 3x3 (which has the stride), 1x1.
+    """``relu(shortcut + convolutions)``: two 3x3, or, with ``bottleneck``, 1x1, 3x3 (which has the stride), and 1x1.
 
-    The shortcut is ``x``, or where the shape changes a 1x1 convolution with BatchNorm.
+    The shortcut is ``x``, or, if the shape changes, a 1x1 convolution with BatchNorm.
     """
 
     features: int
@@ -45,7 +45,7 @@ class ResNetBlock(nn.Module):
 
 
 class ResNetStage(nn.Module):
-    """Blocks of the same number of channels, the first with the stride."""
+    """Blocks with the same number of channels; the first has the stride."""
 
     features: int
     num_blocks: int
@@ -82,13 +82,14 @@ class ResNetStem(nn.Module):
 class ResNet18(ImageClassifier):
     """ResNet18: 11,181,642 parameters for ten classes, 11,173,962 with the cifar stem.
 
-    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, for images of any size; grey ones are repeated to
-    three channels.  The imagenet stem leaves 1x1 features of 32x32 images, which costs ten points of accuracy or more.
+    stem 64 - stage1 64 - stage2 128 - stage3 256 - stage4 512 - head, for images of any size; gray images are repeated
+    to three channels. With the imagenet stem, 32x32 images are reduced to 1x1 features, which costs at least ten points
+    of accuracy.
 
     Attributes:
       stem: "imagenet" or "cifar".
-      stage_sizes: number of blocks of each of the four stages.
-      bottleneck: blocks of three convolutions with four times the output channels, for the deeper networks.
+      stage_sizes: number of blocks in each of the four stages.
+      bottleneck: blocks of three convolutions with four times the output channels, for deeper networks.
     """
 
     stem: str = "imagenet"

@@ -10,7 +10,7 @@ HEADS = ("max4", "max4_average", "average")
 
 
 class ConvBlock(ConvNormRelu):
-    """conv 3x3 without bias, BatchNorm, ReLU and, with ``pool``, a 2x2 max pooling."""
+    """3x3 convolution without bias, BatchNorm, ReLU, and, with ``pool``, 2x2 max pooling."""
 
     pool: bool = False
 
@@ -40,15 +40,15 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        # A module of its own for the sake of checkpoints, whose paths have this level.
+        # A separate module because checkpoint paths have this level.
         return ConvBlock(self.features, axis_name=self.axis_name, name="conv_block")(x, train=train)
 
 
 class Head(nn.Module):
-    """The linear classifier on what ``pooling`` leaves.
+    """Pooling and a linear classifier.
 
-    That is "max4" (max pooling 4x4, then flatten), "max4_average" (the same pooling, then the average over what it
-    leaves) or "average" (over all positions).
+    ``pooling`` is "max4" (4x4 max pooling, then flattening), "max4_average" (4x4 max pooling, then global average
+    pooling), or "average" (global average pooling).
     """
 
     num_classes: int
@@ -69,14 +69,14 @@ class Head(nn.Module):
 class ResNet9(ImageClassifier):
     """ResNet9: 6,588,490 parameters at width 1 for ten classes and 32x32x3 images.
 
-    conv1 64 - conv2 128, pool - res1 128 - conv3 256 (pool with ``pool3``) - conv4 512, pool - res2 512 - head.  The
-    paper's table has no pooling in conv3; the better known ResNet9 has one.  Fixers go after ``res1`` and ``res2``.
+    conv1 64 - conv2 128, pool - res1 128 - conv3 256 (pool with ``pool3``) - conv4 512, pool - res2 512 - head. The
+    paper's table has no pooling in conv3; the better-known ResNet9 has. Fixers go after ``res1`` and ``res2``.
 
     Attributes:
-      pool3: pool in conv3 as well (6,573,130 parameters, 0.38 instead of 0.83 G multiply-adds per 32x32 image).
-      head: "max4" as in the table for 32x32 images, "max4_average" for the 128x128 ones of HIST (6,570,052 parameters
-        for 4 classes), whose average is read as in place of the flattening alone; or "average", without max
-        pooling and so for images of any size, with equally many parameters.
+      pool3: also pool in conv3 (6,573,130 parameters, 0.38 instead of 0.83 G multiply-adds per 32x32 image).
+      head: "max4" as in the table for 32x32 images; "max4_average" for the 128x128 images of HIST (6,570,052 parameters
+        for 4 classes), where we read the average as replacing only the flattening; or "average", without max pooling
+        and hence for images of any size, with the same number of parameters.
     """
 
     pool3: bool = False

@@ -1,4 +1,4 @@
-"""VGG16 (Simonyan & Zisserman, 2015, configuration D): for 32x32 and 224x224 images, and as random self-ensemble."""
+"""VGG16 (Simonyan & Zisserman, 2015, configuration D) for 32x32 and 224x224 images, also as random self-ensemble."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ STAGE_SIZES = (2, 2, 3, 3, 3)
 
 
 class VGGStage(nn.Module):
-    """Convolutions 3x3 with bias, each with noise before and BatchNorm after it if wanted, ReLU; then 2x2 max pooling.
+    """3x3 convolutions with bias, optionally preceded by noise and followed by BatchNorm, with ReLU; 2x2 max pooling.
 
     Attributes:
       features: number of channels of all convolutions.
-      noises: standard deviation of the noise in front of each convolution.
-      norm: whether there is BatchNorm.
-      axis_name: where BatchNorm is synchronised.
+      noises: standard deviation of the noise before each convolution.
+      norm: whether to use BatchNorm.
+      axis_name: mesh axis over which BatchNorm is synchronized.
     """
 
     features: int
@@ -40,17 +40,17 @@ class VGGStage(nn.Module):
 class VGG16(ImageClassifier):
     """VGG16: 14,719,818 parameters for ten classes, 14,728,266 with BatchNorm, 134,301,514 with the classic head.
 
-    stage1 64 - stage2 128 - stage3 256 - stage4 512 - stage5 512 - head, the classic one as fc1 - fc2 - head.
-    The sides of images are at least 32.
+    stage1 64 - stage2 128 - stage3 256 - stage4 512 - stage5 512 - head, or fc1 - fc2 - head for the classic one.
+    Images must be at least 32x32.
 
-    Convolutions start normal with variance 2 / fan_out and bias 0, as torchvision's: without BatchNorm, PyTorch's
-    layer default lets the signal vanish.
+    Convolutions are initialized as in torchvision, normal with variance 2 / fan_out and bias 0: without BatchNorm, the
+    signal vanishes under PyTorch's default initialization.
 
     Attributes:
       batch_norm: BatchNorm after every convolution.
-      head: "linear", on the average over all positions (of which 32x32 images leave one), or "classic", two hidden
-        layers of 4096 units, meant for 224x224 images; their dropout in training is left out.
-      noise: standard deviation of the noise in front of the first and of every other convolution; (0.2, 0.1), with
+      head: "linear", on global average pooling (of a single position for 32x32 images), or "classic", with two hidden
+        layers of 4096 units, meant for 224x224 images and without their dropout in training.
+      noise: standard deviation of the noise before the first and before every other convolution; (0.2, 0.1), with
         BatchNorm, is the random self-ensemble of Liu et al. (2018).
     """
 

@@ -1,4 +1,4 @@
-"""Wide ResNets (Zagoruyko & Komodakis, 2016), the usual architecture of published robust classifiers."""
+"""Wide ResNets (Zagoruyko & Komodakis, 2016), the most common architecture of published robust classifiers."""
 
 import flax.linen as nn
 
@@ -9,13 +9,13 @@ from advjax.models.preact_resnet import preact_blocks
 class WideResNet(ImageClassifier):
     """WideResNet: 36,479,194 parameters at depth 28 and width 10, for ten classes and 32x32x3 images.
 
-    stem 16 - stage1 16k - stage2 32k - stage3 64k - head, (depth - 4) / 6 blocks a stage, strides 1, 2, 2, BatchNorm
-    and ReLU in front of the pooling.  Manifold mixup has three places: the input and the outputs of the first two
-    stages, as its authors have it.
+    stem 16 - stage1 16k - stage2 32k - stage3 64k - head, with (depth - 4) / 6 blocks per stage, strides 1, 2, 2, and
+    BatchNorm and ReLU before the pooling. Manifold mixup has three positions, as in its authors' code: the input and
+    the outputs of the first two stages.
 
     Attributes:
       depth: number of convolutions, 6n + 4.
-      width: the factor k, on the channels of the stages; the stem keeps its 16.
+      width: the multiplier k on the channels of the stages; the stem always has 16.
     """
 
     depth: int = 28
@@ -23,7 +23,7 @@ class WideResNet(ImageClassifier):
 
     def __post_init__(self):
         if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"depth must be 6n + 4, as 10, 28 or 34, got {self.depth}")
+            raise ValueError(f"depth must be 6n + 4, such as 10, 28, or 34, got {self.depth}")
         super().__post_init__()
 
     @property

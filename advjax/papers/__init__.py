@@ -1,1 +1,1 @@
-"""What the five papers have published, and how our measurements look beside it: ``python -m advjax.papers``."""
+"""The published results of the five papers, and ours next to them: ``python -m advjax.papers``."""

@@ -1,10 +1,10 @@
-"""``python -m advjax.papers``: the published numbers of the five papers, and those of evaluated folders beside them.
+"""Prints the published results of the five papers, alone or next to the results of evaluated workdirs.
 
     python -m advjax.papers --list
     python -m advjax.papers --table=003_table1
-    python -m advjax.papers --workdir=workdirs/cifar_fixer,workdirs/cifar_denoising --csv=beside.csv
+    python -m advjax.papers --workdir=workdirs/cifar_fixer,workdirs/cifar_denoising --csv=comparison.csv
 
-Exit codes: 0 done, 2 a mistake that the one printed line explains.
+Exit codes: 0 on success, 2 on a user error, which is explained in one line.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.text import Text
 
 from advjax.evaluation.report import read_report
-from advjax.papers import show
+from advjax.papers import output
 from advjax.papers.join import Pair, applicable, join
 from advjax.types import UserError
 
 WIDTH = 140
-"""Columns that are taken where there is no terminal to ask; less wraps lines."""
+"""Columns of output that does not go to a terminal."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,19 +34,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The command line."""
     made = _Parser("python -m advjax.papers", description=__doc__, allow_abbrev=False)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--workdir", help="folders with a report.json, with commas between them")
-    made.add_argument("--config", help="config file whose `published` is taken, not that of the reports")
-    made.add_argument("--csv", type=pathlib.Path, help="file to write what is printed for the folders to")
+    made.add_argument("--workdir", help="comma-separated folders that contain a report.json")
+    made.add_argument("--config", help="config file to take `published` from instead of the reports")
+    made.add_argument("--csv", type=pathlib.Path, help="file to write the comparison to as well")
     made.add_argument("--table", help="print one published table")
-    made.add_argument("--list", action="store_true", help="print the names of the published tables")
+    made.add_argument("--list", action="store_true", help="list the published tables")
     return made
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints what the flags ask for; returns the exit code."""
+    """Runs the command and returns its exit code."""
     try:
         _run(parser().parse_args(arguments))
     except (UserError, OSError) as error:
@@ -58,47 +58,50 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if sum(map(bool, (options.workdir, options.table, options.list))) != 1:
-        raise UserError("give one of --workdir=FOLDER, --table=NAME and --list")
+        raise UserError("give exactly one of --workdir=FOLDER, --table=NAME and --list")
     if (options.csv or options.config) and not options.workdir:
-        raise UserError("--csv and --config need --workdir=FOLDER")
+        raise UserError("--csv and --config require --workdir=FOLDER")
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(WIDTH, console.width)
     if options.list:
-        console.print(show.listing())
+        console.print(output.listing())
     elif options.table:
-        console.print(show.published_table(options.table))
+        console.print(output.published_table(options.table))
     else:
-        _print_beside(options, console)
+        _print_comparison(options, console)
 
 
-def _print_beside(options: argparse.Namespace, console: Console) -> None:
-    found = {folder: _pairs(folder, options.config) for folder in options.workdir.split(",")}
-    for folder, (pairs, left_out) in found.items():
-        console.print(Text(folder, style="bold"), show.beside(pairs), sep="\n")
-        for reason, number in collections.Counter(left_out).items():
-            console.print(Text(f"left out: {number} published for something else, as {reason}", style="dim"))
+def _print_comparison(options: argparse.Namespace, console: Console) -> None:
+    compared = {folder: _pairs(folder, options.config) for folder in options.workdir.split(",")}
+    for folder, (pairs, omitted) in compared.items():
+        console.print(Text(folder, style="bold"), output.comparison(pairs), sep="\n")
+        for reason, number in collections.Counter(omitted).items():
+            console.print(Text(f"omitted: {number} published for a different experiment: {reason}", style="dim"))
     if options.csv:
-        options.csv.write_text(show.as_csv({folder: pairs for folder, (pairs, _) in found.items()}), encoding="utf-8")
+        text = output.as_csv({folder: pairs for folder, (pairs, _) in compared.items()})
+        options.csv.write_text(text, encoding="utf-8")
 
 
 def _pairs(folder: str, config: str | None) -> tuple[list[Pair], list[str]]:
-    """What is published beside what was measured in a folder, and why something was left out."""
+    """The published numbers next to those of a workdir, and the reasons for omitting the others."""
     report = read_report(pathlib.Path(folder, "report.json"))
     source = report.config if config is None else _published(config)
     specs = source.get("published", ())
     if not specs:
-        raise UserError(f"the config of {config or folder} has nothing in `published`; name another by --config=FILE")
-    held, left_out = applicable(specs, report.config, source.get("published_for", {}))
+        raise UserError(f"{config or folder} has no `published` entries in its config; name another with --config=FILE")
+    held, omitted = applicable(specs, report.config, source.get("published_for", {}))
     pairs = join(report.rows, held)
     if not any(pair.ours for pair in pairs):
-        reason = left_out[0] if not pairs else f"no row for {pairs[0].model} under {pairs[0].attack}, nor for others"
-        raise UserError(f"{folder} has nothing to put beside what is published: {reason}")
-    return pairs, left_out
+        reason = (
+            omitted[0] if not pairs else f"no row for {pairs[0].model} under {pairs[0].attack}, nor for other entries"
+        )
+        raise UserError(f"{folder} has no results to compare with published numbers: {reason}")
+    return pairs, omitted
 
 
 def _published(path: str) -> Mapping[str, Any]:
-    """A config file's experiment, in plain data."""
+    """The experiment of a config file, as plain data."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no config file at {path}")
     return json.loads(runpy.run_path(path)["get_config"]().to_json())

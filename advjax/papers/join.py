@@ -1,18 +1,20 @@
-"""Published numbers, and the rows of a report that measure the same.
+"""Joins published numbers with the rows of a report that measure the same quantity.
 
-Which ones those are is said in ``published`` of the config, a sequence of mappings with
+The config key ``published`` says which rows those are.  It is a sequence of mappings with these keys:
 
   ``table``: one of `published.TABLES`.
-  ``model``, ``dataset``, ``training``, ``attack``: as published, as many as select one accuracy of the table.
+  ``model``, ``dataset``, ``training``, ``attack``: in the terms of the table; as many as are needed to select one
+    accuracy.
   ``run``, ``our_attack``: of the row; the attack by its name in the config, or "clean".
-  ``defense``, ``subset``, ``adaptive``: of the row; without them "none", "all" and False.
-  ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row, where several are left without.
-  ``when``: keys of the config and the values that they must have, as in ``{"run.mixed.epochs": 10}``, where the number
-    is for other values than those of the config.
+  ``defense``, ``subset``, ``adaptive``: of the row; the defaults are "none", "all" and False.
+  ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row; needed only if several rows match otherwise.
+  ``when``: config key -> value, as in ``{"run.mixed.epochs": 10}``, if the number is for other values than those of the
+    config.
 
-No override puts a number beside one that it is no longer about: `publish` writes down what the experiment was when the
-entries were made, in ``published_for``, and an entry holds only while all that its row depends on is the same, or as
-``when`` says: the data, the run, the runs that it starts from, attacks or asks, the attack and the defence.
+A published number never stands next to a result of a different experiment.  `publish` records in ``published_for`` the
+experiment that the entries were written for, and an entry applies only while every setting that its row depends on is
+unchanged or matches ``when``: the data, the run, the runs that it starts from, is attacked through or takes targets
+from, the attack, and the defense.
 """
 
 import json
@@ -21,12 +23,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ml_collections import ConfigDict
 
-from advjax.evaluation.outcomes import CLEAN, EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.attacker_knowledge import EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
+from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Row
 from advjax.evaluation.statistics import wilson_interval
-from advjax.papers.described import differences
+from advjax.papers.config_diff import differences
 from advjax.papers.published import Published, read
-from advjax.reporting.summary import model_name
+from advjax.reporting.formatting import model_name
 from advjax.types import UserError
 
 __all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "publish", "select"]
@@ -35,13 +38,13 @@ Spec: TypeAlias = Mapping[str, Any]
 """An entry of ``published`` in a config."""
 
 ACCURACY = "accuracy"
-"""The one metric that a report has as well."""
-_AS_PUBLISHED = ("model", "dataset", "training", "attack")
-_NEEDED = ("table", "run", "our_attack")
-_OF_THE_ROW = {"defense": "none", "subset": ALL, "adaptive": False}
-_OF_SEVERAL_ROWS = ("made_on", "labels", "protocol", "eot_samples")
-KEYS = (*_NEEDED, *_AS_PUBLISHED, *_OF_THE_ROW, *_OF_SEVERAL_ROWS, "when")
-"""Keys of an entry."""
+"""The only metric that reports contain as well."""
+_SELECTING_PUBLISHED = ("model", "dataset", "training", "attack")
+_REQUIRED = ("table", "run", "our_attack")
+_ROW_DEFAULTS = {"defense": "none", "subset": ALL, "adaptive": False}
+_SELECTING_ROW = ("made_on", "labels", "protocol", "eot_samples")
+KEYS = (*_REQUIRED, *_SELECTING_PUBLISHED, *_ROW_DEFAULTS, *_SELECTING_ROW, "when")
+"""Valid keys of an entry."""
 _KINDS = {
     "none": "clean",
     NOTHING: "noise",
@@ -57,34 +60,34 @@ class Accuracy(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None
-    """95 % Wilson interval over the test images, in percent; None where their number is not known."""
+    """95% Wilson interval over the test images, in percent; None if their number is unknown."""
     n: int | None
 
 
 class Pair(NamedTuple):
-    """A published accuracy and ours."""
+    """A published accuracy and our counterpart."""
 
     published: Published
     theirs: Accuracy
     model: str
-    """Our run, and its defence."""
+    """Our run, with its defense if it has one."""
     attack: str
     """Its name in our config, or "clean"."""
     subset: str
     kind: str
-    """"clean", "noise", "transfer", "oblivious" or "adaptive", as the report has it.  An adaptive attack that was given
-    other labels than the true ones is "adaptive, predicted labels"."""
+    """"clean", "noise", "transfer", "oblivious" or "adaptive", as in the report.  An adaptive attack that was not given
+    the true labels is "adaptive, predicted labels"."""
     ours: Accuracy | None
-    """None if the report has no such row."""
+    """None if the report does not contain it."""
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs, in points."""
+        """Ours minus theirs, in percentage points."""
         return self.ours.value - self.theirs.value if self.ours else None
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the intervals have a number in common; None unless both are known."""
+        """Whether the two intervals overlap; None unless both are known."""
         if self.ours is None or self.ours.interval is None or self.theirs.interval is None:
             return None
         (low, high), (other_low, other_high) = self.ours.interval, self.theirs.interval
@@ -92,41 +95,41 @@ class Pair(NamedTuple):
 
 
 def join(rows: Sequence[Row], specs: Sequence[Spec]) -> list[Pair]:
-    """Ours beside theirs, in the order of ``specs``.
+    """Pairs published accuracies with ours, in the order of ``specs``.
 
     Args:
-      rows: of a report.
+      rows: rows of a report.
       specs: ``published`` of its config.
 
     Raises:
-      UserError: an entry has unknown keys or lacks one, selects no or several accuracies of its table, or selects
-        several rows.
+      UserError: an entry has an unknown key or lacks a required one, does not select exactly one accuracy of its
+        table, or matches several rows.
     """
     return [_pair(rows, spec) for spec in specs]
 
 
 def select(spec: Spec) -> Published:
-    """The one published accuracy that an entry of ``published`` is about.
+    """The published accuracy that an entry of ``published`` selects.
 
     Raises:
-      UserError: as for `join`.
+      UserError: as in `join`.
     """
     where = _checked(spec)
     left = [entry for entry in read(spec["table"]) if entry.metric == ACCURACY]
-    for field in _AS_PUBLISHED:
+    for field in _SELECTING_PUBLISHED:
         if field in spec:
             there = list(dict.fromkeys(getattr(entry, field) for entry in left))
             left = [entry for entry in left if getattr(entry, field) == spec[field]]
             if not left:
-                raise UserError(f"{where}: no accuracy with {field} {spec[field]!r}; there are {_listed(there)}")
+                raise UserError(f"{where}: no accuracy with {field} {spec[field]!r}; available are {_listed(there)}")
     if len(left) > 1:
-        values = {field: dict.fromkeys(getattr(entry, field) for entry in left) for field in _AS_PUBLISHED}
-        raise UserError(f"{where}: {len(left)} accuracies; name {_choices(values)}")
+        values = {field: dict.fromkeys(getattr(entry, field) for entry in left) for field in _SELECTING_PUBLISHED}
+        raise UserError(f"{where}: {len(left)} accuracies match; specify {_choices(values)}")
     return left[0]
 
 
 def publish(config: ConfigDict, entries: Iterable[Spec]) -> None:
-    """Gives a config its ``published`` entries, which are about the experiment that it describes at this moment."""
+    """Adds ``published`` entries to a config and records the experiment they are for, which is its current state."""
     plain = json.loads(config.to_json())
     evaluation = {key: plain["evaluation"][key] for key in ("attacks", "made_on", "transfer_labels", "defenses")}
     config.published = tuple(entries)
@@ -134,27 +137,27 @@ def publish(config: ConfigDict, entries: Iterable[Spec]) -> None:
 
 
 def applicable(
-    specs: Sequence[Spec], config: Mapping[str, Any], described: Mapping[str, Any] | None = None
+    specs: Sequence[Spec], config: Mapping[str, Any], reference: Mapping[str, Any] | None = None
 ) -> tuple[list[Spec], list[str]]:
-    """The entries that are about the experiment, and for each of the others why not, as in "run.base.num_steps is 200".
+    """The entries that apply to an experiment, and a reason such as "run.base.num_steps is 200" for each other one.
 
     Args:
       specs: ``published`` of a config.
-      config: the experiment as it was run, in plain data.
-      described: ``published_for`` of the config that ``specs`` are from; default: that of ``config``.  Where it is
-        empty, ``when`` alone decides.
+      config: the experiment as it was run, as plain data.
+      reference: ``published_for`` of the config that ``specs`` are from, by default that of ``config``.  If empty, only
+        ``when`` is checked.
 
     Raises:
-      UserError: a mistake in an entry, or ``when`` names a key that the config does not have.
+      UserError: an entry is invalid, or ``when`` names a key that the config does not have.
     """
-    described = config.get("published_for") if described is None else described
+    reference = config.get("published_for") if reference is None else reference
     held, reasons = [], []
     for spec in specs:
         where, when = _checked(spec), spec.get("when", {})
         found = {path: _value(config, path, where) for path in when}
         unmet = {path: value for path, value in found.items() if value != when[path]}
-        if described:
-            others = differences(described, config, spec)
+        if reference:
+            others = differences(reference, config, spec)
             unmet |= {path: value for path, value in others.items() if path not in when}
         if unmet:
             first, *more = (f"{path} is {value}" for path, value in unmet.items())
@@ -169,14 +172,14 @@ def _pair(rows: Sequence[Row], spec: Spec) -> Pair:
     interval = None
     if published.n is not None:
         interval = _percent(*wilson_interval(round(published.value / 100 * published.n), published.n))
-    asked = {**_OF_THE_ROW, **spec}
+    requested = {**_ROW_DEFAULTS, **spec}
     return Pair(
         published=published,
         theirs=Accuracy(published.value, interval, published.n),
-        model=model_name(asked["run"], asked["defense"]),
-        attack=asked["our_attack"],
-        subset=asked["subset"],
-        kind=_kind(row) if row else _kind_asked(asked),
+        model=model_name(requested["run"], requested["defense"]),
+        attack=requested["our_attack"],
+        subset=requested["subset"],
+        kind=_kind(row) if row else _requested_kind(requested),
         ours=_accuracy(row),
     )
 
@@ -188,12 +191,12 @@ def _accuracy(row: Row | None) -> Accuracy | None:
 
 
 def _row(rows: Sequence[Row], spec: Spec) -> Row | None:
-    asked = {**_OF_THE_ROW, **{key: spec[key] for key in ("run", *_OF_THE_ROW, *_OF_SEVERAL_ROWS) if key in spec}}
-    asked["attack"] = spec["our_attack"]
-    found = [row for row in rows if all(row[key] == value for key, value in asked.items())]
+    requested = {**_ROW_DEFAULTS, **{key: spec[key] for key in ("run", *_ROW_DEFAULTS, *_SELECTING_ROW) if key in spec}}
+    requested["attack"] = spec["our_attack"]
+    found = [row for row in rows if all(row[key] == value for key, value in requested.items())]
     if len(found) > 1:
-        values = {field: dict.fromkeys(row[field] for row in found) for field in _OF_SEVERAL_ROWS}
-        raise UserError(f"{_checked(spec)}: {len(found)} rows of the report; name {_choices(values)}")
+        values = {field: dict.fromkeys(row[field] for row in found) for field in _SELECTING_ROW}
+        raise UserError(f"{_checked(spec)}: {len(found)} rows of the report match; specify {_choices(values)}")
     return found[0] if found else None
 
 
@@ -202,23 +205,23 @@ def _kind(row: Row) -> str:
     return f"{kind}, predicted labels" if kind == "adaptive" and row["labels"] == "predicted" else kind
 
 
-def _kind_asked(asked: Mapping[str, Any]) -> str:
-    """What the row would have been."""
-    if asked["our_attack"] == CLEAN:
+def _requested_kind(requested: Mapping[str, Any]) -> str:
+    """The kind that a missing row would have had."""
+    if requested["our_attack"] == CLEAN:
         return "clean"
-    if not asked["adaptive"]:
+    if not requested["adaptive"]:
         return "transfer"
-    return "adaptive, predicted labels" if asked.get("labels") == "predicted" else "adaptive"
+    return "adaptive, predicted labels" if requested.get("labels") == "predicted" else "adaptive"
 
 
 def _checked(spec: Any) -> str:
-    """What to call an entry in an error; refuses one that is no entry."""
+    """Validates an entry and returns its name for error messages."""
     if not isinstance(spec, Mapping):
-        raise UserError(f"published: {spec!r} is no mapping; it needs {', '.join(_NEEDED)}")
+        raise UserError(f"published: an entry must be a mapping with keys {', '.join(_REQUIRED)}, got {spec!r}")
     if unknown := [key for key in spec if key not in KEYS]:
         raise UserError(f"published: unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
-    if missing := [key for key in _NEEDED if key not in spec]:
-        raise UserError(f"published: {dict(spec)} has no {missing[0]}; it needs {', '.join(_NEEDED)}")
+    if missing := [key for key in _REQUIRED if key not in spec]:
+        raise UserError(f"published: {dict(spec)} has no {missing[0]}; required are {', '.join(_REQUIRED)}")
     return f"published, {spec['table']} for {spec['run']} under {spec['our_attack']}"
 
 
@@ -226,13 +229,13 @@ def _value(config: Mapping[str, Any], path: str, where: str) -> Any:
     node: Any = config
     for key in path.split("."):
         if not isinstance(node, Mapping) or key not in node:
-            raise UserError(f"{where}: when: the config has no key {path}")
+            raise UserError(f"{where}: when: unknown config key {path}")
         node = node[key]
     return node
 
 
 def _choices(values: Mapping[str, Mapping[Any, None]]) -> str:
-    """The fields that tell some things apart, with their values."""
+    """The fields in which several matches differ, with their values."""
     return " or ".join(f"{field} ({_listed(found)})" for field, found in values.items() if len(found) > 1)
 
 

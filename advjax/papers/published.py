@@ -1,7 +1,7 @@
-"""The results of the five papers as they were published, a csv file for each table.
+"""The published results of the five papers, one CSV file per table.
 
-Facts alone: what was measured, the number, and a few words where it would mislead without them.  Numbers that were
-printed as pictures of tables and cannot be read are left out.
+The files hold facts only: what was measured, the number, and a note where the number alone would mislead.  Tables that
+were printed as illegible images are omitted.
 """
 
 import csv
@@ -21,43 +21,43 @@ PAPERS: Mapping[str, str] = {
     "003": "fixers",
     "004": "Dauphine report",
 }
-"""The papers by the numbers that tables, configs and docstrings give them."""
+"""Number of a paper, as used in tables, configs and docstrings -> its short name."""
 
 TABLES: Mapping[str, str] = {
-    "000_figure2": "Figure 2, the numbers in the prose: Gaussian noise on training images",
-    "000_table2": "Table 2: Gaussian noise on training images; levels are called deviations, but fit variances",
-    "000_table3": "Table 3: VGG16 on CIFAR-10; n is inferred under attack, where all numbers are multiples of 0.05",
+    "000_figure2": "Figure 2, numbers given in the text: Gaussian noise on training images",
+    "000_table2": "Table 2: Gaussian noise on training images; levels called deviations match variances",
+    "000_table3": "Table 3: VGG16 on CIFAR-10; n under attack is inferred: all accuracies are multiples of 0.05",
     "000_table4": "Table 4: a small network on Fashion-MNIST",
-    "001_table1": "Table 1: clean MNIST, the best epoch on the test images",
-    "001_table2": "Table 2: clean CIFAR-10, the best epoch on the test images",
-    "001_table3": "Table 3: attacks before adversarial training; by the logs on one vanilla network, three times",
+    "001_table1": "Table 1: clean MNIST accuracy, best epoch selected on test images",
+    "001_table2": "Table 2: clean CIFAR-10 accuracy, best epoch selected on test images",
+    "001_table3": "Table 3: attacks before adversarial training; per the logs, three times on the same vanilla network",
     "001_table4": "Table 4: adversarial training on MNIST, after epoch 799 of 800",
-    "001_table5": "Table 5: MNIST before and after, from Tables 1, 3 and 4",
-    "001_table6": "Table 6: CIFAR-10 before and after, epoch 499 of 500; before: as in Tables 2 and 3",
+    "001_table5": "Table 5: MNIST before and after adversarial training, from Tables 1, 3 and 4",
+    "001_table6": "Table 6: CIFAR-10 before (Tables 2 and 3) and after adversarial training (epoch 499 of 500)",
     "001_table7": "Table 7: mixup with soft labels; attack v1 on CIFAR-10 is weaker than v2",
     "001_table8": "Table 8: partial PGD; attack v1 on CIFAR-10 is weaker than v2",
-    "001_pgd100": "logs of an earlier PGD-100 on training images, each network attacked itself",
-    "001_epochs": "logs: clean test accuracy after some epochs of clean training",
-    "001_adversarial_epochs": "logs: accuracies after some epochs of adversarial training; neighbours differ by points",
-    "001_last_epochs": "logs: mean of the last 50 epochs of adversarial training; std is that of these epochs",
-    "002_table1": "Table 1: clean accuracy before and after",
-    "002_table2": "Table 2, the means in the prose: FGSM before",
-    "002_table4": "Table 4, the means in the prose: FGSM after",
-    "003_table1": "Table 1: attacks made on the base, which has 91.2 % right; std is that of five parts of the images",
-    "003_text": "prose on other figures",
-    "004_section3": "Sections 3.1 to 3.3: attacks on a plain network, images held out of the training split",
+    "001_pgd100": "logs: an earlier PGD-100 on training images, each network attacked directly",
+    "001_epochs": "logs: clean test accuracy after selected epochs of clean training",
+    "001_adversarial_epochs": "logs: selected epochs of adversarial training; adjacent ones differ by several points",
+    "001_last_epochs": "logs: mean over the last 50 epochs of adversarial training; std is over these epochs",
+    "002_table1": "Table 1: clean accuracy before and after retraining",
+    "002_table2": "Table 2, means given in the text: FGSM before retraining",
+    "002_table4": "Table 4, means given in the text: FGSM after retraining",
+    "003_table1": "Table 1: attacks crafted on the base (clean accuracy 91.2%); std is over five parts of the images",
+    "003_text": "text on other figures",
+    "004_section3": "Sections 3.1 to 3.3: attacks on a plain network; images held out from the training split",
     "004_table1": "Table 1: adversarial training",
     "004_table2": "Table 2: random self-ensemble",
-    "004_section5": "Section 5.2: training on fixed mixes",
-    "004_figure3": "Figure 3: training on fixed mixes at several weights; std is the error of reading the figure",
+    "004_section5": "Section 5.2: training with a fixed mixing weight",
+    "004_figure3": "Figure 3: training with several fixed mixing weights; std is the error of reading the figure",
 }
-"""Every table that can be read, and what it is of."""
+"""Name of a table -> its contents."""
 
 PROVENANCES: Mapping[str, str] = {
     "paper": "printed in a table",
-    "text": "printed in the prose",
-    "log": "in logs that came with the paper",
-    "corrected": "printed, but put where the rest of the paper shows it to belong",
+    "text": "given in the text",
+    "log": "from logs released with the paper",
+    "corrected": "printed, but moved to where the rest of the paper shows that it belongs",
     "derived": "computed from printed numbers",
     "figure": "read off a figure",
 }
@@ -65,7 +65,7 @@ PROVENANCES: Mapping[str, str] = {
 
 
 class Published(NamedTuple):
-    """One published number, and what it is of, in the words of the paper."""
+    """One published number and what it measures, in the terms of the paper."""
 
     paper: str
     """A key of `PAPERS`."""
@@ -73,32 +73,32 @@ class Published(NamedTuple):
     """A key of `TABLES`."""
     model: str
     dataset: str
-    """Data set and split; in brackets the subset, as in "cifar10/test[base_correct]"."""
+    """Dataset and split, followed by the subset in brackets, as in "cifar10/test[base_correct]"."""
     training: str
     attack: str
-    """With its size where the paper tells it, as in "FGSM:8/255"; "none" for clean images."""
+    """Including its budget if the paper states it, as in "FGSM:8/255"; "none" for clean images."""
     metric: str
-    """"accuracy" in percent, "cross_entropy", or some difference in points."""
+    """"accuracy" in percent, "cross_entropy", or a difference in percentage points."""
     value: float
     std: float | None
-    """Of what, `TABLES` says."""
+    """Standard deviation; `TABLES` says over what."""
     n: int | None
-    """Number of images, if that is known."""
+    """Number of images; None if unknown."""
     provenance: str
     """A key of `PROVENANCES`."""
     note: str
-    """What to know about this number above others, or ""."""
+    """A caveat about this number, or ""."""
 
 
 @functools.cache
 def read(table: str) -> tuple[Published, ...]:
-    """The numbers of a table, in its order.
+    """Reads the numbers of a table, in its order.
 
     Raises:
-      UserError: there is no such table.
+      UserError: ``table`` is not in `TABLES`.
     """
     if table not in TABLES:
-        raise UserError(f"no published table {table!r}; there are {', '.join(TABLES)}")
+        raise UserError(f"unknown published table {table!r}; known are {', '.join(TABLES)}")
     text = importlib.resources.files("advjax.papers").joinpath("tables", f"{table}.csv").read_text(encoding="utf-8")
     return tuple(_published(table, line) for line in csv.DictReader(text.splitlines()))
 

@@ -1,4 +1,4 @@
-"""Several evaluations side by side, and whether two models differ on the same images by more than chance."""
+"""Compares evaluations side by side, and tests whether two models differ on the same images by more than chance."""
 
 import itertools
 import os
@@ -15,26 +15,27 @@ from advjax.evaluation.outcomes import CLEAN, Outcome, read_outcomes
 from advjax.evaluation.report import Report, SummaryCell, read_report, rows
 from advjax.evaluation.statistics import mcnemar
 from advjax.evaluation.summaries import cell, robust_correct
+from advjax.reporting.formatting import accuracy_text, model_name, threat_name
 from advjax.reporting.plain_table import plain_table
-from advjax.reporting.summary import cell_text, model_name
-from advjax.reporting.terminal import WIDTH, threat_name
+from advjax.reporting.terminal import print_wide
 from advjax.types import UserError
 
 EXPLANATION = (
-    "p: exact McNemar test on the images that only one of the two has right, not corrected for the number of pairs. It "
-    "is about the choice of test images, not about training seeds."
+    "First only, second only: number of images that only that model classifies correctly. p: exact McNemar test on "
+    "these images, without correction for multiple comparisons. It captures variability across test images, not across "
+    "training seeds."
 )
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation has written."""
+    """The results that an evaluation has stored."""
 
     report: Report
     outcomes: list[Outcome]
 
 
-class Measured(NamedTuple):
-    """One model under one threat model, or without any attack."""
+class ModelCorrectness(NamedTuple):
+    """The images that one model classifies correctly, clean or under one threat model."""
 
     model: str
     threat: str
@@ -42,57 +43,57 @@ class Measured(NamedTuple):
     correct: np.ndarray
     """bool [n]"""
     conditions: Mapping[str, Any]
-    """What has to be equal for a comparison, by the name that people know it by."""
+    """Readable name -> what has to be equal for two models to be comparable."""
 
     @property
     def accuracy(self) -> SummaryCell:
-        """With its interval."""
+        """The accuracy with its interval."""
         return cell(self.correct)
 
 
-class Pair(NamedTuple):
+class ModelPair(NamedTuple):
     """Two models on the same images."""
 
     threat: str
     first: str
     second: str
     only_first: int
-    """Images that only the first has right."""
+    """Number of images that only the first model classifies correctly."""
     only_second: int
     p_value: float | None
-    """None if they cannot be compared."""
+    """Of the exact McNemar test; None if the models are not comparable."""
     obstacle: str
-    """Why not, or ""."""
+    """Why they are not comparable, or ""."""
 
 
 def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
-    """The report in a folder, and what it was made of.
+    """Reads the report in ``folder`` and the outcomes it summarizes.
 
     Raises:
-      UserError: there is none, or its two files are of different evaluations.
+      UserError: a file is missing, or the two files are from different evaluations.
     """
     folder = pathlib.Path(folder)
     report = read_report(folder / "report.json")
     try:
         outcomes = read_outcomes(folder / "outcomes.npz")
     except FileNotFoundError:
-        raise UserError(f"{folder} has a report but no outcomes.npz: evaluate again") from None
+        raise UserError(f"{folder} has report.json but no outcomes.npz: evaluate again") from None
     if rows(outcomes) != [row for row in report.rows if row["subset"] == "all"]:
-        raise UserError(f"report.json and outcomes.npz in {folder} are of different evaluations: evaluate again")
+        raise UserError(f"report.json and outcomes.npz in {folder} are from different evaluations: evaluate again")
     return Evaluation(report, outcomes)
 
 
-def measured(evaluations: Mapping[str, Evaluation]) -> list[Measured]:
-    """All models of all evaluations, clean and under all attacks made on themselves together.
+def correctness(evaluations: Mapping[str, Evaluation]) -> list[ModelCorrectness]:
+    """Every model of every evaluation, clean and under the worst case of all attacks crafted on it.
 
     Args:
-      evaluations: by a name that models get in front of their own, such as the folder; "" for none.
+      evaluations: keyed by a prefix for the names of the models, such as the folder; "" for no prefix.
     """
-    return [entry for name, evaluation in evaluations.items() for entry in _measured(name, evaluation)]
+    return [entry for name, evaluation in evaluations.items() for entry in _correctness(name, evaluation)]
 
 
-def pairs(entries: Sequence[Measured]) -> list[Pair]:
-    """Every two models, where both were measured in the same way."""
+def pairs(entries: Sequence[ModelCorrectness]) -> list[ModelPair]:
+    """Every two different models that were evaluated under the same threat model."""
     return [
         _pair(first, second)
         for first, second in itertools.combinations(entries, 2)
@@ -101,18 +102,13 @@ def pairs(entries: Sequence[Measured]) -> list[Pair]:
 
 
 def print_comparison(evaluations: Mapping[str, Evaluation], console: Console) -> None:
-    """Accuracies of all models, then all pairs of them."""
-    entries = measured(evaluations)
-    width = console.width
-    try:
-        if not console.is_terminal:
-            console.width = max(WIDTH, width)
-        console.print(Group(_accuracies(entries), Text(), _pairs(pairs(entries)), Text(EXPLANATION, style="dim")))
-    finally:
-        console.width = width
+    """Prints the accuracies of all models, then the test for each pair of them."""
+    entries = correctness(evaluations)
+    tables = _accuracy_table(entries), Text(), _pair_table(pairs(entries)), Text(EXPLANATION, style="dim")
+    print_wide(Group(*tables), console)
 
 
-def _measured(name: str, evaluation: Evaluation) -> list[Measured]:
+def _correctness(name: str, evaluation: Evaluation) -> list[ModelCorrectness]:
     config, found = evaluation.report.config, []
     attacks = config["evaluation"]["attacks"]
     keys = ("name", "test_split", "image_size", *(("dir",) if config["data"]["name"] == "folder" else ()))
@@ -123,10 +119,11 @@ def _measured(name: str, evaluation: Evaluation) -> list[Measured]:
         own = [entry for entry in evaluation.outcomes if (entry.run, entry.defense) == (run, defense)]
         (clean,) = (entry for entry in own if entry.attack == CLEAN)
         same = {"data": data, "images": clean.index.tolist(), "labels": clean.labels.tolist()}
-        found.append(Measured(label, CLEAN, clean.predictions == clean.labels, same))
+        found.append(ModelCorrectness(label, CLEAN, clean.predictions == clean.labels, same))
         for (norm, epsilon), (names, correct) in robust_correct(own).items():
-            made = {attack: _settings(attacks.get(attack)) for attack in names}
-            found.append(Measured(label, threat_name(norm, epsilon), correct, {**same, "attacks": made}))
+            settings = {attack: _settings(attacks.get(attack)) for attack in names}
+            conditions = {**same, "attacks": settings}
+            found.append(ModelCorrectness(label, threat_name(norm, epsilon), correct, conditions))
     return found
 
 
@@ -134,29 +131,29 @@ def _settings(attack: Mapping[str, Any] | None) -> Any:
     return None if attack is None else {key: str(value) for key, value in sorted(attack.items())}
 
 
-def _pair(first: Measured, second: Measured) -> Pair:
+def _pair(first: ModelCorrectness, second: ModelCorrectness) -> ModelPair:
     names = (first.threat, first.model, second.model)
     for name, value in first.conditions.items():
         if value != second.conditions[name]:
-            return Pair(*names, 0, 0, None, f"other {name}")
+            return ModelPair(*names, 0, 0, None, f"different {name}")
     one, other = first.correct, second.correct
-    return Pair(*names, int(np.sum(one & ~other)), int(np.sum(other & ~one)), mcnemar(one, other), "")
+    return ModelPair(*names, int(np.sum(one & ~other)), int(np.sum(other & ~one)), mcnemar(one, other), "")
 
 
-def _accuracies(entries: Sequence[Measured]) -> Table:
+def _accuracy_table(entries: Sequence[ModelCorrectness]) -> Table:
     threats = list(dict.fromkeys(entry.threat for entry in entries))
-    table = plain_table("model, %")
+    table = plain_table("model")
     for threat in threats:
-        head = threat if threat == CLEAN else f"robust accuracy\n{threat}"
+        head = "clean accuracy (%)" if threat == CLEAN else f"robust accuracy (%)\n{threat}"
         table.add_column(Text(head), justify="right", overflow="fold")
     for model in dict.fromkeys(entry.model for entry in entries):
         found = {entry.threat: entry.accuracy for entry in entries if entry.model == model}
-        table.add_row(Text(model), *(Text(cell_text(found.get(threat))) for threat in threats))
+        table.add_row(Text(model), *(Text(accuracy_text(found.get(threat))) for threat in threats))
     return table
 
 
-def _pairs(found: Sequence[Pair]) -> Table:
-    counts = ("only first right", "only second right", "p")
+def _pair_table(found: Sequence[ModelPair]) -> Table:
+    counts = ("first only", "second only", "p")
     table = plain_table("threat", "first", "second", *counts, numbers=counts)
     for pair in found:
         shown = ["", "", f"not comparable: {pair.obstacle}"]

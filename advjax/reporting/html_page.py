@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no scripts, no network, light and dark, from phones to paper."""
+"""Writes ``report.html``, one self-contained file: no scripts, no network, light and dark, for phones and for print."""
 
 import base64
 import io
@@ -15,18 +15,18 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from advjax.evaluation.report import BASE_CORRECT, Report
-from advjax.reporting import noise_table, summary, terminal
+from advjax.reporting import formatting, layout, legend, noise_table, summary
 from advjax.reporting.plots import Svg, accuracy_per_attack, epsilon_curve
 from advjax.runtime.files import plain, write_atomically
 
 
 class GalleryItem(NamedTuple):
-    """One image and what an attack made of it."""
+    """An image, its adversarial version and how the models classify both."""
 
     caption: str
     """The attack, such as "autopgd_8"."""
     made_on: str
-    """The run that the attack was made on."""
+    """The model that the attack was crafted on."""
     original: np.ndarray
     """float [h, w, c] in [0, 1], c = 1 or 3."""
     adversarial: np.ndarray
@@ -34,7 +34,7 @@ class GalleryItem(NamedTuple):
     label: str
     """Name of the true class."""
     predictions: Mapping[str, tuple[str, str]]
-    """Run -> names of the classes it predicts for the original and for the adversarial image."""
+    """Model -> names of the classes it predicts for the original and for the adversarial image."""
 
 
 def write_page(
@@ -43,16 +43,16 @@ def write_page(
     """Write ``report.html``.
 
     Args:
-      report: what to show; an accuracy under an attack made on another model is shown as transfer.
-      curves: training curves (`plots.training_curves`), or None to leave the section out.
-      gallery: images to show; empty to leave the section out.
-      path: the HTML file, replaced in one step.
+      report: the report to show.  Accuracies under attacks crafted on another model appear as transfer results.
+      curves: training curves (`plots.training_curves`); None omits the section.
+      gallery: images to show; if empty, the section is omitted.
+      path: the HTML file, replaced atomically.
     """
     write_atomically(path, render_page(report, curves=curves, gallery=gallery).encode())
 
 
 def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[GalleryItem]) -> str:
-    """The text of the page; equal arguments give equal text.  See `write_page`."""
+    """The HTML text of the page, determined by the arguments alone.  See `write_page`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("advjax.reporting", "templates"),
         autoescape=True,
@@ -60,25 +60,30 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": terminal.percent, "threat": terminal.threat_name, "subset": terminal.subset_name}
-    environment.filters["breakable"] = _breakable
-    environment.globals["model_name"] = summary.model_name
-    blocks = terminal.blocks(report)
+    environment.filters |= {
+        "percent": formatting.percent,
+        "threat": formatting.threat_name,
+        "subset": formatting.subset_name,
+        "breakable": _breakable,
+    }
+    environment.globals |= {
+        "legend": legend,
+        "model_name": formatting.model_name,
+        "verdict": summary.verdict,
+    }
+    blocks = layout.blocks(report)
     has_attacks = any(block.lines for block in blocks)
-    noisy = noise_table.noise_table(report)
+    noise = noise_table.noise_table(report)
     return environment.get_template("report.html.j2").render(
         report=report,
         blocks=blocks,
-        minimum_explanation=terminal.MINIMUM,
-        terms=terminal.explained_terms(blocks),
-        kinds={source.kind for source in terminal.sources(blocks)},
-        has_base_correct=any(BASE_CORRECT in source.sizes for source in terminal.sources(blocks)),
-        ways=[(way, summary.WAYS[way]) for way in summary.ways_measured(report.summary)],
-        explanation=summary.EXPLANATION,
-        cards=summary.by_model(report.checks),
-        noise=noisy,
-        noises=noise_table.noises(noisy),
-        noise_explanation=noise_table.EXPLANATION,
+        terms=layout.explained_terms(blocks),
+        kinds={source.kind for source in layout.sources(blocks)},
+        has_base_correct=any(BASE_CORRECT in source.sizes for source in layout.sources(blocks)),
+        columns=[(key, summary.COLUMNS[key]) for key in summary.measured_columns(report.summary)],
+        cards=summary.checks_by_model(report.checks),
+        noise=noise,
+        noise_columns=noise_table.noise_columns(noise),
         curve=Markup(epsilon_curve(report.curve)) if report.curve else None,
         plot=Markup(accuracy_per_attack(report)) if has_attacks else None,
         curves=None if curves is None else Markup(curves),
@@ -90,23 +95,27 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
 
 
 def magnification(perturbation: np.ndarray) -> float:
-    """The factor m for which ``0.5 + m * perturbation`` just fits into [0, 1], rounded down to a readable number.
+    """The largest factor m for which ``0.5 + m * perturbation`` stays in [0, 1], rounded down.
 
-    A whole number from 1 on, a tenth below; 1 for a perturbation of zero.
+    Rounded to an integer if at least 1 and to one decimal otherwise; 1 for a zero perturbation.
     """
     largest = float(np.max(np.abs(perturbation)))
     if largest == 0:
         return 1.0
     fitting = 0.5 / largest
-    # The rounding of float32 pixels must not cost a whole step: 0.5 / 0.25000001 is 2.
+    # Tolerate float32 rounding of the pixels: 0.5 / 0.25000001 counts as 2.
     return float(math.floor(fitting + 1e-4)) if fitting >= 1 else math.floor(10 * fitting + 1e-4) / 10
 
 
 def image_uri(image: np.ndarray) -> str:
-    """A PNG data URI of ``image`` (float [h, w, c], clipped to [0, 1], c = 1 or 3), pixel for pixel."""
+    """A lossless PNG data URI of ``image`` (float [h, w, c], clipped to [0, 1], c = 1 or 3).
+
+    Raises:
+      ValueError: another shape.
+    """
     image = np.asarray(image, dtype=np.float32)
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"image has shape {image.shape}; expected [height, width, 1 or 3 channels]")
+        raise ValueError(f"image must have shape [height, width, 1 or 3 channels], got {image.shape}")
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG", optimize=True)
@@ -114,7 +123,7 @@ def image_uri(image: np.ndarray) -> str:
 
 
 def _panel(item: GalleryItem) -> dict[str, Any]:
-    """What the template shows of one gallery item."""
+    """A gallery item as the template shows it."""
     perturbation = np.asarray(item.adversarial, np.float32) - np.asarray(item.original, np.float32)
     factor = magnification(perturbation)
     magnified = 0.5 + factor * perturbation
@@ -127,7 +136,7 @@ def _panel(item: GalleryItem) -> dict[str, Any]:
             ("adversarial", image_uri(item.adversarial)),
             (f"perturbation ×{factor:g}", image_uri(magnified)),
         ],
-        # Enlarged pixels stay squares; a large photograph that is made smaller must be averaged instead.
+        # Small images are enlarged with crisp pixels; large photographs are downscaled, which needs smoothing.
         "is_small": max(item.original.shape[:2]) <= 96,
         "predictions": [
             {"run": run, "clean": clean, "adversarial": adversarial, "is_source": run == item.made_on}
@@ -137,12 +146,12 @@ def _panel(item: GalleryItem) -> dict[str, Any]:
 
 
 def _breakable(name: str) -> Markup:
-    """``name`` with places where a narrow column may break it: after underscores and plus signs."""
+    """``name`` with line-break opportunities after underscores and plus signs, for narrow columns."""
     return Markup(re.sub("([_+])", r"\1<wbr>", str(escape(name))))
 
 
 def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of every entry, one level of nesting unfolded."""
+    """Name and value of every entry, with nested mappings flattened by one level."""
     entries: list[tuple[str, str]] = []
     for name, value in environment.items():
         inner = value.items() if isinstance(value, Mapping) else [(name, value)]
@@ -151,7 +160,7 @@ def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _provenance(report: Report) -> list[dict[str, Any]]:
-    """One entry per model: its hash and the seeds of the attacks on it."""
+    """One entry per model: its hash and the seeds of its evaluation."""
     models: dict[tuple[str, str, str], set[int]] = {}
     for row in report.rows:
         models.setdefault((row["run"], row["defense"], row["model_hash"]), set()).add(row["seed"])

@@ -1,4 +1,4 @@
-"""The one look of all tables that are printed."""
+"""The common style of all printed tables."""
 
 from collections.abc import Collection
 
@@ -8,11 +8,11 @@ from rich.text import Text
 
 
 def plain_table(*heads: str, numbers: Collection[str] = ()) -> Table:
-    """A table with a line under its heads and no other, in which nothing is cut off.
+    """A table ruled only below its header; long cells wrap instead of being cut off.
 
     Args:
-      *heads: of the columns.
-      numbers: the heads among them whose columns are aligned to the right.
+      *heads: column headings.
+      numbers: the headings of right-aligned columns.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
     for head in heads:

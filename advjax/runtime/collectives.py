@@ -1,16 +1,14 @@
-"""What the replicas of a computation say to each other: sums, means, and which values are each replica's own.
+"""Collectives for replica functions: the mean over the replicas, and the cast that keeps gradients local.
 
-All functions take ``axis_name=None`` for the plain single-device program, where they are the identity.
+With ``axis_name=None``, in the plain single-device program, both are the identity.
 """
 
 import jax
 
 from advjax.types import PyTree
 
-
-def sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Sum over the replicas; the identity for ``axis_name=None``."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+AXIS = "data"
+"""Name of the mesh axis that batches are split over."""
 
 
 def mean_over(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -19,9 +17,9 @@ def mean_over(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Declares replicated values as each replica's own, so that the gradient with respect to them stays local.
+    """Marks replicated values as varying over the replicas, so that gradients with respect to them stay local.
 
-    The identity in value, and altogether for ``axis_name=None``.  JAX raises ValueError for values that differ between
-    the replicas already, such as rows of the batch.
+    The values do not change. JAX raises a ValueError for values that already vary over the replicas, such as rows of
+    the batch.
     """
     return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")

@@ -1,19 +1,19 @@
-"""Devices, and nothing else in the package knows about them.
+"""Devices and processes: the only module that builds a mesh or asks for the index of the process.
 
-A computation is written as a *replica function* ``f(*args, axis_name)``: what one device does with its rows of the
-batch.  It talks to the other replicas through ``sum_over``, ``mean_over`` and ``varying`` alone, and with
-``axis_name=None`` it is the plain single-device program.  ``parallelize`` maps it over all devices.
+A computation is written as a *replica function* ``f(*args, axis_name)``: the work of one device on its rows of the
+batch. It communicates with the other replicas only through ``collectives``; with ``axis_name=None`` it is the plain
+single-device program. ``parallelize`` maps it over all devices.
 
-Parameters and optimizer state are replicated, batches are split along axis 0.  In a run of several processes the rows
-of a global array lie in the order of the processes: process 0 holds the first rows.
+Parameters and optimizer state are replicated, batches are split along axis 0. With several processes, the rows of a
+global array are in process order: process 0 holds the first rows.
 
 Three rules for replica functions:
 
 * differentiate with respect to ``varying(params, axis_name)`` and reduce the gradient yourself: without ``varying``,
-  ``shard_map`` has already summed it, and it comes out (number of devices) times too large;
-* outputs that are declared replicated must come out of a reduction or from replicated values;
-* a ``while_loop`` stops on each device by itself under ``shard_map`` and ``pmap``, so its body must not reduce over
-  the devices.
+  ``shard_map`` has already summed it, and it is too large by a factor of the number of devices;
+* outputs that are declared replicated must come from a reduction or from replicated values;
+* under ``shard_map`` and ``pmap``, a ``while_loop`` stops on each device independently, so its body must not reduce
+  over devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,20 +26,49 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from advjax.runtime.collectives import AXIS
+from advjax.runtime.pmap import pmap
 from advjax.types import PyTree, UserError
 
-AXIS = "data"
 MAPPINGS = ("shard_map", "pmap", "jit")
 
 
+def process_index() -> int:
+    """Index of this process."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Number of processes of this run."""
+    return jax.process_count()
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0, the only one that writes files and reports progress."""
+    return process_index() == 0
+
+
+def sync(name: str) -> None:
+    """Waits until all processes have called this with the same name; returns immediately for a single process."""
+    if process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(here: bool) -> bool:
+    """Whether ``here`` is true on all processes, which must call this together."""
+    if process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.asarray(here)).all())
+
+
 def mesh() -> Mesh:
-    """All devices of all processes on one axis, "data", in the order of the processes."""
+    """All devices of all processes on one axis, "data", in process order."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 class Devices(NamedTuple):
-    """Where and how computations run: a mesh and one of ``MAPPINGS``."""
+    """A mesh and one of ``MAPPINGS``: where and how computations run."""
 
     mesh: Mesh
     mapping: str
@@ -62,9 +91,9 @@ class Devices(NamedTuple):
         return replicate(tree, self.mesh)
 
     def local_rows(self, global_batch_size: int) -> slice:
-        """The rows of a global batch that this process provides; UserError if they do not divide by the devices."""
+        """The rows of a global batch that this process provides; a UserError if it is not divisible by the devices."""
         count = local_batch(global_batch_size, self.mesh)
-        return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+        return slice(process_index() * count, (process_index() + 1) * count)
 
 
 def parallelize(
@@ -78,25 +107,22 @@ def parallelize(
 ) -> Callable[..., PyTree]:
     """Runs a replica function on all devices.
 
-    The three mappings take the same arguments and give the same results, up to rounding:
-
-    * ``"shard_map"``: ``jit(shard_map(f))``, collectives as written;
-    * ``"pmap"``: ``jax.pmap``, whose extra leading axis for the devices stays hidden in here;
-    * ``"jit"``: ``f`` with ``axis_name=None`` on global arrays, split by the compiler; a loop runs until all are done.
+    The mappings give the same results, up to rounding: ``"shard_map"`` and ``"pmap"`` with collectives as written,
+    ``"jit"`` with ``axis_name=None`` on global arrays that the compiler partitions, with loops until all are done.
 
     Args:
-      replica_fn: ``f(*args, axis_name: str | None)``; reductions must go through this module's functions.
+      replica_fn: ``f(*args, axis_name: str | None)``; it must reduce with the functions of ``collectives``.
       mapping: one of ``MAPPINGS``.
       mesh: from ``mesh()``.
-      in_sharded: for each positional argument, whether axis 0 of all its leaves is split over the devices.  An argument
-        that is not split is the same on every device.  Leaves that are not on ``mesh`` yet are put there by ``shard``
-        or ``replicate``; do that once yourself for what is passed again and again.
-      out_sharded: one bool, or a pytree prefix of the output with bools: True where axis 0 holds this replica's rows.
-        The result then comes back as a global array, all rows along axis 0 in order.
+      in_sharded: for each positional argument, whether axis 0 of all its leaves is split over the devices; otherwise it
+        is replicated. Leaves that are not on ``mesh`` yet are transferred by ``shard`` or ``replicate``; call these
+        yourself for arguments that are passed repeatedly.
+      out_sharded: a bool, or a pytree prefix of the output with bools: True where axis 0 holds this replica's rows. The
+        result is then a global array with all rows along axis 0, in order.
       donate: positions of arguments whose buffers the result may reuse; they must not be used after the call.
 
     Raises:
-      UserError: unknown ``mapping``, or a batch that does not divide by the number of devices.
+      UserError: unknown ``mapping``, or a batch that is not divisible by the number of devices.
     """
     if mapping not in MAPPINGS:
         raise UserError(f"unknown mapping {mapping!r}; choose one of {', '.join(MAPPINGS)}")
@@ -110,7 +136,7 @@ def parallelize(
         out_shardings = jax.tree.map(partial(NamedSharding, mesh), out_specs)
         mapped = jax.jit(partial(replica_fn, axis_name=None), out_shardings=out_shardings, donate_argnums=donate)
     else:
-        mapped = _pmap(partial(replica_fn, axis_name=AXIS), mesh, in_sharded, out_sharded, donate)
+        mapped = pmap(partial(replica_fn, axis_name=AXIS), mesh, in_sharded, out_sharded, donate)
 
     def run(*args: PyTree) -> PyTree:
         if len(args) != len(in_sharded):
@@ -121,26 +147,26 @@ def parallelize(
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Numpy or local arrays, equal on every process -> global arrays with a full copy on each device.
+    """Copies numpy or local arrays, equal on every process, to each device as replicated global arrays.
 
-    The result never shares memory with ``tree``, so that it may be donated.  Typed PRNG keys stay typed.
+    The result never shares memory with ``tree``, so it may be donated. Typed PRNG keys stay typed.
     """
     return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def shard(tree: PyTree, mesh: Mesh) -> PyTree:
-    """This process' rows (axis 0 of each leaf; with one process: all rows) -> global arrays split over the devices.
+    """Splits this process's rows (axis 0 of each leaf) over its devices, as global arrays.
 
     Raises:
-      UserError: the rows do not divide by the number of this process' devices.
+      UserError: the number of rows is not divisible by the number of this process's devices.
     """
     return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec(AXIS))), tree)
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Replicated or split arrays -> whole numpy arrays on every process; waits for them.
+    """Whole numpy arrays on every process from replicated or split arrays; blocks until they are computed.
 
-    With several processes and split arrays all processes must call this together.  Typed keys become their words.
+    With several processes and split arrays, all processes must call this together. Typed keys become raw key data.
     """
 
     def whole(leaf: Any) -> Any:
@@ -155,7 +181,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def gather_parts(tree: PyTree, counts: Sequence[int]) -> PyTree:
-    """Numpy arrays of which each process has its own ``counts[process]`` rows -> all rows, in the order of processes.
+    """Concatenates numpy arrays of which each process has ``counts[process]`` rows, in process order.
 
     All processes must call this together.
     """
@@ -172,19 +198,19 @@ def gather_parts(tree: PyTree, counts: Sequence[int]) -> PyTree:
 
 
 def pad_to_multiple(n: int, mesh: Mesh) -> int:
-    """The smallest multiple of the number of devices that holds ``n`` rows."""
+    """``n`` rounded up to a multiple of the number of devices."""
     return -(-n // mesh.size) * mesh.size
 
 
 def local_batch(global_batch_size: int, mesh: Mesh) -> int:
-    """Rows of a global batch that this process provides.
+    """Number of rows of a global batch that this process provides.
 
     Raises:
       UserError: ``global_batch_size`` is not a positive multiple of the number of devices.
     """
     if global_batch_size <= 0 or global_batch_size % mesh.size:
         raise UserError(
-            f"batch size {global_batch_size} does not divide by the {mesh.size} devices; "
+            f"batch size {global_batch_size} is not divisible by the {mesh.size} devices; "
             f"use a multiple of {mesh.size}, for example {max(pad_to_multiple(global_batch_size, mesh), mesh.size)}"
         )
     return global_batch_size // mesh.size * mesh.local_mesh.size
@@ -210,7 +236,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if _is_key(leaf):
         words = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-    # A copy, for JAX may keep an aligned buffer as it is, and then a donated step or the loader would write into it.
+    # A copy, because JAX may alias an aligned buffer, and a donated step or the loader would then write into it.
     local = np.array(leaf)
     local = local.astype(jax.dtypes.canonicalize_dtype(local.dtype), copy=False)
     if sharding.is_fully_replicated:
@@ -222,58 +248,3 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
             f"pad its first axis to a multiple of {devices}"
         )
     return jax.make_array_from_process_local_data(sharding, local)
-
-
-@partial(jax.jit, static_argnums=1)
-def _split_rows(tree: PyTree, devices: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), tree)
-
-
-@jax.jit
-def _join_rows(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]), tree)
-
-
-def _pmap(
-    replica: Callable[..., PyTree], mesh: Mesh, in_sharded: PyTree, out_sharded: PyTree, donate: tuple[int, ...]
-) -> Callable[..., PyTree]:
-    """``pmap`` for global arrays: it wants [local devices, rows, ...] and returns arrays of this process alone."""
-    local_mesh = mesh.local_mesh
-    # pmap insists on an argument that is split, so it always gets one.
-    index = jax.device_put(np.arange(local_mesh.size), NamedSharding(local_mesh, PartitionSpec(AXIS)))
-    mapped = jax.pmap(
-        lambda index, *args: replica(*args),
-        axis_name=AXIS,
-        in_axes=(0, *(0 if split else None for split in in_sharded)),
-        out_axes=jax.tree.map(lambda split: 0 if split else None, out_sharded),
-        devices=list(mesh.devices.flat),
-        donate_argnums=tuple(position + 1 for position in donate),
-    )
-
-    def enter(arg: PyTree, split: bool) -> PyTree:
-        if not split:
-            return arg
-        share = local_mesh.size, mesh.size
-        local = jax.tree.map(lambda leaf: _rewrap(leaf, local_mesh, PartitionSpec(AXIS), *share), arg)
-        return _split_rows(local, share[0])
-
-    def leave(split: bool, out: PyTree) -> PyTree:
-        if not split:
-            return jax.tree.map(lambda leaf: _rewrap(leaf, mesh, PartitionSpec()), out)
-        share = mesh.size, local_mesh.size
-        return jax.tree.map(lambda leaf: _rewrap(leaf, mesh, PartitionSpec(AXIS), *share), _join_rows(out))
-
-    def run(*args: PyTree) -> PyTree:
-        out = mapped(index, *(enter(arg, split) for arg, split in zip(args, in_sharded, strict=True)))
-        return jax.tree.map(leave, out_sharded, out)
-
-    return run
-
-
-def _rewrap(leaf: jax.Array, mesh: Mesh, spec: PartitionSpec, times: int = 1, over: int = 1) -> jax.Array:
-    """The same buffers as an array over ``mesh``; its first axis has ``times / over`` as many rows."""
-    sharding = NamedSharding(mesh, spec)
-    if leaf.sharding == sharding:
-        return leaf
-    shape = (leaf.shape[0] * times // over, *leaf.shape[1:]) if times != over else leaf.shape
-    return jax.make_array_from_single_device_arrays(shape, sharding, [piece.data for piece in leaf.addressable_shards])

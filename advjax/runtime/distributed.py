@@ -1,4 +1,4 @@
-"""Joining the processes of a multi-host job."""
+"""Initialization of multi-host jobs."""
 
 import glob
 import importlib.util
@@ -10,14 +10,14 @@ from advjax.types import UserError
 
 
 def initialize(distributed: str = "auto") -> None:
-    """Joins the processes of a multi-host run; call it before anything touches a device.
+    """Connects the processes of a multi-host run; call it before any device is used.
 
-    ``"auto"`` connects if ``ADVJAX_COORDINATOR`` (host:port of process 0), ``ADVJAX_NUM_PROCESSES`` and
-    ``ADVJAX_PROCESS_ID`` are set, or if JAX can find these itself: under SLURM's srun, Open MPI, in an indexed
-    Kubernetes job, or on a Cloud TPU VM.  Otherwise, and for ``"none"``, this is a run of one process.
+    ``"auto"`` connects if ``ADVJAX_COORDINATOR`` (host:port of process 0), ``ADVJAX_NUM_PROCESSES``, and
+    ``ADVJAX_PROCESS_ID`` are set, or if JAX can detect them: under SLURM's srun, Open MPI, in an indexed Kubernetes
+    job, or on a Cloud TPU VM. Otherwise, and with ``"none"``, the run has a single process.
 
     Raises:
-      UserError: unknown ``distributed``, or only some of the variables are set, or they are not numbers.
+      UserError: ``distributed`` is unknown, only some of the variables are set, or they are not valid numbers.
     """
     if distributed not in ("auto", "none"):
         raise UserError(f"unknown value {distributed!r} for distributed; choose auto or none")
@@ -37,11 +37,11 @@ def initialize(distributed: str = "auto") -> None:
 
 
 def _in_cluster() -> bool:
-    """Whether the surroundings name the processes of this run, in a way that JAX can read."""
+    """Whether the environment describes the processes of this run in a way that JAX can read."""
     present = os.environ.keys()
     slurm = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"} <= present
     open_mpi = "OMPI_MCA_orte_hnp_uri" in present
-    # Every pod has the first variable; only those of an indexed job, the kind that JAX can join up, have the second.
+    # Every pod has the first variable; only pods of an indexed job, the kind JAX can connect, have the second.
     kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= present
     tpu_devices = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     tpu = bool(tpu_devices) and importlib.util.find_spec("libtpu") is not None

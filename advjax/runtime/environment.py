@@ -1,4 +1,4 @@
-"""The versions and devices that a result depends on."""
+"""Versions and devices, for the provenance of a result."""
 
 import importlib.metadata
 import platform
@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from advjax.runtime.devices import process_count
+
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and devices that a result depends on; equal on every call in one process."""
+    """Versions and devices that a result depends on; the same on every call in one process."""
     packages = ("advjax", "jax", "jaxlib", "flax", "numpy", "optax")
     devices = jax.devices()
     return {
@@ -16,7 +18,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
-        "process_count": jax.process_count(),
+        "process_count": process_count(),
     }
 
 

@@ -1,31 +1,63 @@
-"""What goes to the disk: plain data that strict JSON can say, and files that are complete or not there."""
+"""Atomic file writes and conversion to plain JSON."""
 
+import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import secrets
+from collections.abc import Callable, Mapping
+from typing import IO, Any
 
 import jax
 import numpy as np
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step: a reader, or a crash, never sees half a file."""
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file in one step: neither a reader nor a crash ever sees it half written.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, and renamed over ``path``. Missing
+    parent folders are created; permissions follow the umask.
+
+    Args:
+      path: the file to create or replace.
+      content: the bytes, or a function that writes them to an open binary file.
+
+    Raises:
+      OSError: it cannot be written; ``path`` is then unchanged and no temporary file is left behind.
+    """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Makes a rename durable. Some file systems cannot sync a folder; the new content is in place regardless."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def plain(value: Any, path: str) -> Any:
-    """``value`` in JSON's own types: arrays and tuples become lists, numbers that are not finite become None.
+    """Converts ``value`` to JSON types: arrays and tuples become lists, non-finite numbers become None.
 
     Raises:
-      TypeError: something that JSON cannot say; ``path`` says where it is.
+      TypeError: for anything else that JSON cannot represent; the message starts with ``path``, where it was found.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -37,4 +69,4 @@ def plain(value: Any, path: str) -> Any:
         return {str(key): plain(entry, f"{path}.{key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
-    raise TypeError(f"{path} is a {type(value).__name__}, which JSON cannot say; use plain data")
+    raise TypeError(f"{path} is a {type(value).__name__}, which JSON cannot represent; use plain data")

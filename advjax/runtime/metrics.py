@@ -1,52 +1,58 @@
-"""Numbers over time: one JSON line each in ``metrics.jsonl``, TensorBoard events beside it, and a line on the terminal.
+"""Training metrics: one JSON line per record in ``metrics.jsonl``, and TensorBoard events.
 
-``metrics.jsonl`` is the record; the events can be made from it again.  Only process 0 writes.
+``metrics.jsonl`` is the source of truth; the events can be regenerated from it. Only process 0 writes.
 """
 
 import contextlib
 import json
-import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
+from advjax.runtime.devices import is_main_process
+from advjax.runtime.files import plain, write_atomically
 from advjax.types import UserError
 
 FILE = "metrics.jsonl"
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricWriter:
     """Appends metrics to ``<folder>/metrics.jsonl`` and to TensorBoard event files; a context manager.
 
-    Each line is written at once and whole, so that a killed run leaves at most its last line torn.
+    Each record is written as a whole and flushed, so a killed run leaves at most a torn last line.
 
     Args:
-      folder: a local folder, created if need be.
-      resume_step: the step a run goes on from; what an interrupted run wrote after it will be computed again and is
-        dropped.  None keeps everything.
+      folder: a local folder, created if necessary.
+      resume_step: the step from which a run resumes; later records of the interrupted run are dropped, because they
+        will be computed again. None keeps everything.
+      notify: receives one line if the file has unreadable lines, which are dropped.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        resume_step: int | None = None,
+        notify: Callable[[str], None] = print,
+    ) -> None:
         self._folder = pathlib.Path(folder)
         self._resume_step = resume_step
+        self._notify = notify
         self._resources = contextlib.ExitStack()
         self._file: Any = None
         self._events: Any = None
 
     def __enter__(self) -> "MetricWriter":
-        if jax.process_index() != 0:
+        if not is_main_process():
             return self
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # Slow to import.
 
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / FILE
-        _mend(path, self._resume_step)
+        _repair(path, self._resume_step, self._notify)
         self._file = self._resources.enter_context(path.open("a", encoding="utf-8"))
-        # Tells TensorBoard to forget the events that the mended file has lost.
+        # Tells TensorBoard to discard the events whose records were dropped.
         purge_step = None if self._resume_step is None else self._resume_step + 1
         self._events = self._resources.enter_context(SummaryWriter(str(self._folder), purge_step=purge_step))
         return self
@@ -56,32 +62,37 @@ class MetricWriter:
         self._resources.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """One line ``{"step": step, "kind": kind, **values}``; numbers that are not finite become null.
+        """Appends the record ``{"step": step, "kind": kind, **values}``; non-finite numbers become null.
 
         Args:
-          step: how many steps have been taken.
-          kind: "train", "validation", ...; in TensorBoard the tags are ``kind/name``.
-          values: scalars; ``step`` and ``kind`` are not allowed as names.
+          step: number of steps taken.
+          kind: "train", "validation", ...; TensorBoard tags are ``kind/name``.
+          values: scalars; their names must not be ``step`` or ``kind``.
         """
         if taken := {"step", "kind"} & values.keys():
             raise ValueError(f"metrics cannot be named {', '.join(sorted(taken))}")
         if self._file is None:
             return
         numbers = {name: float(value) for name, value in values.items()}
-        strict = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        self._file.write(json.dumps({"step": int(step), "kind": kind, **strict}, allow_nan=False) + "\n")
+        record = plain({"step": int(step), "kind": kind, **numbers}, "metrics")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         for name, number in numbers.items():
             self._events.add_scalar(f"{kind}/{name}", number, int(step))
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, or of the one in a folder, in the order written; null is read as None.
+def read_metrics(path: str | os.PathLike[str], *, notify: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, or of the one in a folder, in the order written; null is read as None.
 
-    A torn last line is left out.
+    Lines that are not records, as a crash or a failing disk leaves them, are skipped. A torn last line is normal while
+    a run is writing; any other is reported.
+
+    Args:
+      path: the file or its folder.
+      notify: receives one line if lines were skipped.
 
     Raises:
-      UserError: there is no such file, or another line than the last is not JSON.
+      UserError: there is no such file.
     """
     path = pathlib.Path(path)
     path = path / FILE if path.is_dir() else path
@@ -89,26 +100,32 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(f"no metrics at {path}; has this run been trained?") from None
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"line {number} of {path} is not JSON; repair or remove that line") from None
-    return records
+    records = [_record(line) for line in lines[:-1]]
+    if torn := [str(number) for number, record in enumerate(records, start=1) if record is None]:
+        notify(f"{path}: skipped {len(torn)} unreadable of {len(records)} lines (line {', '.join(torn[:5])})")
+    return [record for record in records if record is not None]
 
 
-def _mend(path: pathlib.Path, resume_step: int | None) -> None:
-    """Rewrites the file without a torn last line and without steps after ``resume_step``; all or nothing."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None if it is not one."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        record = json.loads(line, parse_constant=refuse)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and type(record.get("step")) is int and isinstance(record.get("kind"), str)
+    return record if is_record else None
+
+
+def _repair(path: pathlib.Path, resume_step: int | None, notify: Callable[[str], None]) -> None:
+    """Rewrites the file atomically without unreadable lines and without steps after ``resume_step``."""
     if not path.exists():
         return
-    records = read_metrics(path)
+    records = read_metrics(path, notify=notify)
     kept = [record for record in records if resume_step is None or record["step"] <= resume_step]
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode()
     if text != path.read_bytes():
-        beside = path.with_name(f"{path.name}.tmp")
-        with beside.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_atomically(path, text)

@@ -1,4 +1,4 @@
-"""How far something is: a live bar on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -6,31 +6,31 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import jax
+from advjax.runtime.devices import is_main_process
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
-    """What ``progress`` yields."""
+    """The object that ``progress`` yields."""
 
     def advance(self, n: int = 1, **fields: float) -> None:
-        """``n`` more are done; ``fields`` (loss, accuracy, ...) are shown until they are given anew."""
+        """Advances by ``n``; ``fields`` (loss, accuracy, ...) are displayed until they are updated."""
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, initial: int = 0) -> Iterator[Progress]:
-    """Shows on stderr how far something is: share done, rate per second, time left and a few numbers.
+    """Reports progress on stderr: number done, rate per second, time left, and a few numbers.
 
-    A live bar on a terminal; otherwise a plain line every 10 seconds and one at the end.  Nothing from processes
-    other than 0.
+    A live bar on a terminal; otherwise a plain line every 10 seconds and one at the end. Processes other than 0 print
+    nothing.
 
     Args:
-      description: what is going on.
-      total: how many there are.
-      initial: how many were done before, by an interrupted run; they do not count for the rate.
+      description: of the work.
+      total: number of items.
+      initial: number of items done earlier by an interrupted run; they do not count toward the rate.
     """
-    if jax.process_index() != 0:
+    if not is_main_process():
         yield _Silent()
     elif sys.stderr.isatty():
         with _bar(description, total, initial) as bar:

@@ -1,14 +1,14 @@
-"""Random augmentations of ONE image, pure functions of the image and a key.
+"""Random augmentations of ONE image, as pure functions of the image and a key.
 
-An augmentation is ``(image [h, w, c], rng) -> image`` of the same shape; pixels are float32 in [0, 1] and stay
-there.  Factories build them, ``chain`` composes them and ``batched`` maps them over a batch with one key per image,
-so that what an image becomes depends on its own key alone and not on its neighbors or its place in the batch.
+An augmentation is ``(image [h, w, c], rng) -> image`` of the same shape; pixels are float32 and remain in [0, 1].
+Factories build them, ``chain`` composes them, and ``batched`` maps them over a batch with one key per image, so that
+the result for an image depends only on its own key, and not on its neighbors or its position in the batch.
 
     augment = chain(pad_crop(4), horizontal_flip(), coarse_dropout(size=10))
     images = batched(augment)(images, jax.random.split(rng, len(images)))
 
-Factories raise ``ValueError`` for arguments that cannot be meant.  ``solarize`` and ``coarse_dropout`` follow
-Albumentations (Buslaev et al., 2020); the latter is Cutout (DeVries and Taylor, 2017) with holes wholly inside.
+Factories raise a ``ValueError`` for invalid arguments. ``solarize`` and ``coarse_dropout`` follow Albumentations
+(Buslaev et al., 2020); the latter is Cutout (DeVries and Taylor, 2017) with holes entirely inside the image.
 """
 
 import math
@@ -27,9 +27,9 @@ PadMode: TypeAlias = Literal["reflect", "constant", "edge"]
 
 
 def chain(*augmentations: Augmentation) -> Augmentation:
-    """Apply ``augmentations`` in order; the one at position i draws from ``fold_in(rng, i)``.
+    """Applies ``augmentations`` in order; the one at position i draws from ``fold_in(rng, i)``.
 
-    Appending one therefore leaves the draws of the others as they were.  An empty chain is the identity.
+    Appending one therefore does not change the draws of the others. An empty chain is the identity.
     """
 
     def apply(image: Array, rng: Key) -> Array:
@@ -41,22 +41,22 @@ def chain(*augmentations: Augmentation) -> Augmentation:
 
 
 def batched(augmentation: Augmentation) -> Callable[[Array, Array], Array]:
-    """``(images [n, h, w, c], rngs [n]) -> images``: the augmentation of every image under its own key."""
+    """``(images [n, h, w, c], rngs [n]) -> images``: augments every image under its own key."""
     return jax.vmap(augmentation)
 
 
 def pad_crop(padding: int, mode: PadMode = "reflect") -> Augmentation:
-    """Pad every side by ``padding`` pixels and cut out the old size at a uniformly random offset.
+    """Pads every side by ``padding`` pixels and crops to the original size at a uniformly random offset.
 
     Args:
       padding: pixels on each side, at least 0; both offsets are uniform in {0, ..., 2 padding}.
-      mode: of padding: "reflect" mirrors at the center of the border pixel, "edge" repeats it, "constant" is black.
+      mode: how to pad: "reflect" mirrors at the center of the border pixel, "edge" repeats it, "constant" pads with 0.
 
     Raises:
-      ValueError: the padding is not a whole number of at least 0, or the mode is unknown.
+      ValueError: the padding is negative or not an integer, or the mode is unknown.
     """
     if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"pad_crop: padding is {padding!r}; give a whole number of pixels, 0 or more")
+        raise ValueError(f"pad_crop: padding is {padding!r}; give an integer number of pixels, 0 or more")
     if mode not in get_args(PadMode):
         raise ValueError(f"pad_crop: mode is {mode!r}; choose one of {', '.join(get_args(PadMode))}")
 
@@ -69,17 +69,17 @@ def pad_crop(padding: int, mode: PadMode = "reflect") -> Augmentation:
 
 
 def horizontal_flip(probability: float = 0.5) -> Augmentation:
-    """Mirror left and right with the given probability."""
+    """Mirrors left and right with the given probability."""
     return _flip("horizontal_flip", probability, axis=1)
 
 
 def vertical_flip(probability: float = 0.5) -> Augmentation:
-    """Mirror top and bottom with the given probability."""
+    """Mirrors top and bottom with the given probability."""
     return _flip("vertical_flip", probability, axis=0)
 
 
 def solarize(probability: float = 0.3, threshold: float = 0.5) -> Augmentation:
-    """With the given probability invert what is bright: every value v >= ``threshold`` becomes 1 - v.
+    """With the given probability, inverts bright values: every v >= ``threshold`` becomes 1 - v.
 
     Raises:
       ValueError: the probability or the threshold is outside [0, 1].
@@ -91,12 +91,12 @@ def solarize(probability: float = 0.3, threshold: float = 0.5) -> Augmentation:
 def coarse_dropout(
     probability: float = 0.5, holes: int = 1, size: int | tuple[int, int] = 10, fill: float = 0.0
 ) -> Augmentation:
-    """With the given probability overwrite rectangles of the image.
+    """With the given probability, overwrites rectangles of the image.
 
     Args:
-      probability: of any holes at all, in [0, 1].
-      holes: how many; always exactly this many are drawn, independently, and they may overlap.
-      size: pixels of a side, or (height, width).  Each hole lies wholly inside the image, everywhere equally likely.
+      probability: probability of any holes at all, in [0, 1].
+      holes: exact number of holes, drawn independently; they may overlap.
+      size: side length in pixels, or (height, width). Each hole lies entirely inside the image, uniformly distributed.
       fill: the value inside, in [0, 1].
 
     Raises:
@@ -104,12 +104,10 @@ def coarse_dropout(
     """
     _check_range("coarse_dropout", "fill", fill, 0.0, 1.0)
     if not isinstance(holes, int) or holes < 1:
-        raise ValueError(f"coarse_dropout: holes is {holes!r}; give a whole number, 1 or more")
+        raise ValueError(f"coarse_dropout: holes is {holes!r}; give an integer, 1 or more")
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(
-            f"coarse_dropout: size is {size!r}; give 1 or more whole pixels, one number or (height, width)"
-        )
+        raise ValueError(f"coarse_dropout: size is {size!r}; give one positive integer or (height, width)")
 
     def inside(rng: Key, length: int, side: int) -> Array:
         start = jax.random.randint(rng, (holes, 1), 0, length - side + 1)
@@ -134,7 +132,7 @@ def gaussian_noise(std: float) -> Augmentation:
 
 
 def brightness(limit: float) -> Augmentation:
-    """``clip(f * image, 0, 1)`` with ONE factor f ~ U(1 - limit, 1 + limit) an image; ``limit`` is in [0, 1]."""
+    """``clip(f * image, 0, 1)`` with ONE factor f ~ U(1 - limit, 1 + limit) per image; ``limit`` is in [0, 1]."""
     _check_range("brightness", "limit", limit, 0.0, 1.0)
 
     def apply(image: Array, rng: Key) -> Array:
@@ -149,16 +147,17 @@ def affine(
     scale_limits: tuple[float, float] = (1.0, 1.0),
     shear_degrees: float = 0.0,
 ) -> Augmentation:
-    """Rotate, shift, scale and shear about the center, resampled bilinearly.
+    """Rotates, shifts, scales, and shears about the center, with bilinear resampling.
 
     The content at offset q from the center moves to A q + t with A = s R(theta) [[1, 0], [tan phi, 1]] in (row, column)
-    order, where R turns counterclockwise as seen.  Drawn uniformly and independently: theta in
+    order, where R rotates counterclockwise as seen. Drawn uniformly and independently: theta in
     +-``rotation_degrees``, phi in +-``shear_degrees``, s in ``scale_limits``, and t in +-``shift_fraction`` of the
-    height and of the width.  What comes from outside the image is 0: the image fades linearly to 0 over the one pixel
-    beyond its border.  Linear in the image, hence differentiable, and exactly the identity for the default arguments.
+    height and of the width. The image is extended by 0, to which it fades linearly over one pixel beyond its border.
+    The map is linear in the image, hence differentiable, and exactly the identity for the default arguments.
 
     Raises:
-      ValueError: rotation outside [0, 180], shift outside [0, 1], shear outside [0, 90), or scales not 0 < low <= high.
+      ValueError: rotation is outside [0, 180], shift outside [0, 1], shear outside [0, 90), or not
+        0 < low <= high for the scales.
     """
     _check_range("affine", "rotation_degrees", rotation_degrees, 0.0, 180.0)
     _check_range("affine", "shift_fraction", shift_fraction, 0.0, 1.0)
@@ -174,7 +173,7 @@ def affine(
         scale = scale_limits[0] + (unit[2] + 1) / 2 * (scale_limits[1] - scale_limits[0])
         center = jnp.array([(height - 1) / 2, (width - 1) / 2])
         shift = unit[3:] * shift_fraction * jnp.array([height, width])
-        # An output pixel p is pulled back to where it came from: A^-1 (p - center - t) + center = inverse p + origin.
+        # An output pixel p is pulled back to its source: A^-1 (p - center - t) + center = inverse p + origin.
         cosine, sine = jnp.cos(turn), jnp.sin(turn)
         inverse = jnp.array([[cosine, sine], [-sine - slant * cosine, cosine - slant * sine]]) / scale
         origin = center - jnp.sum(inverse * (center + shift), axis=1)
@@ -198,7 +197,7 @@ def _with_probability(name: str, probability: float, augmentation: Augmentation)
 def _flip(name: str, probability: float, axis: int) -> Augmentation:
     _check_range(name, "probability", probability, 0.0, 1.0)
 
-    # Choosing indices instead of images keeps XLA from computing twice what the image is made of.
+    # Selecting indices instead of images keeps XLA from computing the image twice.
     def apply(image: Array, rng: Key) -> Array:
         index = jnp.arange(image.shape[axis])
         index = jnp.where(jax.random.bernoulli(rng, probability), index[::-1], index)
@@ -212,7 +211,7 @@ def _take(image: Array, index: Array, axis: int) -> Array:
 
 
 def _shift(image: Array, offset: Array, axis: int, mode: PadMode) -> Array:
-    """``out[i] = image[i + offset]`` along ``axis``, with positions outside the image filled in by ``mode``."""
+    """``out[i] = image[i + offset]`` along ``axis``, where ``mode`` fills positions outside the image."""
     length = image.shape[axis]
     position = jnp.arange(length) + offset
     if mode == "reflect":
@@ -226,7 +225,7 @@ def _shift(image: Array, offset: Array, axis: int, mode: PadMode) -> Array:
 
 
 def _bilinear(image: Array, row: Array, column: Array) -> Array:
-    """The image at fractional positions ``row`` and ``column`` [h, w]; 0 at a distance of one pixel or more outside."""
+    """The image at fractional positions ``row`` and ``column`` [h, w]; 0 at one pixel or more outside."""
     height, width, channels = image.shape
     row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
     top, left = jnp.floor(row), jnp.floor(column)
@@ -237,7 +236,7 @@ def _bilinear(image: Array, row: Array, column: Array) -> Array:
         return jax.lax.dynamic_slice(padded, (top + 1, left + 1, 0), (2, 2, channels))
 
     block = jax.vmap(jax.vmap(corners))(top.astype(jnp.int32), left.astype(jnp.int32))
-    # a + w (b - a) cannot leave [0, 1] by rounding, so no clip is needed: a clip would spoil the gradient at 0 and 1.
+    # a + w (b - a) cannot leave [0, 1] by rounding, so no clip is needed; it would spoil the gradient at 0 and 1.
     sides = block[:, :, 0] + down[:, :, None] * (block[:, :, 1] - block[:, :, 0])
     return sides[:, :, 0] + right * (sides[:, :, 1] - sides[:, :, 0])
 

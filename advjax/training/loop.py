@@ -1,31 +1,32 @@
-"""The training loop: around the replica step, data order, logs, validation, checkpoints, early stop and resumption."""
+"""The training loop: data order, logging, validation, checkpoints, early stopping, and resumption.
 
-import collections
-import contextlib
+Data order and randomness are functions of the step, so an interrupted run that is resumed ends in the same state as an
+uninterrupted one.
+"""
+
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
-from advjax.runtime.checkpoint import Checkpoints
-from advjax.runtime.devices import Devices, fetch, shard
+from advjax.data import Dataset, Source
+from advjax.runtime.checkpoint import Checkpoints, Restored, restore_variables
+from advjax.runtime.devices import Devices, fetch, is_main_process
 from advjax.runtime.metrics import MetricWriter
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
-from advjax.training.step import DeviceData, Method, TrainState, deployed, init_state, refresh_step
-from advjax.types import PyTree, Variables
+from advjax.training.feed import Feed, make_feed
+from advjax.training.step import Method, TrainState, evaluation_variables, init_state, refresh_step
+from advjax.training.train_log import TrainLog, Window
+from advjax.types import PyTree, UserError, Variables
 
-__all__ = ["Method", "Plan", "TrainState", "deployed", "fit"]
-
-# More steps in flight gain nothing, and on several CPU devices they can starve a collective of threads until it aborts.
-_STEPS_IN_FLIGHT = 2
+__all__ = ["Method", "Plan", "TrainState", "evaluation_variables", "fit"]
 
 
 class Plan(NamedTuple):
-    """How long, on what and how often."""
+    """Length, batch size, and intervals of a run."""
 
     num_steps: int
     batch_size: int
@@ -36,11 +37,26 @@ class Plan(NamedTuple):
     select: str
     """"last", or "best" by ``select_metric``."""
     select_metric: str
-    """The metric of a validation that is better the larger it is."""
+    """The validation metric to maximize."""
     patience: int = 0
-    """Validations in a row without a new best ``select_metric`` after which training ends early; 0 for never."""
+    """Stop after this many consecutive validations without a new best ``select_metric``; 0 for never."""
     num_workers: int = 8
-    """Threads that read the images of a ``Source``."""
+    """Number of threads that read the images of a ``Source``."""
+
+
+class _Run(NamedTuple):
+    """What ``fit`` was asked to do, compiled."""
+
+    name: str
+    plan: Plan
+    config: dict[str, Any]
+    step: Callable[..., tuple[TrainState, Any]]
+    refresh: Callable[..., TrainState]
+    num_refreshed: int
+    feed: Feed
+    sources: Mapping[str, Variables]
+    validate: Callable[[Variables], dict[str, float]]
+    stop_requested: Callable[[], bool]
 
 
 def fit(
@@ -58,134 +74,166 @@ def fit(
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains a run to its last step, or until patience ends, from where its checkpoints in ``folder`` left off.
+    """Trains a run to its last step, or until patience is exhausted, resuming from the checkpoints in ``folder``.
 
-    Repeating the call after an interruption anywhere gives the same final state as an undisturbed run: data order and
-    randomness are functions of the step.  Metrics go to ``folder``, checkpoints below it.
+    Repeating the call after any interruption gives the same final state as an uninterrupted run. Metrics are written to
+    ``folder``, checkpoints below it. A finished run is left alone; only its weights need to be intact.
 
     Args:
-      name: of the run, for the progress bar.
+      name: name of the run, for the progress bar and messages.
       method: how to train.
       plan: how long.
       variables: of the untrained model.
-      dataset: training examples: held on the devices, or streamed if they are a ``Source``.
+      dataset: training examples; a ``Dataset`` is kept on the devices, a ``Source`` is streamed.
       sources: variables of the models that the transforms use.
-      validate: variables to evaluate -> metrics, ``plan.select_metric`` among them if the plan needs
-        it; {} where there is nothing to validate on.
-      folder: of this run.
+      validate: variables to evaluate -> metrics, including ``plan.select_metric`` if the plan needs it; {} if there is
+        nothing to validate on.
+      folder: folder of this run.
       devices: what to run on.
       config: stored in every checkpoint.
-      notify: receives a line when a damaged checkpoint is passed over.
-      stop_requested: asked after every step, on all processes together.
+      notify: receives a line if a damaged checkpoint is skipped, and when a run resumes.
+      stop_requested: called after every step, on all processes together.
 
     Raises:
-      PreemptedError: ``stop_requested`` said so; the state has been saved.
+      PreemptedError: ``stop_requested`` returned true; the state has been saved.
+      UserError: the loss or the weights became NaN or infinite; the last good checkpoint is kept.
     """
-    num_classes = dataset.num_classes
-
-    def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        return devices.parallelize(
-            lambda *args, axis_name: function(*args, axis_name=axis_name, method=method, num_classes=num_classes),
-            in_sharded=(False, False, isinstance(dataset, Source), True, True),
-            out_sharded=False,
-            donate=(0,),
-        )
-
-    step_fn, refresh_fn = replicated(method.step), replicated(refresh_step)
+    if _is_finished(f"{folder}/checkpoints", plan):
+        return
     state = devices.replicate(init_state(method, variables, jax.random.key(plan.seed)))
     best = plan.select_metric if plan.select == "best" else None
     with Checkpoints(
         f"{folder}/checkpoints", save_every=plan.validate_every, best_metric=best, notify=notify
     ) as checkpoints:
         restored = checkpoints.restore(state)
-        state = restored.state if restored else state
-        start = restored.step if restored else 0
-        patience = {key: restored.metrics[key] for key in _PATIENCE if key in restored.metrics} if restored else {}
-        if start >= plan.num_steps or _is_over(patience, plan):
-            return
-        feed = _feed(dataset, plan, devices)
-        sources = devices.replicate(dict(sources))
-        pending, window = collections.deque(), []
-        with (
-            MetricWriter(folder, resume_step=start) as writer,
-            progress(f"train {name}", plan.num_steps, initial=start) as bar,
-            feed(start, plan.num_steps) as batches,
-        ):
-
-            def take_in(limit: int) -> None:
-                while len(pending) > limit:
-                    step, values = pending.popleft()
-                    window.append(fetch(values))
-                    mean = {key: float(np.mean([values[key] for values in window])) for key in window[0]}
-                    bar.advance(1, **{key: mean[key] for key in ("loss", "accuracy") if key in mean})
-                    if step % plan.log_every == 0 or step == plan.num_steps:
-                        writer.write(step, "train", mean)
-                        window.clear()
-
-            for step, batch in enumerate(batches, start + 1):
-                state, values = step_fn(state, sources, *batch)
-                pending.append((step, values))
-                take_in(_STEPS_IN_FLIGHT)
-                is_last = step == plan.num_steps
-                scores = {}
-                if is_last or step % plan.validate_every == 0:
-                    take_in(0)
-                    if method.average and method.average.refresh_steps:
-                        with feed(0, method.average.refresh_steps) as refreshing:
-                            for batch in refreshing:
-                                state = jax.block_until_ready(refresh_fn(state, sources, *batch))
-                    if scores := validate(deployed(state)):
-                        writer.write(step, "validation", scores)
-                    patience = _after(patience, scores, plan)
-                    is_last = is_last or _is_over(patience, plan)
-                    checkpoints.save(step, state, metrics=scores | patience, config=config, force=is_last)
-                if not is_last and stop_requested():
-                    take_in(0)
-                    checkpoints.save(step, state, metrics=scores | patience, config=config, force=True)
-                    raise PreemptedError(f"{name}: stopped at step {step} of {plan.num_steps}, state saved")
-                if is_last:
-                    break
+        step, refresh = _compiled(method, dataset, devices)
+        order = {"batch_size": plan.batch_size, "seed": plan.seed, "num_workers": plan.num_workers}
+        run = _Run(
+            name,
+            plan,
+            config,
+            step,
+            refresh,
+            method.average.refresh_steps if method.average else 0,
+            make_feed(dataset, **order, devices=devices),
+            devices.replicate(dict(sources)),
+            validate,
+            stop_requested,
+        )
+        _train(run, state, restored, checkpoints, folder, notify)
 
 
-Fed = tuple[DeviceData, np.ndarray | None, Any]
-"""What a replica step takes beside the state: data, positions in them or None, mask."""
+def _train(
+    run: _Run,
+    state: TrainState,
+    restored: Restored | None,
+    checkpoints: Checkpoints,
+    folder: str,
+    notify: Callable[[str], None],
+) -> None:
+    plan, start, metrics = run.plan, 0, {}
+    if restored:
+        state, start, metrics = restored.state, restored.step, restored.metrics
+        if is_main_process():
+            notify(f"{run.name}: resuming at step {start} of {plan.num_steps}")
+    patience = {key: metrics[key] for key in _PATIENCE if key in metrics}
+    with (
+        MetricWriter(folder, resume_step=start, notify=notify) as writer,
+        progress(f"train {run.name}", plan.num_steps, initial=start) as bar,
+        run.feed(start, plan.num_steps) as batches,
+    ):
+        log = TrainLog(
+            writer,
+            bar,
+            Window.from_metrics(metrics),
+            log_every=plan.log_every,
+            num_steps=plan.num_steps,
+            failure=lambda loss, step: _diverged(run.name, f"the training loss is {loss}", step, checkpoints),
+        )
+        for step, batch in enumerate(batches, start + 1):
+            state, values = run.step(state, run.sources, *batch)
+            log.add(step, values)
+            is_last, scores = step == plan.num_steps, {}
+            if is_last or step % plan.validate_every == 0:
+                log.flush()
+                state = _refreshed(run, state)
+                _check_finite(run.name, state, step, checkpoints)
+                if scores := run.validate(evaluation_variables(state)):
+                    writer.write(step, "validation", scores)
+                patience = _after(patience, scores, plan)
+                is_last = is_last or _is_over(patience, plan)
+                metrics = scores | patience | log.window.to_metrics()
+                checkpoints.save(step, state, metrics=metrics, config=run.config, force=is_last)
+            if is_last:
+                return
+            if run.stop_requested():
+                log.flush()
+                _check_finite(run.name, state, step, checkpoints)
+                metrics = scores | patience | log.window.to_metrics()
+                checkpoints.save(step, state, metrics=metrics, config=run.config, force=True)
+                raise PreemptedError(f"{run.name}: stopped at step {step} of {plan.num_steps}, state saved")
 
 
-def _feed(
-    dataset: Dataset | Source, plan: Plan, devices: Devices
-) -> Callable[[int, int], contextlib.AbstractContextManager[Iterator[Fed]]]:
-    """``(first step, end) ->`` a context with the batches of these steps."""
-    rows = devices.local_rows(plan.batch_size)
-    order = {"batch_size": plan.batch_size, "seed": plan.seed}
-    if isinstance(dataset, Source):
+def _compiled(
+    method: Method, dataset: Dataset | Source, devices: Devices
+) -> tuple[Callable[..., tuple[TrainState, Any]], Callable[..., TrainState]]:
+    """The training step, and the step that refreshes batch statistics, on all devices."""
 
-        def put(batch: StreamedBatch) -> StreamedBatch:
-            return StreamedBatch(*shard(tuple(batch), devices.mesh))
+    def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        options = {"method": method, "num_classes": dataset.num_classes}
+        return devices.parallelize(
+            lambda *args, axis_name: function(*args, axis_name=axis_name, **options),
+            in_sharded=(False, False, isinstance(dataset, Source), True, True),
+            out_sharded=False,
+            donate=(0,),
+        )
 
-        @contextlib.contextmanager
-        def streamed(first: int, end: int) -> Iterator[Iterator[Fed]]:
-            options = {"rows": rows, "num_workers": plan.num_workers, "put": put, **order}
-            with stream(dataset, first_step=first, num_steps=end, **options) as batches:
-                yield ((DeviceData(batch.images, batch.labels, batch.index), None, batch.mask) for batch in batches)
-
-        return streamed
-
-    data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
-
-    @contextlib.contextmanager
-    def resident(first: int, end: int) -> Iterator[Iterator[Fed]]:
-        numbered = (batch_positions(step, num_examples=len(dataset.labels), **order) for step in range(first, end))
-        yield ((data, positions[rows], mask[rows]) for positions, mask in numbered)
-
-    return resident
+    return replicated(method.step), replicated(refresh_step)
 
 
-# Kept in every checkpoint, so that an interrupted run ends where an undisturbed one does.
+def _refreshed(run: _Run, state: TrainState) -> TrainState:
+    """The state with re-estimated batch statistics of the averaged model."""
+    if run.num_refreshed:
+        with run.feed(0, run.num_refreshed) as batches:
+            for batch in batches:
+                state = jax.block_until_ready(run.refresh(state, run.sources, *batch))
+    return state
+
+
+def _is_finished(directory: str, plan: Plan) -> bool:
+    """Whether the newest checkpoint ends the run and its weights are intact; the optimizer state is not read."""
+    try:
+        found = restore_variables(directory, notify=lambda line: None)
+    except UserError:
+        # No checkpoint, or only damaged ones, about which ``Checkpoints.restore`` says more.
+        return False
+    return found.step >= plan.num_steps or _is_over(found.metrics, plan)
+
+
+def _check_finite(name: str, state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+    """Raises before weights that are NaN or infinite are validated or saved."""
+    if not fetch(_all_finite((state.params, state.model_state, state.average))):
+        raise _diverged(name, "the weights are NaN or infinite", step, checkpoints)
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _diverged(name: str, what: str, step: int, checkpoints: Checkpoints) -> UserError:
+    saved = checkpoints.latest_step()
+    kept = "nothing was saved before" if saved is None else f"the checkpoint of step {saved} is kept"
+    return UserError(f"{name}: {what} at step {step}; {kept}. Lower the learning rate, or clip the gradients")
+
+
+# Stored in every checkpoint, so that an interrupted run ends where an uninterrupted one does.
 _PATIENCE = ("best_so_far", "validations_since_best")
 
 
 def _after(patience: Mapping[str, float], scores: Mapping[str, float], plan: Plan) -> dict[str, float]:
-    """The patience after one more validation; a NaN is no new best."""
+    """The state of early stopping after another validation; NaN is never a new best."""
     if not plan.patience:
         return {}
     if scores[plan.select_metric] > patience.get("best_so_far", -math.inf):

@@ -1,7 +1,8 @@
-"""Training losses of ONE example: ``(logits [classes], target [classes]) -> scalar``, smaller is better.
+"""Training losses of ONE example: ``(logits [classes], target [classes]) -> scalar``, to be minimized.
 
-The target is a distribution over the classes: one-hot, smoothed or mixed.  Map over a batch with ``jax.vmap`` and
-average there.  Every loss and its gradient is finite for any finite logits whose differences do not overflow.
+The target is a distribution over the classes: one-hot, smoothed, or mixed. Map over a batch with ``jax.vmap`` and
+average there. Every loss and its gradient are finite for finite logits whose differences do not overflow, and for
+logits of -inf (masked classes) where the target has no mass.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from advjax.types import Array, UserError
 Loss: TypeAlias = Callable[[Array, Array], Array]
 """``(logits [classes], target [classes]) -> scalar``."""
 
-# PyTorch's BCELoss cuts logarithms off here; published numbers depend on it.
+# PyTorch's BCELoss clamps logarithms here; published numbers depend on it.
 _SMALLEST_LOG = -100.0
 
 
@@ -23,18 +24,18 @@ def cross_entropy(logits: Array, target: Array) -> Array:
     """``-sum_j t_j log p_j`` with p = softmax(logits).
 
     Raises:
-      UserError: ``logits`` and ``target`` differ in shape (a class index is not a distribution: see ``one_hot``).
+      UserError: ``logits`` and ``target`` differ in shape (convert a class index with ``jax.nn.one_hot``).
     """
     _check_shapes("cross_entropy", logits, target)
-    return -jnp.sum(target * jax.nn.log_softmax(logits))
+    return -_mean_under(target, jax.nn.log_softmax(logits))
 
 
 def focal(gamma: float = 2.0) -> Loss:
     """The focal loss ``-sum_j t_j (1 - p_j)^gamma log p_j`` with p = softmax(logits).
 
     For a one-hot target this is ``-(1 - p_y)^gamma log p_y`` (Lin et al., 2017, eq. 4, on softmax probabilities and
-    without class weights): examples that are already right count less.  Soft targets weight each class by its own (1
-    - p_j)^gamma. gamma = 0 is ``cross_entropy``.
+    without class weights), which down-weights examples that are already classified correctly. Soft targets weight each
+    class by its own (1 - p_j)^gamma. gamma = 0 is ``cross_entropy``.
 
     Raises:
       UserError: ``gamma`` is negative, or (when called) ``logits`` and ``target`` differ in shape.
@@ -45,7 +46,7 @@ def focal(gamma: float = 2.0) -> Loss:
     def loss(logits: Array, target: Array) -> Array:
         _check_shapes("focal", logits, target)
         weight = jnp.exp(gamma * _log_complement(logits))
-        return -jnp.sum(target * weight * jax.nn.log_softmax(logits))
+        return -_mean_under(target * weight, jax.nn.log_softmax(logits))
 
     return loss
 
@@ -55,8 +56,8 @@ def bce_on_softmax(logits: Array, target: Array) -> Array:
 
     Binary cross-entropy of every class on softmax outputs, as in the published code of manifold mixup (Verma et al.,
     2019). Averaged over the C classes, its gradient is several times smaller than that of ``cross_entropy``, so
-    learning rates do not carry over.  log(1 - p_j) is computed without forming 1 - p_j and is right down to the cut;
-    a term beyond the cut has gradient 0.
+    learning rates do not carry over. log(1 - p_j) is computed without forming 1 - p_j and is accurate down to the
+    clamp; a clamped term has gradient 0.
 
     Raises:
       UserError: ``logits`` and ``target`` differ in shape.
@@ -70,8 +71,7 @@ def bce_on_softmax(logits: Array, target: Array) -> Array:
 def boosted_cross_entropy(logits: Array, target: Array) -> Array:
     """``-sum_j t_j [log p_j + log(1 - max_{k != j} p_k)]`` with p = softmax(logits).
 
-    Cross-entropy and a margin: besides the label, the likeliest other class counts.  The BCE of MART (Wang et al.,
-    2020).
+    Cross-entropy plus a margin term on the most likely other class; the BCE of MART (Wang et al., 2020).
 
     Raises:
       UserError: ``logits`` and ``target`` differ in shape.
@@ -79,48 +79,39 @@ def boosted_cross_entropy(logits: Array, target: Array) -> Array:
     _check_shapes("boosted_cross_entropy", logits, target)
     first, second = jax.lax.top_k(logits, 2)[1]
     rival = jnp.where(jnp.arange(logits.shape[0]) == first, second, first)
-    return -jnp.sum(target * (jax.nn.log_softmax(logits) + _log_complement(logits)[rival]))
+    return -_mean_under(target, jax.nn.log_softmax(logits) + _log_complement(logits)[rival])
 
 
 def kl_divergence(logits: Array, other: Array) -> Array:
     """``KL(p || q) = sum_j p_j (log p_j - log q_j)`` with p = softmax(logits), q = softmax(other).
+
+    A class with p_j = 0, such as one with a logit of -inf, contributes 0 to the value and to the gradient. The
+    divergence is infinite if p_j > 0 where q_j = 0.
 
     Raises:
       UserError: the arguments differ in shape.
     """
     _check_shapes("kl_divergence", logits, other)
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+    return _mean_under(jnp.exp(log_p), log_p, log_q)
 
 
-def one_hot(labels: Array, num_classes: int) -> Array:
-    """``labels`` int [...] -> float32 [..., num_classes]: all weight on the label."""
-    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-
-
-def soft_targets(labels: Array, num_classes: int, off_value: float) -> Array:
-    """``labels`` int [...] -> float32 [..., C]: ``1 - (C - 1) off_value`` on the label, ``off_value`` elsewhere.
-
-    Label smoothing (Szegedy et al., 2016) of strength ``C off_value``.
-
-    Raises:
-      UserError: ``off_value`` is not in [0, 1 / C], beyond which the label is no longer the likeliest class.
-    """
-    if not 0 <= off_value <= 1 / num_classes:
-        raise UserError(
-            f"soft_targets: off_value is {off_value!r}; for {num_classes} classes give 0 to {1 / num_classes:g}"
-        )
-    return jnp.where(one_hot(labels, num_classes) > 0, 1 - (num_classes - 1) * off_value, jnp.float32(off_value))
+def _mean_under(weights: Array, values: Array, subtracted: Array | float = 0.0) -> Array:
+    """``sum_j w_j (v_j - s_j)``, where infinite values of weight 0 count as 0, in value and in gradient."""
+    counts = weights > 0
+    # Masked before the difference, because the derivative of the branch that is not taken would multiply 0 by infinity.
+    difference = jnp.where(counts, values, 0.0) - jnp.where(counts, subtracted, 0.0)
+    return jnp.sum(weights * difference)
 
 
 def _log_complement(logits: Array) -> Array:
     """``log(1 - softmax(logits))`` [classes] without cancellation, in value and in gradient.
 
-    Only the likeliest class can have p > 1/2; there 1 - p is the sum of the other probabilities.
+    Only the most likely class can have p > 1/2; there 1 - p is the sum of the other probabilities.
     """
     likeliest = jnp.arange(logits.shape[0]) == jnp.argmax(logits)
     others = jax.nn.logsumexp(jnp.where(likeliest, -jnp.inf, logits)) - jax.nn.logsumexp(logits)
-    # Both branches of a where are differentiated: at the likeliest class log1p must not see -1.
+    # Both branches of a where are differentiated: log1p must not see -1 at the most likely class.
     small = jnp.where(likeliest, 0.0, jax.nn.softmax(logits))
     return jnp.where(likeliest, others, jnp.log1p(-small))
 
@@ -129,5 +120,5 @@ def _check_shapes(name: str, logits: Array, target: Array) -> None:
     if logits.shape != target.shape or logits.ndim != 1:
         raise UserError(
             f"{name}: logits {logits.shape} and target {target.shape} of one example must both be [classes]; "
-            "map over a batch with jax.vmap, make a target of a class index with one_hot"
+            "map over a batch with jax.vmap, and convert class indices with jax.nn.one_hot"
         )

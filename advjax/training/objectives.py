@@ -1,8 +1,8 @@
-"""What training minimises.
+"""Training objectives.
 
 An objective is ``(params, model_state, batch, rng, axis_name) -> (loss, (model_state, metrics))`` for one replica's
-rows of a batch; the mean of the losses and metrics over the replicas is that of the whole batch, rows with ``mask``
-False left out.  It differentiates: the batch is constant.
+rows of a batch. The mean of the losses and metrics over the replicas is that of the whole batch, excluding rows with
+``mask`` False. Objectives are differentiated with respect to the parameters; the batch is constant.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from advjax.types import Array, Batch, Key, PyTree, UserError, Variables
 Metrics: TypeAlias = dict[str, Array]
 Objective: TypeAlias = Callable[[PyTree, PyTree, Batch, Key, str | None], tuple[Array, tuple[PyTree, Metrics]]]
 
-# What the noise layers fold into the key of an objective; the small numbers are those of ``mixing``.
+# Folded into the key of an objective for the noise layers; small numbers are used by ``mixing``.
 _NOISE = 0x6E6F6973
 
 
@@ -29,15 +29,15 @@ def supervised(model: nn.Module, loss: Loss, *, on: str = "images", noise: bool 
     """Mean loss against ``batch.targets``.
 
     Args:
-      model: called in train mode, BatchNorm synchronised over the replicas.
-      loss: about one example, ``(logits, target distribution) -> scalar``.
+      model: called in train mode, with BatchNorm synchronized over the replicas.
+      loss: loss of one example, ``(logits, target distribution) -> scalar``.
       on: "images", or "both" for ``loss(images) + loss(clean)`` in one concatenated batch (so BatchNorm sees clean and
         adversarial images together); "both" needs a transform that attacks the images.
-      noise: train with the model's noise layers on (random self-ensemble, Liu et al., 2018); a model without is the
-        same either way.
+      noise: enable the model's noise layers in training (random self-ensemble, Liu et al., 2018); irrelevant for a
+        model without noise layers.
 
     Raises:
-      ValueError: another value for ``on``.
+      ValueError: ``on`` has another value.
     """
     if on not in ("images", "both"):
         raise ValueError(f"on must be 'images' or 'both', got {on!r}")
@@ -63,28 +63,28 @@ def fixers(
     tensor: str = "sum",
     norm: str = "rms",
 ) -> Objective:
-    """Classification of clean and attacked images, and features that stay near those of the base (003, eq. 2-4).
+    """Classification of clean and adversarial images plus feature distillation from the base (003, eq. 2-4).
 
     ``loss(x) + loss(x') + distillation * sum_i [d(u_i(x), h_i^0(x)) + d(u_i(x'), h_i^0(target))]`` for clean images x
-    and attacked images x', where u_i are features at fixer i, h_i^0 those of the base at the same place, and d is the
-    length of the difference.  The paper leaves open three things about this term, the last three arguments.  The base
-    runs in inference mode; let only the fixers' parameters be updated.
+    and adversarial images x', where u_i are the features at fixer i, h_i^0 those of the base at the same position, and
+    d is a distance. The last three arguments choose what the paper leaves open about this term. The base runs in
+    inference mode; make only the fixers' parameters trainable.
 
     Args:
       model: the patched classifier.
-      loss: about one example, ``(logits, target distribution) -> scalar``.
-      distillation: the paper's lambda, 0 or 1.
-      target: "natural": attacked features are pulled to those of the clean image, as the paper's text says; "printed":
-        to those of the attacked image, as its eq. 4 prints.
-      tensor: what u_i is, with h_i the features that enter fixer i and phi_i its correction.  "sum": h_i + delta
-        phi_i(h_i), which is the base's where the fixer corrects nothing, the stated aim; "output": its ReLU, as in the
-        paper's Table 7, which forgives corrections of inactive features; "before": h_i as the paper's eq. 1 defines it,
-        of which the first does not depend on the fixers, and none on the last fixer.
-      norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean length, larger by
-        the root of their number.
+      loss: loss of one example, ``(logits, target distribution) -> scalar``.
+      distillation: weight of the distillation term (lambda in the paper), 0 or 1.
+      target: "natural": adversarial features are pulled toward those of the clean image, as the paper's text says;
+        "printed": toward those of the adversarial image, as printed in its eq. 4.
+      tensor: u_i, where h_i is the input of fixer i and phi_i its correction. "sum": h_i + delta phi_i(h_i), equal to
+        the base's features if the correction is 0, which is the stated aim; "output": its ReLU, as in the paper's
+        Table 7, which ignores corrections of inactive features; "before": h_i as defined in the paper's eq. 1, where
+        h_1 does not depend on the fixers, and no h_i on the last fixer.
+      norm: "rms": d is the root mean square over all entries of a feature map; "l2": the Euclidean norm, larger by the
+        square root of their number.
 
     Raises:
-      ValueError: another value for ``target``, ``tensor`` or ``norm``, or a model that nothing was put into.
+      ValueError: ``target``, ``tensor``, or ``norm`` has another value, or the model is not patched.
     """
     if not isinstance(model, Patched):
         raise ValueError("fixers needs a patched model, such as 'fixers' with a 'base'")
@@ -98,7 +98,7 @@ def fixers(
 
     def distance(features: Array, wanted: Array) -> Array:
         squares = measure((features - wanted) ** 2, axis=(1, 2, 3))
-        # The root has no finite gradient at 0, where fixers that change nothing are.
+        # The square root has no finite gradient at 0, which is the value for fixers without a correction.
         return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
     def objective(params: PyTree, model_state: PyTree, batch: Batch, rng: Key, axis_name: str | None):
@@ -127,7 +127,7 @@ def clean_images(batch: Batch) -> Array:
     """The images before they were attacked.
 
     Raises:
-      UserError: nobody attacked them.
+      UserError: they were not attacked.
     """
     if batch.clean is None:
         raise UserError("this objective needs clean and adversarial images: add a transform that attacks the batch")
@@ -135,7 +135,7 @@ def clean_images(batch: Batch) -> Array:
 
 
 def noise_rngs(rng: Key, batch: Batch, noise: bool) -> dict[str, Key] | None:
-    """The streams of a model whose noise layers are on; every replica, having other examples, draws other noise."""
+    """RNG streams that enable a model's noise layers; replicas have different examples and so draw different noise."""
     return {"noise": jax.random.fold_in(jax.random.fold_in(rng, _NOISE), batch.index[0])} if noise else None
 
 
@@ -153,7 +153,7 @@ def on_pairs(
 def summary(
     logits: Mapping[str, Array], batch: Batch, loss: Loss, axis_name: str | None, model_state: PyTree
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
-    """Sum over the kinds of images of their mean losses; accuracy of each kind, the names prefixed."""
+    """Sum of the mean losses of several kinds of images, and the accuracy of each under a prefixed name."""
     total, metrics = jnp.float32(0), {}
     for prefix, values in logits.items():
         total += masked_mean(jax.vmap(loss)(values, batch.targets), batch.mask, axis_name)
@@ -161,12 +161,48 @@ def summary(
     return total, (model_state, {"loss": total, **metrics})
 
 
+def regularized(
+    values: Array,
+    divergence: Array,
+    clean_logits: Array,
+    logits: Array,
+    batch: Batch,
+    axis_name: str | None,
+    model_state: PyTree,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """Result of an objective with a divergence between clean and adversarial predictions, such as TRADES and MART.
+
+    Args:
+      values: [n], the objective of each example.
+      divergence: [n], its divergence term, for the metrics.
+      clean_logits: [n, classes], of the clean images.
+      logits: [n, classes], of the adversarial images.
+      batch: the batch.
+      axis_name: of the replicas.
+      model_state: after the forward pass.
+    """
+    total = masked_mean(values, batch.mask, axis_name)
+    metrics = {
+        "loss": total,
+        "divergence": masked_mean(divergence, batch.mask, axis_name),
+        "clean_accuracy": accuracy(clean_logits, batch, axis_name),
+        "accuracy": accuracy(logits, batch, axis_name),
+    }
+    return total, (model_state, metrics)
+
+
+def check_beta(name: str, beta: float) -> None:
+    """Raises a ValueError for a negative weight."""
+    if not beta >= 0:
+        raise ValueError(f"{name}: beta is {beta!r}; give a number, 0 or more")
+
+
 def accuracy(logits: Array, batch: Batch, axis_name: str | None) -> Array:
-    """Share of the examples whose likeliest class is ``batch.labels``."""
+    """Fraction of the examples whose most likely class is ``batch.labels``."""
     correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
     return masked_mean(correct, batch.mask, axis_name)
 
 
 def masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
-    """This replica's share: the mean over the replicas of what it returns is the mean over all unmasked rows."""
+    """This replica's contribution: its mean over the replicas is the mean over all unmasked rows."""
     return jnp.sum(values * mask) / collectives.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)

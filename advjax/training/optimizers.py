@@ -1,9 +1,8 @@
 """Optimizers and schedules: optax, with the conventions of the papers reproduced here.
 
-A schedule is ``step -> value`` with the first update at step 0.  Wherever a learning rate or a momentum is asked for,
-a number or a schedule may be given.  Optimizer states are trees of arrays (float32 moments and hyperparameters, int32
-counts), so a checkpoint is complete.  To freeze parameters, put the optimizers of this module inside
-``partition.partitioned``.
+A schedule is ``step -> value``, with the first update at step 0. A learning rate or momentum may be a number or a
+schedule. Optimizer states are trees of arrays (float32 moments and hyperparameters, int32 counts), so checkpoints are
+complete. To freeze parameters, use these optimizers inside ``partition.partitioned``.
 """
 
 from collections.abc import Sequence
@@ -32,16 +31,16 @@ def one_cycle(
     """One cycle of learning rate and, mirrored, momentum (Smith and Topin, 2018).
 
     Half a cosine takes the rate from peak / ``initial_divisor`` at step 0 to the peak at step
-    ``warmup_fraction num_steps - 1``, another takes it to peak / ``final_divisor`` at step ``num_steps - 1``, the
-    last one; momentum goes high, low, high at the same steps.  After the last step both stay as they are.  These are
-    the steps of PyTorch's ``OneCycleLR``; the final rate is relative to the PEAK, where PyTorch and
-    ``optax.cosine_onecycle_schedule`` divide the initial rate once more.
+    ``warmup_fraction num_steps - 1``, another takes it to peak / ``final_divisor`` at the last step,
+    ``num_steps - 1``; momentum goes high, low, high at the same steps. After the last step both are constant. The
+    steps are those of PyTorch's ``OneCycleLR``; the final rate is relative to the PEAK, whereas PyTorch and
+    ``optax.cosine_onecycle_schedule`` divide the initial rate.
 
     Returns:
       ``(learning_rate, momentum)`` schedules, for ``sgd``.
 
     Raises:
-      UserError: fewer than 2 steps, a divisor that is not positive, or a fraction outside [0, 1].
+      UserError: ``num_steps`` is below 2, a divisor is not positive, or the fraction is outside [0, 1].
     """
     if num_steps < 2:
         raise UserError(f"one_cycle: num_steps is {num_steps!r}; a cycle needs 2 or more")
@@ -68,7 +67,7 @@ def one_cycle(
 
 
 def step_decay(learning_rate: float, boundaries: Sequence[int], factor: float) -> optax.Schedule:
-    """``learning_rate factor^k`` where k is how many of ``boundaries`` are at or before the step.
+    """``learning_rate factor^k``, where k is the number of ``boundaries`` at or before the step.
 
     Raises:
       UserError: the boundaries are not positive and strictly increasing.
@@ -79,7 +78,7 @@ def step_decay(learning_rate: float, boundaries: Sequence[int], factor: float) -
 
 
 def cosine(learning_rate: float, num_steps: int, warmup: int = 0) -> optax.Schedule:
-    """``learning_rate`` falling to 0 at ``num_steps`` along half a cosine (Loshchilov and Hutter, 2017, no restarts).
+    """Cosine decay from ``learning_rate`` to 0 at ``num_steps`` (Loshchilov and Hutter, 2017, without restarts).
 
     With ``warmup``, the rate first rises linearly from 0 at step 0 to ``learning_rate`` at step ``warmup``.
 
@@ -103,11 +102,11 @@ def sgd(
     """Stochastic gradient descent in PyTorch's convention.
 
     ``g = gradient + weight_decay p``, ``v <- m v + g``, ``p <- p - lr v`` (with ``nesterov``: ``p <- p - lr (m v +
-    g)``), v = 0 at first.  The decay enters before the momentum; the rate multiplies after it, so lr and m may change
-    from step to step. With momentum 0 no velocity is kept.
+    g)``), initially v = 0. Weight decay is applied before the momentum, the learning rate after it, so lr and m may
+    change from step to step. With momentum 0, no velocity is stored.
 
     Raises:
-      UserError: momentum outside [0, 1), a negative weight decay, or ``nesterov`` without momentum.
+      UserError: momentum is outside [0, 1), weight decay is negative, or ``nesterov`` is set without momentum.
     """
     _check_weight_decay("sgd", weight_decay)
     if not callable(momentum) and not 0 <= momentum < 1:
@@ -125,7 +124,7 @@ def adam(
     """Adam (Kingma and Ba, 2015); ``weight_decay p`` is added to the gradient, as in PyTorch, and rescaled with it.
 
     Raises:
-      UserError: a negative weight decay.
+      UserError: weight decay is negative.
     """
     _check_weight_decay("adam", weight_decay)
     return optax.chain(*_decay(weight_decay), optax.adam(learning_rate, b1=beta1, b2=beta2))
@@ -137,7 +136,7 @@ def adamw(
     """Adam with decoupled decay: ``p <- p - lr (adam direction + weight_decay p)`` (Loshchilov and Hutter, 2019).
 
     Raises:
-      UserError: a negative weight decay.
+      UserError: weight decay is negative.
     """
     _check_weight_decay("adamw", weight_decay)
     return optax.adamw(learning_rate, b1=beta1, b2=beta2, weight_decay=weight_decay)
@@ -146,14 +145,14 @@ def adamw(
 def with_plateaus(
     transform: optax.GradientTransformation, steps_per_epoch: int, *, factor: float = 0.1, patience: int = 10
 ) -> optax.GradientTransformation:
-    """``transform`` with its updates multiplied by ``factor`` whenever the training loss has stopped falling.
+    """``transform`` with its updates scaled down by ``factor`` whenever the training loss has plateaued.
 
-    An epoch counts as a step forward if its mean loss is below ``1 - 1e-4`` times the best so far; after ``patience``
-    epochs without one the factor applies once more.  Factor and patience are those of Keras's ``ReduceLROnPlateau`` if
-    nobody says otherwise; its threshold is absolute.  Updates need the loss of the batch as ``value``.
+    An epoch is an improvement if its mean loss is below ``1 - 1e-4`` times the best so far; after ``patience`` epochs
+    without one, the factor is applied again. The defaults are those of Keras's ``ReduceLROnPlateau``, whose threshold
+    is absolute. Updates need the loss of the batch as ``value``.
 
     Raises:
-      UserError: a factor outside (0, 1), or patience below 1.
+      UserError: the factor is outside (0, 1), or patience is below 1.
     """
     if not 0 < factor < 1 or patience < 1:
         raise UserError(
@@ -164,10 +163,10 @@ def with_plateaus(
 
 
 def with_clipping(transform: optax.GradientTransformation, max_norm: float) -> optax.GradientTransformation:
-    """``transform`` on gradients scaled down to an L2 norm (over all of them together) of at most ``max_norm``.
+    """``transform`` on gradients clipped to a global L2 norm of at most ``max_norm``.
 
-    Clipping comes before anything ``transform`` adds, weight decay included.  Inside ``partition.partitioned`` the
-    norm is that of the gradients of its own label.
+    Clipping precedes anything ``transform`` adds, such as weight decay. Inside ``partition.partitioned``, the norm is
+    that of the gradients of one label.
 
     Raises:
       UserError: ``max_norm`` is not positive.
@@ -180,8 +179,8 @@ def with_clipping(transform: optax.GradientTransformation, max_norm: float) -> o
 def ema_update(average: PyTree, params: PyTree, decay: float, step: Array | int) -> PyTree:
     """Exponential moving average of the weights: ``d average + (1 - d) params``, leaf by leaf.
 
-    ``d = min(decay, (1 + step) / (10 + step))`` with step 0 for the first update, so that early averages forget the
-    initialization instead of being biased towards it.
+    ``d = min(decay, (1 + step) / (10 + step))``, with step 0 for the first update, so that early averages are not
+    biased toward the initialization.
     """
     weight = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, average, params)
@@ -189,7 +188,7 @@ def ema_update(average: PyTree, params: PyTree, decay: float, step: Array | int)
 
 def _velocity(momentum: ScalarOrSchedule, nesterov: bool) -> tuple[optax.GradientTransformation, ...]:
     if callable(momentum):
-        # The type is given because it cannot be inferred where a label of a partition has no parameters.
+        # Explicit, because the dtype cannot be inferred if a label of a partition has no parameters.
         scheduled = optax.inject_hyperparams(optax.trace, hyperparam_dtype=jnp.float32)
         return (scheduled(decay=momentum, nesterov=nesterov),)
     return (optax.trace(momentum, nesterov),) if momentum > 0 else ()

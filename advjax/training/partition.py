@@ -1,11 +1,11 @@
-"""Which parameters learn, and by which rule: labels on a parameter tree, and one optimizer for each label.
+"""Which parameters are trained, and how: labels on a parameter tree, and one optimizer per label.
 
     labels = label_params(params, rules=(("fixer", "trainable"),), default="frozen")
     optimizer = partitioned({"trainable": sgd(0.02, 0.9), "frozen": FROZEN}, labels)
 
-Weight decay and gradient clipping belong INSIDE the transformation of a label.  Around the partition, decay moves
-frozen parameters and the clipping norm is that of gradients nobody uses.  ``optax.masked`` is no substitute: it hands
-the raw gradients of everything outside its mask on, so "frozen" parameters move.
+Weight decay and gradient clipping belong INSIDE the transformation of a label. Around the partition, decay changes
+frozen parameters, and the clipping norm includes gradients that are not used. ``optax.masked`` is no substitute: it
+passes on the raw gradients of everything outside its mask, so "frozen" parameters change.
 """
 
 import math
@@ -26,22 +26,25 @@ _SHOWN_PATHS = 8
 FROZEN: optax.GradientTransformation = optax.stateless(
     lambda updates, params: jax.tree.map(lambda update: jnp.full_like(update, -0.0), updates)
 )
-"""The transformation of parameters that do not learn: whatever their gradient, they need no optimizer memory and keep
-every bit in a jitted step.  (Eager addition on CPU keeps -0.0 as well, but flushes subnormal numbers to zero.)"""
+"""The transformation for frozen parameters: it needs no optimizer state, and a jitted step keeps every bit of them.
+(Eager addition on CPU also keeps -0.0 but flushes subnormal numbers to zero.)"""
 
 
 def label_params(params: PyTree, rules: Sequence[tuple[str, str]], default: str) -> PyTree:
-    """A tree like ``params`` with a label in place of every parameter.
+    """Labels every parameter.
 
     Args:
       params: tree of arrays; the path of a leaf is its keys joined by "/", as in "block1/conv/kernel".
-      rules: pairs (regular expression, label).  The first one found anywhere in the path decides (``re.search``: anchor
-        with ^ and $ where that matters).
-      default: the label of parameters that no rule decides.
+      rules: pairs (regular expression, label). The first expression found anywhere in the path applies (``re.search``:
+        anchor with ^ and $ where that matters).
+      default: the label of parameters to which no rule applies.
+
+    Returns:
+      A tree of labels with the structure of ``params``.
 
     Raises:
-      UserError: an expression is invalid, or a rule decides no parameter (then what it was meant for silently keeps
-        another label); the message lists some of the paths there are.
+      UserError: an expression is invalid, or a rule applies to no parameter (which would silently leave the intended
+        ones with another label); the message lists some of the existing paths.
     """
     patterns = [_compiled(expression) for expression, _ in rules]
     decided = Counter()
@@ -55,19 +58,19 @@ def label_params(params: PyTree, rules: Sequence[tuple[str, str]], default: str)
     for i, (expression, name) in enumerate(rules):
         if not decided[i]:
             matching = [path for path in _paths(params) if patterns[i].search(path)]
-            reason = "decides no parameter: earlier rules take all it matches" if matching else "matches no parameter"
+            reason = "applies to no parameter: earlier rules match first" if matching else "matches no parameter"
             raise UserError(f"rule {expression!r} -> {name!r} {reason}; paths are {_some(matching or _paths(params))}")
     return labels
 
 
 def partitioned(transforms: Mapping[str, optax.GradientTransformation], labels: PyTree) -> optax.GradientTransformation:
-    """One optimizer that applies ``transforms[label]`` to the parameters of that label, and to their gradients alone.
+    """One optimizer that applies ``transforms[label]`` to the parameters with that label and their gradients only.
 
-    The state of a transformation holds the parameters of its own label only, so frozen ones cost no memory; under
+    The state of each transformation covers only the parameters of its label, so frozen ones cost no memory; under
     ``jit`` their weight gradients are not even computed.
 
     Args:
-      transforms: by label; ``FROZEN`` for what must not move.  One whose label no parameter has is allowed and idle.
+      transforms: by label; ``FROZEN`` for what must not change. Labels that no parameter has are allowed.
       labels: tree of labels from ``label_params``.
 
     Raises:
@@ -78,7 +81,7 @@ def partitioned(transforms: Mapping[str, optax.GradientTransformation], labels: 
 
 
 def trainable_mask(labels: PyTree, transforms: Mapping[str, optax.GradientTransformation]) -> PyTree:
-    """Tree of bools like ``labels``: False where the transformation is ``FROZEN`` (that very object), True elsewhere.
+    """Tree of bools like ``labels``: False where the transformation is the object ``FROZEN``, True elsewhere.
 
     Raises:
       UserError: a label has no transformation.
@@ -88,7 +91,7 @@ def trainable_mask(labels: PyTree, transforms: Mapping[str, optax.GradientTransf
 
 
 def num_params(params: PyTree, labels: PyTree | None = None) -> int | dict[str, int]:
-    """Number of scalars in ``params`` (arrays or their shapes); with ``labels``, a dictionary: the number by label."""
+    """Number of scalars in ``params`` (arrays or their shapes); with ``labels``, a dictionary of numbers by label."""
     sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape), params)
     if labels is None:
         return sum(jax.tree.leaves(sizes))
@@ -120,4 +123,4 @@ def _some(paths: list[str]) -> str:
 def _check_labels(transforms: Mapping[str, optax.GradientTransformation], labels: PyTree) -> None:
     unknown = sorted(set(jax.tree.leaves(labels)) - set(transforms))
     if unknown:
-        raise UserError(f"labels {unknown} have no transformation; there is one for {sorted(transforms)}")
+        raise UserError(f"labels {unknown} have no transformation; those with one are {sorted(transforms)}")

@@ -1,8 +1,9 @@
-"""One update: what it changes (``TrainState``), what it is made of (``Method``), the replica functions that do it."""
+"""One training step: the state it updates (``TrainState``), how (``Method``), and the replica functions that do it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from advjax.runtime import collectives
 from advjax.training.averaging import Averaging
 from advjax.training.objectives import Metrics, Objective
-from advjax.training.transforms import Transform, network
+from advjax.training.transforms import Transform, attackable
 from advjax.types import Array, Batch, Key, PyTree, Variables
 
 ReplicaStep: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
@@ -21,7 +22,7 @@ ReplicaStep: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that changes during training: arrays only."""
+    """Everything that changes during training; arrays only."""
 
     step: Array
     params: PyTree
@@ -29,11 +30,11 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     rng: Key
     average: PyTree
-    """Averages of the ``params`` that learn and of ``model_state``, under these names; {} without averaging."""
+    """Averages of the trainable ``params`` and of ``model_state``, under these names; {} without averaging."""
 
 
 class DeviceData(NamedTuple):
-    """A data set on the devices, images as they are stored."""
+    """A dataset on the devices, with images as stored."""
 
     images: Array
     labels: Array
@@ -51,17 +52,17 @@ def train_step(
     method: "Method",
     num_classes: int,
 ) -> tuple[TrainState, Metrics]:
-    """One replica's part of one update.
+    """One replica's part of one training step.
 
     Args:
       state: replicated.
       sources: variables of the models in ``method.models``, replicated.
-      data: the whole training set, replicated; or this replica's rows of the batch, if there are no positions.
-      positions: int32 [rows]: this replica's examples, or None.
-      mask: bool [rows]: False for filler.
-      axis_name: of the replicas, None for one.
+      data: the whole training set, replicated; or this replica's rows of the batch if ``positions`` is None.
+      positions: int32 [rows], positions of this replica's examples in the training set, or None.
+      mask: bool [rows], False for padding.
+      axis_name: mesh axis of the replicas; None for a single one.
       method: how to train.
-      num_classes: of the targets.
+      num_classes: number of classes.
 
     Returns:
       The next state and the metrics of the whole batch, both replicated.
@@ -79,36 +80,39 @@ class Method(NamedTuple):
     transforms: Sequence[Transform]
     optimizer: optax.GradientTransformation
     trainable: PyTree
-    """Tree of bools like the parameters."""
+    """Tree of bools with the structure of the parameters."""
     models: Mapping[str, nn.Module]
     """Other models that the transforms may use, by run name."""
     average: Averaging | None = None
-    """The average of the parameters that is evaluated, if any."""
+    """Averaging of the parameters for evaluation, if any."""
     step: ReplicaStep = train_step
-    """What happens to one batch; another one than ``train_step`` for methods with more than one update."""
+    """Processes one batch; other than ``train_step`` for methods with several updates per step."""
 
 
 def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
-    """The state before the first step."""
+    """The initial state."""
     average = {} if method.average is None else _averaged(variables.params, variables.model_state, method.trainable)
     opt_state = method.optimizer.init(variables.params)
     return TrainState(jnp.int32(0), variables.params, variables.model_state, opt_state, rng, average)
 
 
-def deployed(state: TrainState | Mapping[str, PyTree]) -> Variables:
-    """The variables to evaluate: averaged where there is an average."""
+def evaluation_variables(state: TrainState | Mapping[str, PyTree]) -> Variables:
+    """The variables to evaluate: the averages where there are any, otherwise the latest values."""
     fields = state if isinstance(state, Mapping) else vars(state)
     average = fields["average"]
     params = {**flatten_dict(fields["params"]), **flatten_dict(average.get("params", {}))}
-    # A part without arrays may be missing in what comes from a checkpoint.
+    # A field without arrays may be missing from a restored checkpoint.
     return Variables(unflatten_dict(params), average.get("model_state") or fields["model_state"])
 
 
 def gather(data: DeviceData, positions: Array | None, mask: Array, num_classes: int) -> Batch:
-    """The examples at ``positions``, as they are before any transform; without positions, ``data`` are the batch."""
+    """The batch before any transform: the examples at ``positions``, or all of ``data`` if it is None."""
     if positions is not None:
         data = DeviceData(*(array[positions] for array in data))
     images = data.images
+    chex.assert_shape(images, (len(mask), None, None, None))
+    chex.assert_shape([data.labels, data.index, mask], (len(mask),))
+    chex.assert_type([data.labels, data.index, mask], [int, int, bool])
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
     return Batch(images, data.labels, jax.nn.one_hot(data.labels, num_classes), data.index, mask)
@@ -121,14 +125,14 @@ def prepare(
     method: Method,
     variables: Variables | None = None,
 ) -> tuple[Batch, Key]:
-    """The batch after all transforms, constant to any derivative, and the key for the objective.
+    """Applies all transforms to a batch; returns it, constant under differentiation, and the key for the objective.
 
-    "self" stands for ``variables``, by default those in training.
+    In the transforms, "self" is the model with ``variables``, by default those of ``state``.
     """
     rng = jax.random.fold_in(state.rng, state.step)
     own, image_shape = variables or Variables(state.params, state.model_state), batch.images.shape[1:]
-    models = {"self": network(method.model, own, image_shape)}
-    models |= {name: network(model, sources[name], image_shape) for name, model in method.models.items()}
+    models = {"self": attackable(method.model, own, image_shape)}
+    models |= {name: attackable(model, sources[name], image_shape) for name, model in method.models.items()}
     for number, transform in enumerate(method.transforms):
         batch = transform(models, batch, jax.random.fold_in(rng, number))
     return jax.lax.stop_gradient(batch), jax.random.fold_in(rng, len(method.transforms))
@@ -137,12 +141,15 @@ def prepare(
 def update(
     state: TrainState, batch: Batch, rng: Key, axis_name: str | None, method: Method
 ) -> tuple[TrainState, Metrics, Array]:
-    """Parameters, model state and optimizer after one step of the optimizer; neither ``step`` nor the average moves.
+    """One optimizer step on parameters, model state, and optimizer state; ``step`` and the average do not change.
 
     Returns:
       The state, the metrics of the whole batch, and the gradient with respect to ``batch.images`` at the old
-      parameters, which costs nothing in a jitted step where nobody looks at it.
+      parameters, which costs nothing in a jitted step that does not use it.
     """
+    chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.targets, batch.index, batch.mask], 1)
+    chex.assert_rank([batch.images, batch.targets], [4, 2])
+    chex.assert_type([batch.images, batch.targets], float)
 
     def objective(params: PyTree, images: Array):
         return method.objective(params, state.model_state, batch._replace(images=images), rng, axis_name)
@@ -151,7 +158,7 @@ def update(
     gradient_fn = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (loss, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
     gradients, metrics, loss = collectives.mean_over((gradients, metrics, loss), axis_name)
-    # Few optimizers look at the loss, and the others need not know.
+    # Only some optimizers use the loss.
     optimizer = optax.with_extra_args_support(method.optimizer)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
@@ -159,7 +166,7 @@ def update(
 
 
 def advance(state: TrainState, method: Method) -> TrainState:
-    """The end of a step: the weights enter the average, and the step is counted."""
+    """Ends a step: updates the average and increments ``step``."""
     average = state.average
     if method.average is not None:
         new = _averaged(state.params, state.model_state, method.trainable)
@@ -178,8 +185,8 @@ def refresh_step(
     method: Method,
     num_classes: int,
 ) -> TrainState:
-    """Moves the batch statistics of the averaged network as a training step would, and nothing else."""
-    variables = deployed(state)
+    """Updates the batch statistics of the averaged model as a training step would, and nothing else."""
+    variables = evaluation_variables(state)
     batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
     _, (model_state, _) = method.objective(variables.params, variables.model_state, batch, rng, axis_name)
     return state.replace(average={**state.average, "model_state": model_state})

@@ -1,6 +1,6 @@
 """A training step with two updates: one on the clean batch, then one on adversarial images of the same batch.
 
-This is the adversarial training in the published code of the Dauphine report: the two losses are never added.
+This is adversarial training as in the published code of the Dauphine report, where the two losses are never added.
 """
 
 from collections.abc import Mapping
@@ -8,29 +8,30 @@ from collections.abc import Mapping
 import jax
 
 from advjax.attacks import Attack
+from advjax.attacks.keys import image_keys
 from advjax.training.objectives import Metrics
 from advjax.training.step import DeviceData, Method, ReplicaStep, TrainState, advance, gather, prepare, update
-from advjax.training.transforms import example_keys, network
+from advjax.training.transforms import attackable
 from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
 
 
 def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
     """A step for ``Method.step``: update on the batch after ``method.transforms``, attack it, update on the result.
 
-    The optimizer, and with it a schedule, takes two steps for each step of training.  Metrics of the first update are
-    prefixed with "clean_".
+    The optimizer, and with it its schedule, takes two steps per training step. Metrics of the first update are prefixed
+    with "clean_".
 
     Args:
-      attack: is made on the network as the first update has left it, in inference mode.
-      reuse_gradient: FGSM for the price of none: one step of length epsilon along the gradient that the first update
-        had, hence of the *old* weights in train mode; of ``attack`` only the threat model counts.
+      attack: applied to the model after the first update, in inference mode.
+      reuse_gradient: FGSM at no extra cost: one step of length epsilon along the image gradient of the first update,
+        hence at the *old* weights in train mode; only the threat model of ``attack`` is used.
 
     Raises:
-      UserError: ``reuse_gradient`` with an attack that has no finite threat model.
+      UserError: ``reuse_gradient`` is set and the attack has no finite threat model.
     """
     threat_model = attack.threat_model if isinstance(attack, Attack) else None
     if reuse_gradient and (threat_model is None or not threat_model.is_bounded):
-        raise UserError("two_updates: reuse_gradient needs an attack with an epsilon, such as fgsm")
+        raise UserError("two_updates: reuse_gradient needs an attack with a finite epsilon, such as fgsm")
 
     def leap(image: Array, gradient: Array) -> Array:
         assert threat_model is not None
@@ -39,8 +40,8 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
     def adversarial(state: TrainState, method: Method, batch: Batch, gradients: Array, rng: Key) -> Array:
         if reuse_gradient:
             return jax.vmap(leap)(batch.images, gradients)
-        updated = network(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
-        return attack(updated, batch.images, batch.labels, example_keys(rng, batch.index)).images
+        updated = attackable(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
+        return attack(updated, batch.images, batch.labels, image_keys(rng, batch.index)).images
 
     def step(
         state: TrainState,

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the gradient of a training step, taken where the weights do the most harm."""
+"""Adversarial weight perturbation (AWP): training gradients taken at weights that increase the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from advjax.types import Array, Batch, Key, PyTree
 
 
 def with_weight_perturbation(objective: Objective, gamma: float = 0.005, trainable: PyTree | None = None) -> Objective:
-    """``objective`` at ``w + gamma ||w|| g / ||g||``, layer by layer, g its gradient at w (AWP, Wu et al., 2020).
+    """``objective`` at ``w + gamma ||w|| g / ||g||``, layer by layer, with g its gradient at w (AWP, Wu et al., 2020).
 
-    One step of ascent, as published; the update itself is made from w.  Only tensors of two or more axes are moved:
-    kernels, but neither biases nor the scales of BatchNorm.  Batch statistics are those of the second pass.
+    One ascent step, as published; the update itself is applied to w. Only tensors with two or more axes are perturbed:
+    kernels, but neither biases nor BatchNorm scales. Batch statistics are those of the second pass.
 
     Args:
-      objective: any, e.g. ``supervised`` on adversarial images (AT-AWP) or ``trades`` (TRADES-AWP).
-      gamma: size of the perturbation relative to the weights of a layer, 0 or more.
-      trainable: tree of bools like the parameters: the others are not moved either; None for all.
+      objective: any objective, such as ``supervised`` on adversarial images (AT-AWP) or ``trades`` (TRADES-AWP).
+      gamma: size of the perturbation relative to the norm of a layer's weights, at least 0.
+      trainable: tree of bools with the structure of the parameters; frozen ones are not perturbed. None for all.
 
     Raises:
-      ValueError: a negative ``gamma``.
+      ValueError: ``gamma`` is negative.
     """
     if not gamma >= 0:
         raise ValueError(f"with_weight_perturbation: gamma is {gamma!r}; give a number, 0 or more")
@@ -29,7 +29,7 @@ def with_weight_perturbation(objective: Objective, gamma: float = 0.005, trainab
         if weight.ndim < 2 or not learns:
             return weight
         size = jnp.linalg.norm(gradient.reshape(-1))
-        # A layer without gradient stays where it is.
+        # A layer without a gradient is not perturbed.
         direction = gradient / jnp.where(size > 0, size, 1)
         return weight + jax.lax.stop_gradient(gamma * jnp.linalg.norm(weight.reshape(-1)) * direction)
 

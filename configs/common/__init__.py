@@ -1,6 +1,6 @@
-"""What several configs have in common: networks, recipes and the attacks that they are measured with.
+"""Networks, training recipes and evaluation attacks shared by several configs.
 
-Configs that import this are for ``python -m advjax.main`` in the folder that holds ``configs``.
+Configs that import this module must be run in the folder that contains ``configs``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from advjax.experiment import defaults
 
 Config: TypeAlias = Any
-"""A ``ConfigDict``, whose attributes no type checker knows."""
+"""A ``ConfigDict``, whose attributes are unknown to type checkers."""
 CIFAR_LINF = {"norm": "linf", "epsilon": "8/255"}
 CIFAR_PGD = {"name": "pgd", **CIFAR_LINF, "num_steps": 10, "step_size": "2/255", "returns": "last"}
 MNIST_LINF = {"norm": "linf", "epsilon": "0.3"}
@@ -17,7 +17,7 @@ MNIST_PGD = {"name": "pgd", **MNIST_LINF, "num_steps": 40, "step_size": "0.01", 
 
 
 def cifar_run(**changes: Any) -> dict[str, Any]:
-    """A PreActResNet18 and the recipe most robust networks on CIFAR-10 are trained with, without any attack."""
+    """A PreActResNet-18 with the usual recipe of adversarial training on CIFAR-10, but without an attack."""
     recipe = {
         "model": {
             "name": "preact_resnet18",
@@ -38,20 +38,20 @@ def cifar_run(**changes: Any) -> dict[str, Any]:
 
 
 def cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Runs on CIFAR-10, measured at 8/255 on the first 1,000 test images."""
+    """Runs on CIFAR-10, evaluated at 8/255 on the first 1,000 test images."""
     attacks = {"order": ("pgd_50", "auto_attack"), "pgd_50": {**CIFAR_PGD, "num_steps": 50, "returns": "best"}}
     attacks["auto_attack"] = {"name": "auto_attack", **CIFAR_LINF}
     return _experiment(title, "cifar10", 1000, runs, attacks)
 
 
 def mnist_run(**changes: Any) -> dict[str, Any]:
-    """A LeNet5 trained against ``MNIST_PGD``, and the checkpoint that holds out best against it."""
+    """A LeNet-5 trained against ``MNIST_PGD``; the most robust checkpoint on validation images is selected."""
     recipe = {
         "model": {"name": "lenet5", "width": 1.0},
         "epochs": 30,
         "batch_size": 100,
         "attack": MNIST_PGD,
-        # Falls to 0 in the last epoch, however many there are.
+        # Decays to 0 in the last epoch, whatever the number of epochs.
         "optimizer": {"name": "adam", "schedule": {"name": "cosine", "learning_rate": 0.001}},
         "select_metric": "attacked_accuracy",
     }
@@ -59,9 +59,9 @@ def mnist_run(**changes: Any) -> dict[str, Any]:
 
 
 def mnist_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Plain adversarial training and other runs on MNIST, measured at 0.3 on the first 1,000 test images.
+    """Plain adversarial training and other runs on MNIST, evaluated at 0.3 on the first 1,000 test images.
 
-    The runs learn from 5,000 images of each class; 400 more choose the checkpoint.
+    Per class, 5,000 images are for training and 400 for selecting the checkpoint.
     """
     attacks = {
         "order": ("pgd_40", "auto_attack"),
@@ -72,7 +72,7 @@ def mnist_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
 
 
 def small_cifar_run(**changes: Any) -> dict[str, Any]:
-    """The 62,006-parameter network of the Dauphine report (004), and its recipe."""
+    """The 62,006-parameter network of the Dauphine report (004), with its training recipe."""
     recipe = {
         "model": {"name": "net62k", "width": 1.0},
         "epochs": 10,
@@ -85,10 +85,7 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
 
 
 def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Runs on the images of CIFAR-10 that the Dauphine report (004) learns from and tests on, under its attacks.
-
-    These are made from the images themselves.
-    """
+    """Runs on the CIFAR-10 splits of the Dauphine report (004), evaluated under its attacks, without random starts."""
     pgd = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "step_size": "0.01", "random_start": False}
     attacks = {
         "order": ("fgsm", "pgd_10", "pgd_40"),
@@ -105,14 +102,14 @@ def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
 def small_cifar_published(
     run: str, table: str, training: str, attacks: Sequence[str], when: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """What the Dauphine report (004) has on a network, clean and under attacks made on it.
+    """Entries for the accuracies of a network in the Dauphine report (004), clean and under attacks crafted on it.
 
     Args:
-      run: which stands for the network.
+      run: our run that corresponds to the network.
       table: a name in ``advjax.papers.published.TABLES``.
-      training: what the table calls that of the network.
-      attacks: "clean", and names of attacks of ``small_cifar_experiment``.
-      when: keys of the run and the values that the numbers are for, where these are not those of the config.
+      training: name of its training in the table.
+      attacks: "clean", or names of attacks of ``small_cifar_experiment``.
+      when: keys of the run and the values that the numbers are for, if they differ from the config.
     """
     theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}

@@ -12,10 +12,14 @@ import statistics
 import sys
 import time
 
-from advjax import wiring
+import numpy as np
+from ml_collections import ConfigDict
+
+from advjax import data
+from advjax.experiment.from_config import from_config
 from advjax.jobs import train
 from advjax.papers import published
-from advjax.runtime import devices as sharding
+from advjax.runtime.devices import Devices, mesh
 from advjax.runtime.metrics import read_metrics
 from configs import mnist_mixup
 
@@ -48,14 +52,24 @@ def accuracies(name: str, seed: int, workdir: str) -> list[float]:
     """Test accuracy in % after every epoch of one run."""
     config = mnist_mixup.get_config()
     config.seed, config.runs, config.evaluation.made_on, config.evaluation.batch_size = seed, (name,), name, 1000
-    built = wiring.from_config(config)
-    if built.runs[0].plan.select != "last" or built.runs[0].plan.patience:
-        raise ValueError("the test images are watched: nothing may be chosen by them")
-    built = built._replace(data=built.data._replace(validation=built.data.test))
-    folder, began = f"{workdir}/seed_{seed}", time.perf_counter()
-    train.train(built, folder, sharding.Devices(sharding.mesh(), built.mapping), print)
+    folder, began = pathlib.Path(workdir, f"seed_{seed}"), time.perf_counter()
+    validate_on_test_images(config, folder / "validate_on_test.json")
+    (run,) = from_config(config).runs
+    if run.plan.select != "last" or run.plan.patience:
+        raise ValueError("validation uses the test images: no checkpoint may be selected by it")
+    train.train(config, str(folder), Devices(mesh(), config.mapping), print)
     print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
-    return [100 * line["accuracy"] for line in read_metrics(f"{folder}/{name}") if line["kind"] == "validation"]
+    return [100 * line["accuracy"] for line in read_metrics(folder / name) if line["kind"] == "validation"]
+
+
+def validate_on_test_images(config: ConfigDict, path: pathlib.Path) -> None:
+    """Makes the test images the validation images, by an index file of both splits together."""
+    splits = from_config(config).load_data()
+    both = data.load("mnist", "train+test", directory=config.data.dir or None)
+    test = np.arange(len(both.labels) - len(splits.test.labels), len(both.labels))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.write_index(path, both, {"train": splits.train.index, "validation": test, "test": test})
+    config.data.update(train_split="train+test", num_validation=0, index_file=str(path))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """What AutoAttack consists of, and its verdicts beside those of the original."""
 
 import functools
-import importlib.util
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,8 @@ import pytest
 
 from advjax import attacks
 from advjax.cpu import convolution
+from support import attack_models as am
+from support.reference import reference_networks
 
 pytestmark = pytest.mark.optimized
 
@@ -86,9 +86,7 @@ def test_mistakes(threat_model, version, message):
 
 def network(shared, name, *, fast):
     """The recorded network; if ``fast``, with the library's convolutions, which are fast inside loops on CPU."""
-    specification = importlib.util.spec_from_file_location("fast", shared / "reference" / "reference_networks.py")
-    networks = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(networks)
+    networks = reference_networks(shared)
 
     def conv(x, kernel, bias, stride, padding):
         pads = ((padding, padding), (padding, padding))

@@ -1,12 +1,12 @@
 """The step sizes of AutoPGD, and what it promises beyond the contract of all attacks."""
 
-import attack_models as am
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
 from advjax.attacks.auto_pgd import checkpoints
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

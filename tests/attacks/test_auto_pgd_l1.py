@@ -3,7 +3,6 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import auto_pgd_l1, auto_pgd_l1_large_epsilon, l1
 from advjax.attacks.auto_pgd_l1 import largest_signs, project_l1
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

@@ -3,17 +3,17 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import recorded
 
 from advjax import attacks
 from advjax.attacks import carlini_wagner_l2, carlini_wagner_linf
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, smaller, tanh_box
+from support import attack_models as am
+from support import recorded
 
 pytestmark = pytest.mark.optimized
 
@@ -240,11 +240,7 @@ def test_one_constant_returns_the_closest_success_or_the_end():
             {},
             "carlini_wagner_linf needs linf, got l2",
         ),
-        (
-            functools.partial(attack_of, "l2"),
-            {"binary_search_steps": 0},
-            "binary_search_steps must be at least 1, got 0",
-        ),
+        (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "search_steps must be at least 1, got 0"),
         (functools.partial(attack_of, "linf"), {"num_steps": 0}, "at least 1"),
         (functools.partial(attack_of, "linf"), {"decrease": 1.0}, "between 0 and 1"),
     ],

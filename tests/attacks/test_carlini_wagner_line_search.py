@@ -3,7 +3,6 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks.carlini_wagner import line_search
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

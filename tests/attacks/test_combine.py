@@ -1,6 +1,5 @@
 """Combinations of attacks, against loops written out by hand."""
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import AttackResult, model_queries
+from support import attack_models as am
 
 COUNT = 12
 IMAGES = np.full((COUNT, 2, 2, 1), 0.5, np.float32)

@@ -2,16 +2,16 @@
 
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recorded
 
 from advjax import attacks
 from advjax.attacks import deepfool
 from advjax.attacks.deepfool import NUDGE
+from support import attack_models as am
+from support import recorded
 
 pytestmark = pytest.mark.optimized
 

@@ -2,14 +2,14 @@
 
 import functools
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recorded
 
 from advjax import attacks
+from support import attack_models as am
+from support import recorded
 
 pytestmark = pytest.mark.optimized
 

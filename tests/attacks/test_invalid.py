@@ -3,30 +3,30 @@
 import functools
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_contract as contract
 
 from advjax import attacks
 from advjax.attacks import AttackResult, ThreatModel
 from advjax.attacks.losses import least_likely_class, other_classes
 from advjax.attacks.model_queries import is_fooled
+from support import attack_models as am
+from support.attack_rows import ATTACKS, FIRST, QUICK
 
 KEY = jax.random.key(0)
 NORMS = {"linf": attacks.LINF, "l2": attacks.L2, "l1": attacks.L1}
-first_norm = contract.first_norm
+first_norm = pytest.mark.parametrize(("name", "norm"), FIRST)
 
 
 def made(name, norm, epsilon, bounds=(0.0, 1.0)):
-    return contract.ATTACKS[name].make(ThreatModel(NORMS[norm], epsilon, bounds), False)
+    return ATTACKS[name].make(ThreatModel(NORMS[norm], epsilon, bounds), False)
 
 
 def run(attack, logits_fn, images, labels, **options):
     """Compiled quickly."""
-    jitted = jax.jit(functools.partial(attack, logits_fn, **options), compiler_options=contract.QUICK)
+    jitted = jax.jit(functools.partial(attack, logits_fn, **options), compiler_options=QUICK)
     return jax.device_get(jitted(images, labels, am.keys_of(range(len(images)))))
 
 
@@ -55,20 +55,20 @@ def test_infinite_bounds_are_refused_or_attacked_as_well(name, norm):
         return
     bounds = HALF_INFINITE.get(name, (-math.inf, math.inf))
     result = run(
-        made(name, norm, contract.ATTACKS[name].enough * known.epsilon, bounds), known.model, known.images, known.labels
+        made(name, norm, ATTACKS[name].enough * known.epsilon, bounds), known.model, known.images, known.labels
     )
     assert np.all(result.success) and not np.any(result.invalid) and np.all(np.isfinite(result.images))
     # An image outside the ball must not be allowed because the bounds are infinite.
     assert not ThreatModel(NORMS[norm], 0.1, bounds).contains(known.images[0], known.images[0] + 0.2)
 
 
-SCALED = [name for name, row in contract.ATTACKS.items() if row.minimal]
+SCALED = [name for name, row in ATTACKS.items() if row.minimal]
 
 
 @pytest.mark.parametrize("name", SCALED)
 def test_constants_scale_with_the_pixels(name):
     """The same problem with pixels in 0..256."""
-    norm = contract.ATTACKS[name].norms[0]
+    norm = ATTACKS[name].norms[0]
     known, scale = am.known_distance(norm), np.float32(256)
     epsilon = 1.5 * known.epsilon
     plain = run(made(name, norm, epsilon), known.model, known.images, known.labels)
@@ -205,7 +205,7 @@ def test_bad_images_are_marked_under_jit_and_harm_no_others(form):
     starts = np.concatenate([[case[2][1] for case in BAD.values()], IMAGES])
     is_bad = np.arange(len(images)) < len(BAD)
 
-    @functools.partial(jax.jit, compiler_options=contract.QUICK)
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def attacked(images, labels, starts):
         return FORMS[form](sometimes_nan, images, labels, am.keys_of(range(len(images))), starts)
 
@@ -350,7 +350,7 @@ def masked(model, num_classes):
 @each_family
 def test_masked_classes_are_ignored(name, norm):
     known = am.known_distance(norm)
-    attack = made(name, norm, contract.ATTACKS[name].enough * known.epsilon)
+    attack = made(name, norm, ATTACKS[name].enough * known.epsilon)
     for num_classes in (2, 3)[: 1 + (name == "fab")]:
         result = run(attack, masked(known.model, num_classes), known.images, known.labels + 1)
         assert np.all(result.success) and not np.any(result.nonfinite)
@@ -359,7 +359,7 @@ def test_masked_classes_are_ignored(name, norm):
 @each_family
 def test_half_precision_constant_and_many_logits(name, norm):
     known = am.known_distance(norm)
-    attack = made(name, norm, 1.1 * contract.ATTACKS[name].enough * known.epsilon)
+    attack = made(name, norm, 1.1 * ATTACKS[name].enough * known.epsilon)
     half = functools.partial(run, attack, lambda images: known.model(images).astype(jnp.bfloat16))
     if name == "carlini_wagner_linf_line_search":
         with pytest.raises(ValueError, match="line search need logits in float32 or float64, got bfloat16"):

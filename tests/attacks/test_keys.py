@@ -2,7 +2,6 @@
 
 import functools
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from advjax import attacks
 from advjax.attacks import Attack
 from advjax.attacks.keys import fold_in, keys_per_image, threefry
+from support import attack_models as am
 
 IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 ATTACKS: dict[str, Attack] = {

@@ -3,7 +3,6 @@
 import warnings
 from typing import NamedTuple
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from advjax import attacks
 from advjax.attacks import combine, model_queries, runner
 from advjax.attacks.candidate import Observed
 from advjax.evaluation import report_card, summaries
+from support import attack_models as am
 
 EPSILON = 0.2
 ATTACKS = {

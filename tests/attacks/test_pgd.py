@@ -1,12 +1,12 @@
 """FGSM, BIM and PGD against formulas written out by hand, and the rules for what is returned."""
 
-import attack_models as am
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
 from advjax.attacks.candidate import KEEP_RULES, Candidate, keep_rule, unobserved
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 
@@ -67,16 +67,16 @@ def test_fgsm_l1_changes_one_pixel(net, images, labels):
 @pytest.mark.parametrize("targeted", [False, True])
 def test_bim_written_out(net, images, labels, targeted):
     epsilon, step_size = 0.05, 0.02
-    goals = (labels + 1) % 3 if targeted else labels
+    wanted = (labels + 1) % 3 if targeted else labels
     point = images
     for _ in range(4):
-        _, gradient = loss_and_gradient(net, point, goals)
+        _, gradient = loss_and_gradient(net, point, wanted)
         moved = point + (-1 if targeted else 1) * step_size * np.sign(gradient)
         point = np.clip(np.clip(moved, images - epsilon, images + epsilon), 0, 1)
     attack = attacks.bim(attacks.linf(epsilon), num_steps=4, step_size=step_size, targeted=targeted)
-    result = attack(net, images, goals, KEY)
+    result = attack(net, images, wanted, KEY)
     np.testing.assert_allclose(result.images, point, atol=1e-6)
-    np.testing.assert_array_equal(result.success, (np.argmax(net(point), axis=-1) == goals) == targeted)
+    np.testing.assert_array_equal(result.success, (np.argmax(net(point), axis=-1) == wanted) == targeted)
     assert np.any(result.success)
 
 
@@ -206,14 +206,14 @@ def targets_of(target, net, images, labels):
 
 @pytest.mark.parametrize("target", attacks.AIMS)
 def test_one_step_towards_the_target_and_away_from_the_label(net, images, labels, target):
-    goals = targets_of(target, net, images, labels)
-    assert np.all(goals != labels)
-    _, gradient = loss_and_gradient(net, images, goals)
+    wanted = targets_of(target, net, images, labels)
+    assert np.all(wanted != labels)
+    _, gradient = loss_and_gradient(net, images, wanted)
     attack = attacks.one_step_target_class(attacks.linf(0.05), target=target)
     result = attack(net, images, labels, am.keys_of(range(12)))
     np.testing.assert_allclose(result.images, np.clip(images - 0.05 * np.sign(gradient), 0, 1), atol=1e-6)
     np.testing.assert_array_equal(result.success, np.argmax(result.logits, axis=-1) != labels)
-    explicit = attacks.fgsm(attacks.linf(0.05), targeted=True)(net, images, goals, KEY)
+    explicit = attacks.fgsm(attacks.linf(0.05), targeted=True)(net, images, wanted, KEY)
     np.testing.assert_array_equal(result.images, explicit.images)
 
 

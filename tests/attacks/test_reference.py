@@ -6,7 +6,6 @@ way and an image leaves the recorded path.  The l2 ball is a few 1e-6 smaller he
 """
 
 import functools
-import importlib.util
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks import Attack
+from support.reference import reference_networks
 
 pytestmark = pytest.mark.optimized
 
@@ -83,9 +83,7 @@ class Reference:
 def load(shared):
     """``name -> Reference``."""
     folder = shared / "reference"
-    specification = importlib.util.spec_from_file_location("reference_networks", folder / "reference_networks.py")
-    networks = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(networks)
+    networks = reference_networks(shared)
 
     @functools.cache
     def reference(name):

@@ -1,6 +1,5 @@
 """The windows, schedules and patterns of the Square attack."""
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from advjax import attacks
 from advjax.attacks.square import _bumps, _odd, _shrinking, _window
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

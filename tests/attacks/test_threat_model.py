@@ -2,7 +2,6 @@
 
 import math
 
-import attack_models as am
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import optax
 import pytest
 
 from advjax.attacks import L1, L2, LINF, l1, l2, linf
+from support import attack_models as am
 
 pytestmark = pytest.mark.optimized
 

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, what it says, and one tiny run of the whole of it."""
+"""The benchmark: what it counts and prints, and one tiny run of the whole command."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from rich.console import Console
 from advjax.attacks import auto_attack_stages, in_precision, linf
 from advjax.attacks.runner import MISCLASSIFIED, ROBUST
 from advjax.benchmarks import __main__ as command
-from advjax.benchmarks import contenders, measure, networks, results
+from advjax.benchmarks import advjax_contender, attack_calls, contenders, measure, networks, results
 from advjax.types import UserError
 
 
@@ -35,12 +35,12 @@ def row(attack="pgd-20", contender="advjax", seconds=(2.0, 1.0, 4.0), **kwargs):
         "peak_memory_mib": None,
         "idle_memory_mib": None,
     }
-    return results.Row(attack=attack, contender=contender, **(fields | kwargs))
+    return results.Measurement(attack=attack, contender=contender, **(fields | kwargs))
 
 
-def test_the_default_lists_name_what_there_is():
-    assert tuple(contenders.ATTACKS) == (*command.ATTACK_NAMES, *command.ALONE_NAMES)
-    assert tuple(contenders.ALONE) == command.ALONE_NAMES
+def test_the_default_lists_match_the_registered_names():
+    assert tuple(attack_calls.ATTACKS) == (*command.ATTACK_NAMES, *command.ADVJAX_ONLY_NAMES)
+    assert tuple(attack_calls.ADVJAX_ONLY) == command.ADVJAX_ONLY_NAMES
     assert tuple(contenders.CONTENDERS) == command.CONTENDER_NAMES
 
 
@@ -51,27 +51,27 @@ def test_forward_flops_count_two_for_each_multiply_add(name, expected):
     assert found == expected
 
 
-def test_random_images_are_labelled_by_the_network():
+def test_random_images_are_labeled_by_the_network():
     network = networks.make_network("mnist_cnn", 3)
     logits = networks.mnist_cnn(network.variables, jnp.asarray(network.images))
     np.testing.assert_array_equal(network.labels, np.argmax(logits, axis=-1))
     assert network.epsilon == networks.UNBREAKABLE
 
 
-def test_files_that_do_not_fit_are_told_in_one_line(tmp_path):
+def test_invalid_arguments_are_rejected(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, conv1_kernel=np.zeros((5, 5, 1, 16)))
-    with pytest.raises(UserError, match=r"has no conv1_bias, conv2_bias.*it is no mnist_cnn"):
+    with pytest.raises(UserError, match=r"has no conv1_bias, conv2_bias.*it does not fit mnist_cnn"):
         networks.load_weights("mnist_cnn", path)
     with pytest.raises(UserError, match="has no images, labels"):
         networks.load_images(path, 1)
     with pytest.raises(UserError, match="must be one of mnist_cnn"):
         networks.make_network("alexnet", 1)
-    with pytest.raises(UserError, match="--attacks: no pgd; known are pgd-20"):
+    with pytest.raises(UserError, match="--attacks: unknown pgd; known are pgd-20"):
         command.main(["--attacks", "pgd"])
 
 
-def test_bfloat16_changes_the_logits_a_little_and_not_their_type():
+def test_bfloat16_changes_logits_slightly_but_not_their_type():
     network = networks.make_network("mnist_cnn", 4)
     bind = lambda variables: functools.partial(network.forward, variables)  # noqa: E731
     exact = np.asarray(network.forward(network.variables, network.images))
@@ -86,10 +86,10 @@ def test_passes_of_an_ensemble():
     broken_by = np.array([MISCLASSIFIED, ROBUST, 0, 2])
     steps = np.array([0, full.sum(), 7, 100 + 900 + 30])
     expected = (200 + 1800 + 2700 + 5000) + 14 + (200 + 1800 + 90)
-    assert contenders.stage_passes(stages, broken_by, steps) == expected
+    assert advjax_contender.stage_passes(stages, broken_by, steps) == expected
 
 
-def test_turns_are_interleaved_and_compiling_is_kept_apart():
+def test_rounds_are_interleaved_and_compilation_is_separate():
     order = []
 
     def compiles():
@@ -112,7 +112,7 @@ def test_turns_are_interleaved_and_compiling_is_kept_apart():
     assert timings["b"].best >= 0.02
 
 
-def test_no_more_turns_than_the_budget_allows():
+def test_no_more_rounds_than_the_budget_allows():
     timings, _ = measure.interleaved(
         {"slow": lambda: time.sleep(0.02)}, rounds=3, budget=0.01, clock=measure.CompileClock()
     )
@@ -120,7 +120,7 @@ def test_no_more_turns_than_the_budget_allows():
     assert len(timings["slow"].seconds) == 1
 
 
-def test_what_is_traced_within_a_trace_counts_once():
+def test_nested_traces_count_once():
     clock = measure.CompileClock()
     clock._spans = [(1.0, 5.0), (2.0, 3.0), (4.0, 6.0), (8.0, 20.0)]
     assert clock.between(0.0, 10.0) == 7.0
@@ -128,23 +128,23 @@ def test_what_is_traced_within_a_trace_counts_once():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_begins_anew_and_sees_what_is_used():
+def test_peak_memory_can_be_reset_and_includes_new_arrays():
     measure.forget_peak_memory()
     before = measure.peak_memory_mib()
-    # More than malloc takes from what it has kept of earlier arrays.
+    # Larger than what malloc can reuse from earlier arrays.
     used = np.ones(2**27, np.uint8)
     assert used.all()
     assert 120 < measure.peak_memory_mib() - before < 200
 
 
-def test_losses_name_who_is_faster_or_smaller():
+def test_losses_name_faster_and_smaller_contenders():
     memory = {"idle_memory_mib": 100.0}
     mine = row(**memory, peak_memory_mib=300.0)
     fast = row(contender="torch", seconds=(1.0,), **memory, peak_memory_mib=150.0)
     slow = row(contender="art", seconds=(3.0,))
     mode = row(contender="advjax-bfloat16", seconds=(0.1,))
     assert results.losses([mine, fast, slow, mode]) == [
-        "pgd-20: torch is 2.00 times as fast as advjax (8 against 4 examples/s).",
+        "pgd-20: torch is 2.00 times as fast as advjax (8 vs. 4 examples/s).",
         "pgd-20: torch needs 50 MiB, advjax 200 MiB.",
     ]
     assert results.losses([mine, slow]) == []
@@ -174,7 +174,7 @@ def test_json_of_a_row_has_the_derived_numbers():
 
 
 def test_a_tiny_run(tmp_path):
-    """The command itself, in a process of its own: it binds itself to processors."""
+    """Runs the command in a separate process, because it binds itself to CPUs."""
     path = tmp_path / "benchmark.json"
     arguments = (
         "--network mnist_cnn --num-examples 2 --rounds 1 --attacks pgd-20 --contenders advjax --quick --threads 1"
@@ -183,12 +183,12 @@ def test_a_tiny_run(tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(command_line, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert "No contender of this run was faster than advjax" in done.stdout
+    assert "No contender was faster than advjax" in done.stdout
     found = json.loads(path.read_text())
     assert found["schema_version"] == results.SCHEMA_VERSION
     assert {"date", "command", "machine", "versions", "settings", "network", "ceiling_gflops"} <= set(found)
     (measured,) = found["rows"]
-    assert set(results.Row._fields) < set(measured)
+    assert set(results.Measurement._fields) < set(measured)
     assert len(measured["seconds"]) == 1
     assert measured["compile_seconds"] > 0
     assert measured["gflops"] == pytest.approx(2 * 40 * 5_960_400 / measured["seconds"][0] / 1e9)

@@ -32,14 +32,14 @@ is_reachable = builders.is_reachable
 
 @pytest.fixture(autouse=True)
 def no_network_no_cache(monkeypatch):
-    """Every test here works as a machine without a network does, and keeps nothing outside its own folder."""
+    """Every test runs without a network and writes only to its own folder."""
     monkeypatch.setattr(builders, "is_reachable", lambda url: False)
     monkeypatch.setenv("ADVJAX_CACHE", "")
 
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """Puts files into downloads/manual and declares them to be the official ones of the builder."""
+    """Puts files into downloads/manual and registers them as the builder's official archives."""
 
     def put(builder: type, contents: dict[str, bytes]) -> pathlib.Path:
         manual = tmp_path / "downloads" / "manual"
@@ -140,7 +140,7 @@ def test_cifar10_archive_gives_the_examples_and_the_files_metadata_of_tfds(archi
 
 
 def test_mnist_records_are_those_of_tfds_in_their_order(archives, prepared, real_test):
-    """All 10,000 test images: record by record the order, the pixels and the labels of the real prepared copy."""
+    """All 10,000 test images have the order, pixels, and labels of the real prepared copy."""
     test = real_test("mnist")
     root = archives(builders.MNIST, idx_archives(test.take(np.arange(50)), test))
     folder = builders.prepare("mnist", root)
@@ -221,7 +221,13 @@ def test_no_network_is_said_at_once_with_what_to_do(tmp_path):
     assert time.monotonic() - started < 10
     message = str(error.value)
     assert "\n" not in message
-    for part in ("mnist is not prepared", "no network", "--config.data.dir", "TFDS_DATA_DIR", "downloads/manual"):
+    for part in (
+        "mnist is not prepared",
+        "cannot be downloaded",
+        "--config.data.dir",
+        "TFDS_DATA_DIR",
+        "downloads/manual",
+    ):
         assert part in message
     for archive in ("train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
         assert archive in message

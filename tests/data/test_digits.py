@@ -1,4 +1,4 @@
-"""Scikit-learn's digits, and the checks that every data set passes."""
+"""Scikit-learn's digits, and the validation of datasets."""
 
 import sys
 
@@ -74,16 +74,16 @@ def test_check_accepts_floats_in_the_unit_interval(digits):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: {"images": d.images.astype(np.float32)}, r"reach from 0 to 255; pixels must lie in \[0, 1\]"),
-        (lambda d: {"images": d.images.astype(np.float32) / 255 - 0.001}, r"reach from -0.001 to"),
-        (lambda d: {"images": np.full(d.images.shape, np.nan, np.float32)}, "reach from nan"),
+        (lambda d: {"images": d.images.astype(np.float32)}, r"values in \[0, 255\]; pixels must lie in \[0, 1\]"),
+        (lambda d: {"images": d.images.astype(np.float32) / 255 - 0.001}, r"values in \[-0.001, "),
+        (lambda d: {"images": np.full(d.images.shape, np.nan, np.float32)}, "values in .nan"),
         (lambda d: {"images": d.images / 255}, "float64"),
         (lambda d: {"images": d.images[..., 0]}, r"uint8 \[359, 8, 8\]"),
         (lambda d: {"labels": d.labels.astype(np.int64)}, "labels of digits are int64"),
         (lambda d: {"labels": np.eye(10, dtype=np.int32)[d.labels]}, r"labels of digits are int32 \[359, 10\]"),
-        (lambda d: {"labels": d.labels + np.int32(1)}, "reach from 1 to 10.* 0 .. 9"),
-        (lambda d: {"labels": d.labels - np.int32(1)}, "reach from -1"),
-        (lambda d: {"labels": d.labels[:-1]}, "359 images, 358 labels and 359 positions"),
+        (lambda d: {"labels": d.labels + np.int32(1)}, "range from 1 to 10.* 0 .. 9"),
+        (lambda d: {"labels": d.labels - np.int32(1)}, "range from -1"),
+        (lambda d: {"labels": d.labels[:-1]}, "359 images, 358 labels, and 359 positions"),
         (lambda d: {"index": d.index[:, None]}, "index of digits"),
         (lambda d: {"groups": np.array(["A", "B"])}, r"359 examples and \[2\] groups"),
         (lambda d: d.take(np.arange(0))._asdict(), "at least one example"),

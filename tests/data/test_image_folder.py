@@ -1,4 +1,4 @@
-"""Image folders: order, classes, patients, cache, and what is said when something is wrong."""
+"""Image folders: order, classes, patients, cache, and error messages."""
 
 import csv
 import pathlib
@@ -144,7 +144,7 @@ def test_missing_value_is_named_with_its_line(folder, column, position):
 
 def test_unknown_split_lists_the_known_ones(folder):
     assert "has no split 'validation'; it has: train, test" in error_of(folder, "validation")
-    assert "names a split twice" in error_of(folder, "train+train")
+    assert "names a split, or a part of one, twice" in error_of(folder, "train+train")
 
 
 def test_missing_files_are_counted_and_the_first_named(folder):
@@ -160,7 +160,7 @@ def test_unreadable_image_is_named(folder, content):
     path = folder / "2.png"
     path.write_bytes(path.read_bytes()[:80] if content is None else content)
     message = error_of(folder)
-    assert "2.png is not an image that can be read" in message and "remove its line" in message
+    assert "2.png is not a readable image" in message and "remove its line" in message
 
 
 def test_a_patient_in_two_splits_is_refused(folder):
@@ -171,7 +171,21 @@ def test_a_patient_in_two_splits_is_refused(folder):
 
 def test_a_file_listed_twice_is_refused(folder):
     write(folder, rows(file=[*(f"{i}.png" for i in range(7)), "0.png"]))
-    assert "file '0.png' is on the lines 2 and 9" in error_of(folder)
+    assert "file '0.png' is on lines 2 and 9" in error_of(folder)
+
+
+@pytest.mark.parametrize("spelling", ["./0.png", "a/../0.png", "link.png"])
+def test_one_image_under_two_spellings_is_refused(folder, spelling):
+    (folder / "link.png").symlink_to(folder / "0.png")
+    write(folder, rows(file=[*(f"{i}.png" for i in range(7)), spelling]))
+    message = error_of(folder)
+    assert "0.png' is on lines 2 and 9" in message and "may be in only one" in message
+
+
+@pytest.mark.parametrize("path", ["../0.png", "a/../../0.png", "/0.png"])
+def test_files_outside_the_folder_are_refused(folder, path):
+    write(folder, rows(file=[*(f"{i}.png" for i in range(7)), path]))
+    assert f"line 9 of {folder}/manifest.csv: file {path!r} is outside the folder" in error_of(folder)
 
 
 def test_images_of_several_sizes_need_an_image_size(folder):
@@ -179,7 +193,8 @@ def test_images_of_several_sizes_need_an_image_size(folder):
     message = error_of(folder)
     assert "differ in size ([6, 7, 3] and [6, 5, 3])" in message and "--config.data.image_size" in message
     assert data.load("folder", "train", directory=folder, image_size=5).images.shape == (5, 5, 5, 3)
-    assert "image_size is -1" in error_of(folder, image_size=-1)
+    for size in (-1, 100_000):
+        assert f"image_size is {size}; give a side length from 1 to 4096" in error_of(folder, image_size=size)
 
 
 # Real folders ---------------------------------------------------------------------------------------------------------

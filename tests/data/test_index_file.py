@@ -1,4 +1,4 @@
-"""Index files: what was written comes back, and nothing else does."""
+"""Index files: round trips, and refusal of files that were modified or belong to other data."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_any_change_is_found(path, dataset, change):
     else:
         content["sha256"] = content["sha256"][::-1]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is damaged, its content does not match its hash"):
+    with pytest.raises(UserError, match="is damaged: its content does not match its checksum"):
         data.read_index(path, dataset)
 
 
@@ -67,13 +67,13 @@ def test_other_files_are_refused(path, dataset, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d._replace(name="other"), "its dataset is 'toy', and that of other is 'other'"),
-        (lambda d: d.take(np.arange(19)), "its num_examples is 20, and that of toy is 19"),
+        (lambda d: d._replace(name="other"), "its dataset is 'toy', that of other is 'other'"),
+        (lambda d: d.take(np.arange(19)), "its num_examples is 20, that of toy is 19"),
         (lambda d: d.take(np.arange(20)[::-1]), "its hash of the labels"),
     ],
 )
 def test_another_data_set_is_refused(path, dataset, change, message):
-    with pytest.raises(UserError, match=f"is of another data set: {message}"):
+    with pytest.raises(UserError, match=f"belongs to another dataset: {message}"):
         data.read_index(path, change(dataset))
 
 
@@ -81,7 +81,7 @@ def test_missing_file_and_impossible_writes(tmp_path, path, dataset):
     with pytest.raises(UserError, match="cannot be read"):
         data.read_index(tmp_path / "absent.json", dataset)
     for positions in ([20], [-1, 3]):
-        with pytest.raises(UserError, match=r"part 'x' of toy leaves 0 .. 19"):
+        with pytest.raises(UserError, match=r"part 'x' of toy has positions outside 0 .. 19"):
             data.write_index(path, dataset, {"x": np.array(positions)})
     with pytest.raises(UserError, match="cannot be written"):
         data.write_index(path / "below", dataset, {})

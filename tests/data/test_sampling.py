@@ -35,7 +35,7 @@ def test_undersampling_leaves_balanced_classes_alone():
 
 
 def test_undersampling_needs_labels():
-    with pytest.raises(UserError, match="one label for each example"):
+    with pytest.raises(UserError, match="one label per example"):
         undersample(np.zeros(0, int), seed=0, name="toy")
 
 

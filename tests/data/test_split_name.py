@@ -1,12 +1,12 @@
-"""Splits by name and pieces of them, as data sets, sources and configs use them."""
+"""Split names and slices, as used by datasets, sources, and configs."""
 
 import numpy as np
 import pytest
-from test_wiring import changed, config_of
 
 from advjax import data
 from advjax.experiment.from_config import from_config
 from advjax.types import UserError
+from support.configs import changed, config_of
 
 TRAIN, TEST = 1438, 359
 """Images of digits."""
@@ -54,10 +54,10 @@ def test_pieces_keep_the_positions_of_the_whole(split, expected, digits):
         ("other[:5]", "has no split 'other'"),
         ("train[5:5]", r"train\[5:5\] is empty; the second number must be larger"),
         ("train[:0]", "is empty"),
-        ("train+train", "names a split twice, or a part of it"),
-        ("train[:5]+test+train[4:6]", "names a split twice, or a part of it"),
-        ("train[:1439]", r"train\[:1439\] is more than train has: it has 1438 examples"),
-        ("train[1438:]", r"train\[1438:\] is more than train has"),
+        ("train+train", "names a split, or a part of one, twice"),
+        ("train[:5]+test+train[4:6]", "names a split, or a part of one, twice"),
+        ("train[:1439]", r"train\[:1439\] is out of range: train has 1438 examples"),
+        ("train[1438:]", r"train\[1438:\] is out of range"),
     ],
 )
 def test_mistakes_are_one_line(split, message):
@@ -69,19 +69,19 @@ def test_mistakes_are_one_line(split, message):
 
 def test_a_config_trains_on_one_piece_and_tests_on_another():
     built = from_config(changed(data__train_split="train[100:]", data__test_split="train[:100]"))
-    np.testing.assert_array_equal(built.data.test.index, np.arange(100))
-    learnt = np.concatenate([built.data.train.index, built.data.validation.index])
+    np.testing.assert_array_equal(built.load_data().test.index, np.arange(100))
+    learnt = np.concatenate([built.load_data().train.index, built.load_data().validation.index])
     np.testing.assert_array_equal(np.sort(learnt), np.arange(100, TRAIN))
     with pytest.raises(UserError, match=r"data.test_split 'train\[:101\]' has images of data.train_split 'test\+train"):
         from_config(changed(data__train_split="test+train[100:]", data__test_split="train[:101]"))
 
 
 def test_the_dauphine_configs_measure_what_the_report_measures(shared):
-    """They take train[1024:] to learn from, all of it, and train[:1024] to test on."""
+    """They train on all of train[1024:] and test on train[:1024]."""
     config = config_of("cifar_fixed_mix")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)
-    np.testing.assert_array_equal(built.data.train.index, np.arange(1024, 50_000))
-    np.testing.assert_array_equal(built.data.test.index, np.arange(1024))
-    assert built.evaluation.num_examples in (0, 1024) and not len(built.data.validation.index)
+    np.testing.assert_array_equal(built.load_data().train.index, np.arange(1024, 50_000))
+    np.testing.assert_array_equal(built.load_data().test.index, np.arange(1024))
+    assert built.evaluation.num_examples in (0, 1024) and not len(built.load_data().validation.index)
     assert all(run.plan.select == "last" and run.plan.num_steps == 10 * 1531 for run in built.runs)

@@ -1,4 +1,4 @@
-"""Splits: exact sizes, stratified, disjoint, nested, and functions of (data set, seed)."""
+"""Splits: exact sizes, stratified, disjoint, nested, and functions of (dataset, seed)."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_splits_depend_on_name_and_seed_alone():
 
 
 def test_validation_and_subset_share_no_randomness():
-    """With one seed, the 10 % subset holds about 10 % of the 10 % validation examples, not all or none of them."""
+    """With equal seeds, a 10% subset contains about 10% of the 10% validation examples, not all or none of them."""
     validation = train_validation(CIFAR_LIKE, num_validation=5000, seed=0, name="cifar10")[1]
     subset = nested_subset(CIFAR_LIKE, fraction=0.1, seed=0, name="cifar10")
     assert 400 < np.intersect1d(validation, subset).size < 600
@@ -75,7 +75,7 @@ def test_validation_of_an_odd_size_is_stratified():
         (567, "num_validation is 567, but x has 567 training examples: .* 0 to 566"),
         (-1, "num_validation is -1"),
         (3, r"3 validation examples of x would leave . of 4 classes without .*take more"),
-        (565, r"565 for validation leave would leave . of 4 classes without .*take fewer"),
+        (565, r"left by 565 for validation would leave . of 4 classes without .*take fewer"),
     ],
 )
 def test_impossible_validation_is_refused(num_validation, message):

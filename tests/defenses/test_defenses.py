@@ -1,4 +1,4 @@
-"""Defences are pure in their key, keep what they promise, and let gradients through."""
+"""Defenses are pure functions of their key, match their formulas, and propagate gradients."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,7 @@ import pytest
 from advjax import attacks, defenses
 from advjax.defenses.mixup_inference import _partner
 from advjax.experiment import registry
-from advjax.experiment.spec import NamedDefense
+from advjax.experiment.spec import DefensePlan
 from advjax.models import blocks
 from advjax.models import distribution_regression as drn
 from advjax.models.fixer import with_fixers
@@ -259,9 +259,9 @@ def test_mistakes(linear, pool, make, message):
         (
             (8, 8, 3),
             9,
-            "^images of 8x8 shrink to sides of 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
+            "^random resizing of 8x8 images needs 1 <= smallest <= largest <= 8, got smallest 5 and largest 9",
         ),
-        ((8, 6, 3), 6, "^only square images are resized at random, got 8x6: crop or resize them first"),
+        ((8, 6, 3), 6, "^random resizing needs square images, got 8x6: crop or resize them first"),
     ],
 )
 def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, message):
@@ -280,14 +280,18 @@ def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, messag
         (Net62k(noise=0.2), {"name": "random_self_ensemble"}, None),
         (drn.DistributionRegression(Net62k()), {"name": "random_self_ensemble"}, None),
         (with_fixers(Net62k(noise=0.2), ("conv1",)), {"name": "random_self_ensemble"}, None),
-        (Net62k(), {"name": "random_self_ensemble"}, "random_self_ensemble asks a Net62k with noise inside, but this"),
+        (
+            Net62k(),
+            {"name": "random_self_ensemble"},
+            "random_self_ensemble needs a model with noise layers, and this Net62k has none",
+        ),
         (Net62k(), {"name": "random_resize_pad"}, None),
-        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "images of 32x32 shrink to sides of"),
+        (Net62k(), {"name": "random_resize_pad", "largest": 33}, "random resizing of 32x32 images needs"),
         (Net62k(), {"name": "gaussian_smoothing", "std": 0.1}, None),
     ],
 )
-def test_a_defence_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
-    deployment = registry.build(registry.DEFENSES, spec, "defense")
-    defense = NamedDefense("named", "run", deployment, num_draws=1, num_votes=1, num_samples=1, spec=spec)
+def test_a_defense_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
+    recipe = registry.build(registry.DEFENSES, spec, "defense")
+    defense = DefensePlan("named", "run", recipe, num_draws=1, num_votes=1, num_samples=1, identity=spec)
     with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():
         defense.check(model, (32, 32, 3))

@@ -5,13 +5,13 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_outcomes import N, base_and_fixer, make_outcome
 
 from advjax.evaluation import report as report_lib
 from advjax.evaluation.outcomes import correct_index
 from advjax.evaluation.report import Report, Row
 from advjax.runtime.environment import describe_environment
 from advjax.types import UserError
+from support.outcomes import N, base_and_fixer, make_outcome
 
 
 def make_report(outcomes, **changes) -> Report:

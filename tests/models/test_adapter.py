@@ -1,4 +1,4 @@
-"""A user's own network, of pure functions: fixers, denoising blocks and mixing without rewriting it."""
+"""A user's network of pure functions: fixers, denoising blocks, and mixing without rewriting it."""
 
 import chex
 import jax
@@ -40,7 +40,7 @@ logits = blocks.apply(patched, variables, images)
 
 @pytest.fixture(scope="module")
 def shown():
-    """The names that the README's lines leave behind."""
+    """The variables that the README snippet defines."""
     names = {"images": jax.random.uniform(jax.random.key(1), (5, 4, 4, 3))}
     exec(SNIPPET, names)
     return names
@@ -121,8 +121,8 @@ def test_it_takes_denoising_blocks_functions_without_parameters_and_any_tree(sho
 @pytest.mark.parametrize(
     "functions, params, message",
     [
-        ({}, {}, "functions must name one block at least, got none"),
-        ({"a": abs}, {"b": 1}, "params has 'b', which is no block: the blocks are a"),
+        ({}, {}, "functions must name at least one block, got none"),
+        ({"a": abs}, {"b": 1}, "params has 'b', which is not a block: the blocks are a"),
     ],
 )
 def test_parameters_of_no_block_are_refused(functions, params, message):

@@ -1,4 +1,4 @@
-"""Random self-ensemble: noise layers that the stream "noise" turns on."""
+"""Random self-ensemble: noise layers that the "noise" stream enables."""
 
 import flax.linen as nn
 import jax
@@ -91,3 +91,35 @@ def test_the_key_alone_decides_whether_noise_is_drawn(train):
     model = VGG16(width=1 / 32, batch_norm=True, noise=(0.2, 0.1))
     assert num_draws(model, train, with_key=False) == 0
     assert num_draws(model, train, with_key=True) > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32, 3), np.uint8), "got uint8: convert 8-bit images with images.astype"),
+        (np.zeros((2, 32, 32, 3), bool), "must be floating point"),
+        (np.zeros((2, 32, 32, 3), np.int32), "must be floating point"),
+        (np.zeros((32, 32, 3), np.float32), r"shape \[n, height, width, channels\], got \(32, 32, 3\)"),
+        (np.zeros((2, 3072), np.float32), r"got \(2, 3072\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(net62k, images, message):
+    model, variables, _ = net62k
+    for call in (
+        lambda: blocks.logits_fn(model, variables)(images),
+        lambda: jax.jit(blocks.logits_fn(model, variables))(images),
+        lambda: blocks.stochastic_logits_fn(model, variables)(images, jax.random.key(0)),
+        lambda: blocks.apply(model, variables, images, train=True),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_inference_functions_take_a_key_if_the_model_is_stochastic(net62k, noise):
+    _, variables, images = net62k
+    model = Net62k(width=0.2, noise=noise)
+    function, stochastic = blocks.inference_fn(model, variables, SHAPE)
+    assert stochastic == (noise > 0)
+    expected = blocks.apply(model, variables, images, rngs={"noise": jax.random.key(3)} if stochastic else None)
+    np.testing.assert_array_equal(function(images, jax.random.key(3)) if stochastic else function(images), expected)

@@ -1,12 +1,10 @@
-"""Weights of PyTorch networks: logits equal to those that PyTorch computed, and clear refusals."""
+"""Weights of PyTorch networks: logits equal PyTorch's, and clear errors."""
 
-import importlib.util
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
@@ -17,8 +15,10 @@ from advjax.models.torch.weights import load_torch
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.types import UserError
+from support.files import module_from
+from support.paths import REPOSITORY
 
-DATA = REPOSITORY / "tests" / "data"
+FIXTURES = REPOSITORY / "tests" / "models" / "torch_fixtures"
 MODELS = {
     "resnet18_torchvision": ResNet18(width=1 / 32),
     "resnet50_torchvision": ResNet50(width=1 / 32, stage_sizes=(1, 2, 1, 1)),
@@ -35,12 +35,12 @@ MODELS = {
 
 
 class Nameless(blocks.Classifier):
-    """Of no family."""
+    """An unsupported architecture."""
 
 
 def fixture(name):
-    """State dict, images in [0, 1] and the logits that PyTorch gave them."""
-    with np.load(DATA / f"torch_{name}.npz") as file:
+    """State dict, images in [0, 1], and PyTorch's logits for them."""
+    with np.load(FIXTURES / f"torch_{name}.npz") as file:
         state = {key.removeprefix("state/"): file[key] for key in file.files if key.startswith("state/")}
         return state, file["images"].astype(np.float32) / 255, file["logits"]
 
@@ -138,8 +138,8 @@ def changed(name, **changes):
             (32, 32, 3),
             "the weights have fc2.weight twice",
         ),
-        ({}, Nameless(), (28, 28, 1), "no torch names are known for Nameless, only for Net62k, .*: give names"),
-        ("nowhere.pt", Net62k(), (32, 32, 3), "no file nowhere.pt"),
+        ({}, Nameless(), (28, 28, 1), "no torch names are known for Nameless, only for Net62k, .*: pass names"),
+        ("nowhere.pt", Net62k(), (32, 32, 3), "nowhere.pt does not exist"),
         (__file__, Net62k(), (32, 32, 3), r".*weights are read from .safetensors, .pt, .*, not '.py'"),
     ],
 )
@@ -155,7 +155,7 @@ def test_safetensors_files_are_read(tmp_path):
     variables = load_torch(tmp_path / "net.safetensors", MODELS["net62k"])
     np.testing.assert_allclose(blocks.apply(MODELS["net62k"], variables, images), expected, atol=1e-4)
     (tmp_path / "bad.safetensors").write_bytes(b"no header")
-    with pytest.raises(UserError, match=r"bad.safetensors is no safetensors file"):
+    with pytest.raises(UserError, match=r"bad.safetensors is not a safetensors file"):
         load_torch(tmp_path / "bad.safetensors", MODELS["net62k"])
 
 
@@ -171,10 +171,10 @@ def test_torch_files_are_read_weights_only(tmp_path, wrap):
 def test_torch_files_that_hold_objects_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(UserError, match=r"module.pt holds no plain weights; save the network's state_dict\(\) alone"):
+    with pytest.raises(UserError, match=r"module.pt does not contain plain weights; save only .* state_dict\(\)"):
         load_torch(tmp_path / "module.pt", MODELS["net62k"])
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match=r"list.pt holds a list, not a state dict"):
+    with pytest.raises(UserError, match=r"list.pt contains a list, not a state dict"):
         load_torch(tmp_path / "list.pt", MODELS["net62k"])
 
 
@@ -215,9 +215,7 @@ def test_a_missing_reader_is_named_with_its_extra(tmp_path, monkeypatch, suffix,
 )
 def test_networks_of_full_size_agree_with_pytorch(build, model):
     pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("make_torch_fixtures", DATA / "make_torch_fixtures.py")
-    torch_networks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(torch_networks)
+    torch_networks = module_from(FIXTURES / "make_torch_fixtures.py")
     images = torch_networks.random_images((32, 32, 3))
     network = torch_networks.with_logits_of_order_one(torch_networks.trained_looking(build(torch_networks)), images)
     expected = torch_networks.logits_of(network, images)

@@ -1,4 +1,4 @@
-"""Ours beside theirs: joined by hand, in every shipped config, and on the command line."""
+"""Published numbers next to ours: joined by hand, in every shipped config, and on the command line."""
 
 import csv
 import json
@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
-from test_wiring import config_of
 
 from advjax.evaluation import report
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.statistics import wilson_interval
-from advjax.experiment.from_config import from_config, plain
+from advjax.experiment.from_config import complete, plain
 from advjax.papers import __main__ as command
-from advjax.papers import join, published, show
+from advjax.papers import join, output, published
 from advjax.types import UserError
+from support.configs import config_of
+from support.paths import REPOSITORY
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
 WITH_PUBLISHED = [name for name in CONFIGS if config_of(name).published]
@@ -79,26 +79,26 @@ def test_intervals_apart():
 
 def test_kinds_are_those_of_the_report():
     labels = [{"labels": "predicted"}, {"labels": "true"}]
-    asked = [spec("base", model="ResNet9:base", **UNDER_AUTO_PGD, adaptive=True, **choice) for choice in labels]
-    asked.append(spec(**UNDER_AUTO_PGD, adaptive=True))
-    asked.append(spec(our_attack="gn", attack="none"))
-    asked.append(spec(our_attack="fgsm", attack="none", defense="copies"))
+    requested = [spec("base", model="ResNet9:base", **UNDER_AUTO_PGD, adaptive=True, **choice) for choice in labels]
+    requested.append(spec(**UNDER_AUTO_PGD, adaptive=True))
+    requested.append(spec(our_attack="gn", attack="none"))
+    requested.append(spec(our_attack="fgsm", attack="none", defense="copies"))
     noise = row(attack="gn", made_on=None, knowledge="nothing")
     oblivious = row(attack="fgsm", defense="copies", made_on="fixer", knowledge="undefended model")
-    kinds = [pair.kind for pair in join.join([*ROWS, noise, oblivious], asked)]
+    kinds = [pair.kind for pair in join.join([*ROWS, noise, oblivious], requested)]
     assert kinds == ["adaptive, predicted labels", "adaptive", "adaptive", "noise", "oblivious"]
 
 
-def test_what_was_not_measured_is_said_to_be():
-    asked = [spec(our_attack="fgsm", attack="FGSM:8/255"), spec(run="other", adaptive=True, **UNDER_AUTO_PGD)]
-    first, second = join.join([*ROWS, row(attack="fgsm", n=0, accuracy=0) | {"accuracy": None}], asked)
+def test_missing_rows_are_reported_as_not_measured():
+    requested = [spec(our_attack="fgsm", attack="FGSM:8/255"), spec(run="other", adaptive=True, **UNDER_AUTO_PGD)]
+    first, second = join.join([*ROWS, row(attack="fgsm", n=0, accuracy=0) | {"accuracy": None}], requested)
     assert first.ours is second.ours is first.difference is second.overlap is None
     assert (first.kind, second.kind) == ("transfer", "adaptive")
 
 
-def test_nothing_overlaps_an_interval_that_is_not_known():
-    asked = {"table": "002_table1", "model": "ResNet18", "dataset": "mnist/test20", "training": "standard"}
-    (pair,) = join.join(ROWS, [{**asked, "run": "fixer", "our_attack": "clean"}])
+def test_overlap_with_an_unknown_interval_is_unknown():
+    requested = {"table": "002_table1", "model": "ResNet18", "dataset": "mnist/test20", "training": "standard"}
+    (pair,) = join.join(ROWS, [{**requested, "run": "fixer", "our_attack": "clean"}])
     assert (pair.theirs.n, pair.theirs.interval, pair.overlap) == (None, None, None)
     assert pair.difference == pytest.approx(86 - 97.43)
 
@@ -106,35 +106,35 @@ def test_nothing_overlaps_an_interval_that_is_not_known():
 @pytest.mark.parametrize(
     "entry, message",
     [
-        (spec(table="003_table9"), "no published table '003_table9'; there are 000_figure2, "),
-        (spec(model="fx-a"), "for fixer under clean: no accuracy with model 'fx-a'; there are 'ResNet9:base', "),
-        (spec(attack="PGD"), r"no accuracy with attack 'PGD'; there are 'none', 'AutoPGD:8/255', 'FGSM:8/255'"),
+        (spec(table="003_table9"), "unknown published table '003_table9'; known are 000_figure2, "),
+        (spec(model="fx-a"), "for fixer under clean: no accuracy with model 'fx-a'; available are 'ResNet9:base', "),
+        (spec(attack="PGD"), r"no accuracy with attack 'PGD'; available are 'none', 'AutoPGD:8/255', 'FGSM:8/255'"),
         (
             {key: value for key, value in spec().items() if key != "dataset"},
-            r"2 accuracies; name dataset \('cifar10/test', 'cifar10/test\[base_correct\]'\)",
+            r"2 accuracies match; specify dataset \('cifar10/test', 'cifar10/test\[base_correct\]'\)",
         ),
         (
             spec("base", model="ResNet9:base", adaptive=True, **UNDER_AUTO_PGD),
-            r"2 rows of the report; name labels \('predicted', 'true'\) or protocol \('faithful', 'sound'\)",
+            r"2 rows of the report match; specify labels \('predicted', 'true'\) or protocol \('faithful', 'sound'\)",
         ),
         (spec(metric="accuracy"), "unknown key 'metric'; known are table, run, our_attack, model, "),
-        ({"table": "003_table1", "run": "fixer"}, "has no our_attack; it needs table, run, our_attack"),
-        ("003_table1", "'003_table1' is no mapping; it needs table, run, our_attack"),
+        ({"table": "003_table1", "run": "fixer"}, "has no our_attack; required are table, run, our_attack"),
+        ("003_table1", "must be a mapping with keys table, run, our_attack, got '003_table1'"),
     ],
 )
-def test_mistakes_are_one_line(entry, message):
+def test_errors_are_one_line(entry, message):
     with pytest.raises(UserError, match=message) as caught:
         join.join(ROWS, [entry])
     assert "\n" not in str(caught.value)
 
 
-def test_entries_for_another_experiment_are_left_out():
+def test_entries_for_another_experiment_are_omitted():
     config = {"run": {"fixer": {"train_fraction": 0.01, "epochs": 60}}}
     when = {"run.fixer.train_fraction": 0.1, "run.fixer.epochs": 60}
     held, reasons = join.applicable([spec(when=when), spec()], config)
     assert held == [spec()] and reasons == ["run.fixer.train_fraction is 0.01"]
     assert join.applicable([spec(when={"run.fixer.epochs": 60})], config) == ([spec(when={"run.fixer.epochs": 60})], [])
-    with pytest.raises(UserError, match=r"when: the config has no key run\.fixer\.depth"):
+    with pytest.raises(UserError, match=r"when: unknown config key run\.fixer\.depth"):
         join.applicable([spec(when={"run.fixer.depth": 1})], config)
 
 
@@ -144,7 +144,7 @@ def test_configs_name_published_numbers():
 
 
 @pytest.mark.parametrize("name", WITH_PUBLISHED)
-def test_entries_of_shipped_configs_name_what_there_is(name):
+def test_entries_of_shipped_configs_exist(name):
     config = plain(config_of(name))
     evaluation = config["evaluation"]
     for entry in config["published"]:
@@ -155,7 +155,7 @@ def test_entries_of_shipped_configs_name_what_there_is(name):
         assert entry.get("made_on", entry["run"]) in config["runs"]
         defense = entry.get("defense", "none")
         assert defense == "none" or evaluation["defenses"][defense]["run"] == entry["run"]
-        # An attack stands beside an attack, of the same size.
+        # Attacks are paired with attacks of the same budget.
         assert (entry["our_attack"] == CLEAN) == (selected.attack == "none")
         if entry["our_attack"] != CLEAN:
             assert evaluation["attacks"][entry["our_attack"]]["epsilon"] in selected.attack
@@ -227,7 +227,7 @@ def test_a_changed_method_is_not_the_published_one(changes, reasons):
         {"data__image_size": 16},
     ],
 )
-def test_what_all_rows_rest_on_unpairs_all(changes):
+def test_changing_what_all_rows_depend_on_unpairs_all(changes):
     held, reasons = left_of(config_of("cifar_fixer"), **changes)
     assert held == [] and len(reasons) == 1
 
@@ -243,7 +243,7 @@ def test_a_changed_attack_unpairs_its_own_rows():
     assert held == OF_THE_BASE and reasons == {"evaluation.defenses.copies.num_draws is 7"}
 
 
-def test_what_changes_no_number_leaves_all():
+def test_settings_without_effect_on_results_unpair_nothing():
     config = config_of("cifar_fixer")
     changes = {
         "run__fixer__log_every": 7,
@@ -271,7 +271,7 @@ def test_no_entry_survives_another_method(name):
 def test_entries_hold_for_the_experiment_that_is_built():
     config = config_of("digits_fixer")
     join.publish(config, [spec(**UNDER_AUTO_PGD)])
-    built = from_config(config).config
+    built = complete(config)
     assert join.applicable(built["published"], built) == ([built["published"][0]], [])
     built["run"]["base"]["batch_size"] = 1
     assert join.applicable(built["published"], built) == ([], ["run.base.batch_size is 1"])
@@ -287,21 +287,21 @@ def write_report(folder, rows, **config):
 @pytest.fixture
 def measured(tmp_path):
     when = {"seed": 1}
-    asked = [spec(), spec(**UNDER_AUTO_PGD), spec(our_attack="fgsm", attack="FGSM:8/255"), spec(when=when)]
-    return write_report(tmp_path / "a", ROWS, published=asked, seed=0)
+    requested = [spec(), spec(**UNDER_AUTO_PGD), spec(our_attack="fgsm", attack="FGSM:8/255"), spec(when=when)]
+    return write_report(tmp_path / "a", ROWS, published=requested, seed=0)
 
 
-def test_the_command_prints_ours_beside_theirs(measured, tmp_path, capsys):
+def test_the_command_prints_published_and_our_numbers(measured, tmp_path, capsys):
     other = write_report(tmp_path / "b", ROWS[:1], published=[spec()])
-    assert command.main([f"--workdir={measured},{other}", f"--csv={tmp_path / 'beside.csv'}"]) == 0
+    assert command.main([f"--workdir={measured},{other}", f"--csv={tmp_path / 'comparison.csv'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Paper 003 (fixers), Table 1" in printed
-    assert "left out: 1 published for something else, as seed is 0" in printed
+    assert "omitted: 1 published for a different experiment: seed is 0" in printed
     assert "not measured" in printed and "transfer" in printed
-    assert printed.count("robust accuracy") == printed.count("is no robust accuracy") == 4
-    with (tmp_path / "beside.csv").open(newline="") as file:
+    assert printed.count("robust accuracy") == printed.count("is not robust accuracy") == 4
+    with (tmp_path / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert tuple(lines[0]) == show.HEADS
+    assert tuple(lines[0]) == output.CSV_COLUMNS
     assert [line["workdir"] for line in lines] == [measured] * 3 + [other]
     numbers = [[line[head] for head in ("published", "ours", "difference", "overlap", "kind")] for line in lines]
     assert numbers[:3] == [
@@ -317,16 +317,18 @@ def test_published_can_come_from_a_config_file(tmp_path, capsys):
     assert "87.50" in capsys.readouterr().out
 
 
-def test_a_config_file_says_what_its_numbers_are_about(tmp_path, capsys):
+def test_numbers_from_a_config_file_are_for_its_own_experiment(tmp_path, capsys):
     config = config_of("cifar_fixer")
     config.run.fixer.model.delta = 0.1
     folder = write_report(tmp_path / "a", ROWS, **plain(config) | {"published": [], "published_for": {}})
     assert command.main([f"--workdir={folder}", f"--config={REPOSITORY / 'configs' / 'cifar_fixer.py'}"]) == 0
     printed = capsys.readouterr().out
-    assert "87.50" not in printed and "left out: 6 published for something else, as run.fixer.model.delta" in printed
+    assert (
+        "87.50" not in printed and "omitted: 6 published for a different experiment: run.fixer.model.delta" in printed
+    )
 
 
-def test_the_command_lists_and_prints_what_is_published(capsys):
+def test_the_command_lists_and_prints_published_tables(capsys):
     assert command.main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in published.TABLES)
@@ -338,17 +340,17 @@ def test_the_command_lists_and_prints_what_is_published(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give one of --workdir=FOLDER, --table=NAME and --list"),
-        (["--list", "--table=003_table1"], "give one of"),
-        (["--list", "--csv=x.csv"], "--csv and --config need --workdir=FOLDER"),
-        (["--table=9"], "no published table '9'"),
+        ([], "give exactly one of --workdir=FOLDER, --table=NAME and --list"),
+        (["--list", "--table=003_table1"], "give exactly one of"),
+        (["--list", "--csv=x.csv"], "--csv and --config require --workdir=FOLDER"),
+        (["--table=9"], "unknown published table '9'"),
         (["--tables"], "unrecognized arguments: --tables"),
         (["--workdir=nowhere"], "no report at nowhere/report.json"),
         (["--workdir={}", "--config=nothing.py"], "no config file at nothing.py"),
-        (["--workdir={}"], "has nothing in `published`"),
+        (["--workdir={}"], "has no `published` entries in its config"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, message, tmp_path, capsys):
+def test_errors_on_the_command_line(arguments, message, tmp_path, capsys):
     folder = write_report(tmp_path / "a", ROWS)
     assert command.main([argument.format(folder) for argument in arguments]) == 2
     captured = capsys.readouterr()
@@ -357,10 +359,10 @@ def test_mistakes_on_the_command_line(arguments, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("entry", [spec(run="other"), spec(when={"seed": 1})])
-def test_a_folder_without_counterparts_is_a_mistake(entry, tmp_path, capsys):
+def test_a_folder_without_counterparts_is_an_error(entry, tmp_path, capsys):
     folder = write_report(tmp_path / "a", ROWS, published=[entry], seed=0)
     assert command.main([f"--workdir={folder}"]) == 2
-    assert "has nothing to put beside what is published: " in capsys.readouterr().err
+    assert "has no results to compare with published numbers: " in capsys.readouterr().err
 
 
 def test_the_module_runs():

@@ -1,13 +1,13 @@
-"""The published numbers are whole, possible, and those that were published."""
+"""The published numbers are complete, plausible, and those that were published."""
 
 import csv
 import itertools
 
 import pytest
-from conftest import REPOSITORY
 
 from advjax.papers import published
 from advjax.types import UserError
+from support.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "advjax" / "papers" / "tables"
 
@@ -82,6 +82,6 @@ def test_no_number_was_made_up(shared):
         assert {entry.value for entry in published.read(table)} <= numbers
 
 
-def test_an_unknown_table_is_refused():
-    with pytest.raises(UserError, match=r"no published table '003_table2'; there are 000_figure2, .*003_table1"):
+def test_an_unknown_table_is_rejected():
+    with pytest.raises(UserError, match=r"unknown published table '003_table2'; known are 000_figure2, .*003_table1"):
         published.read("003_table2")

@@ -1,15 +1,15 @@
-"""Averages of the weights."""
+"""Weight averaging."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Tiny, assert_close, fresh, make_data
 
 from advjax.models import blocks
 from advjax.training import averaging, losses, objectives, optimizers
-from advjax.training.step import Method, deployed, init_state, refresh_step, train_step
+from advjax.training.step import Method, evaluation_variables, init_state, refresh_step, train_step
 from advjax.types import UserError, Variables
+from support.tiny_models import Tiny, assert_close, fresh, make_data
 
 MODEL = Tiny()
 
@@ -66,7 +66,7 @@ def test_parameters_that_learn_and_batch_statistics_are_averaged():
     mean = jax.tree.map(
         lambda *leaves: sum(leaves) / 3, *[Variables(state.params, state.model_state) for state in states[1:]]
     )
-    found = deployed(states[-1])
+    found = evaluation_variables(states[-1])
     learned = {name: leaf for name, leaf in mean.params.items() if name != "block_head"}
     assert_close({name: found.params[name] for name in learned}, learned)
     assert_close(found.model_state, mean.model_state)
@@ -75,11 +75,11 @@ def test_parameters_that_learn_and_batch_statistics_are_averaged():
     assert_close(found.params["block_head"], states[-1].params["block_head"], rtol=0, atol=0)
 
 
-def test_without_averaging_the_last_weights_are_deployed():
+def test_without_averaging_the_last_weights_are_evaluated():
     method, variables = make_method(None)
     last = run(method, variables, 1)[-1]
     assert last.average == {}
-    assert_close(deployed(last), Variables(last.params, last.model_state), rtol=0, atol=0)
+    assert_close(evaluation_variables(last), Variables(last.params, last.model_state), rtol=0, atol=0)
 
 
 def test_refreshing_moves_the_statistics_of_the_average_alone():
@@ -90,7 +90,7 @@ def test_refreshing_moves_the_statistics_of_the_average_alone():
         lambda state: refresh_step(state, {}, data, positions, mask, axis_name=None, method=method, num_classes=3)
     )
     found = refresh(state)
-    before = deployed(state)
+    before = evaluation_variables(state)
     expected = blocks.apply(MODEL, before, data.images[:8].astype(jnp.float32) / 255, train=True)[1]
     assert_close(found.average["model_state"], expected)
     assert_close(

@@ -4,8 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from tiny_models import Tiny, assert_close
 
 from advjax import attacks
 from advjax.data import Dataset, from_dataset
@@ -30,8 +30,9 @@ from advjax.training import (
     weight_perturbation,
 )
 from advjax.training.loop import Plan, fit
-from advjax.training.step import DeviceData, Method, deployed, init_state, train_step
-from advjax.types import Variables
+from advjax.training.step import DeviceData, Method, evaluation_variables, init_state, train_step
+from advjax.types import UserError, Variables
+from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
 BASE = ResNet9(width=0.0625, num_classes=3, head="average")
@@ -92,7 +93,7 @@ def make_plan(**changes):
 
 
 def some_steps(mapping, dataset, method, variables, count=4):
-    """Parameters after a few steps, the third of which has a batch that is partly filler."""
+    """Parameters after a few steps, the third with a partly padded batch."""
     devices = Devices(sharding.mesh(), mapping)
     step = devices.parallelize(
         lambda *args, axis_name: train_step(*args, axis_name=axis_name, method=method, num_classes=3),
@@ -171,8 +172,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
     resumed = run_fit(tmp_path / "b", dataset, make_plan())
     assert resumed.step == undisturbed.step == 9
     chex.assert_trees_all_equal(resumed.state, undisturbed.state)
-    strip = lambda folder: [(row["step"], row["kind"]) for row in read_metrics(tmp_path / folder)]  # noqa: E731
-    assert strip("a") == strip("b")
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
 
 
 def test_a_finished_run_is_left_alone(tmp_path, dataset):
@@ -196,17 +196,18 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, dataset):
     assert not np.array_equal(*kernels)
 
 
-def test_the_average_is_what_is_deployed(dataset):
+def test_the_average_is_what_is_evaluated(dataset):
     method, variables = light_method(average=averaging.ema(0.5))
     params, model_state, average, _ = some_steps("jit", dataset, method, variables)
-    found = deployed({"params": params, "model_state": model_state, "average": average})
+    found = evaluation_variables({"params": params, "model_state": model_state, "average": average})
     chex.assert_trees_all_equal(found, Variables(average["params"], average["model_state"]))
     assert not np.array_equal(found.params["block_head"]["dense"]["kernel"], params["block_head"]["dense"]["kernel"])
     plain, variables = light_method()
     params, model_state, average, _ = some_steps("jit", dataset, plain, variables)
     assert average == {}
     chex.assert_trees_all_equal(
-        deployed({"params": params, "model_state": model_state, "average": {}}), Variables(params, model_state)
+        evaluation_variables({"params": params, "model_state": model_state, "average": {}}),
+        Variables(params, model_state),
     )
 
 
@@ -258,6 +259,95 @@ def test_preemption_saves_and_stops(tmp_path, dataset):
     chex.assert_trees_all_equal(resumed.state, run_fit(tmp_path / "b", dataset, make_plan()).state)
 
 
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_records_of_an_interrupted_run_average_all_their_steps(tmp_path, dataset, stop):
+    """Wherever it stops: before a record, after one, and between a checkpoint and a record."""
+    plan = make_plan(num_steps=8, log_every=4, validate_every=3)
+    method = light_method()
+    run_fit(tmp_path / "a", dataset, plan, method=method)
+    asked = iter(range(1, 9))
+    with pytest.raises(PreemptedError):
+        run_fit(tmp_path / "b", dataset, plan, method=method, stop_requested=lambda: next(asked) == stop)
+    run_fit(tmp_path / "b", dataset, plan, method=method)
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path, dataset, capsys):
+    asked = iter(range(1, 9))
+    with pytest.raises(PreemptedError):
+        run_fit(tmp_path, dataset, make_plan(), method=light_method(), stop_requested=lambda: next(asked) == 2)
+    assert "resuming" not in capsys.readouterr().out
+    run_fit(tmp_path, dataset, make_plan(), method=light_method())
+    assert capsys.readouterr().out == "toy: resuming at step 2 of 9\n"
+
+
+def diverging(step, what):
+    """Training in which the loss, or the weights, become NaN at a step."""
+    method, variables = light_method()
+
+    def diverge(state, *args, **kwargs):
+        new, metrics = train_step(state, *args, **kwargs)
+        now = state.step + 1 == step
+        if what == "loss":
+            return new, {**metrics, "loss": jnp.where(now, jnp.nan, metrics["loss"])}
+        return new.replace(params=jax.tree.map(lambda leaf: jnp.where(now, jnp.nan, leaf), new.params)), metrics
+
+    return method._replace(step=diverge), variables
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "said"),
+    [
+        ("loss", 1, "the training loss is nan at step 1; nothing was saved before"),
+        ("loss", 3, "the training loss is nan at step 3; nothing was saved before"),
+        ("loss", 5, "the training loss is nan at step 5; the checkpoint of step 3 is kept"),
+        ("loss", 9, "the training loss is nan at step 9; the checkpoint of step 6 is kept"),
+        ("weights", 4, "the training loss is nan at step 5; the checkpoint of step 3 is kept"),
+        ("weights", 6, "the weights are NaN or infinite at step 6; the checkpoint of step 3 is kept"),
+        ("weights", 9, "the weights are NaN or infinite at step 9; the checkpoint of step 6 is kept"),
+    ],
+)
+def test_divergence_ends_training_and_is_never_saved(tmp_path, dataset, what, step, said):
+    scores = iter([0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match=f"^toy: {said}") as error:
+        run_fit(tmp_path, dataset, make_plan(), lambda variables: {"score": next(scores)}, diverging(step, what))
+    assert "\n" not in str(error.value)
+    if "kept" in said:
+        for which in ("latest", "best"):
+            found = restore_variables(str(tmp_path / "checkpoints"), which=which, best_metric="score")
+            assert f"step {found.step} is kept" in said
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state))
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path) if row["kind"] == "train")
+
+
+def test_a_divergence_is_not_saved_on_preemption_either(tmp_path, dataset):
+    asked = iter(range(1, 9))
+    with pytest.raises(UserError, match="the weights are NaN or infinite at step 4; the checkpoint of step 3 is kept"):
+        run_fit(tmp_path, dataset, make_plan(), method=diverging(4, "weights"), stop_requested=lambda: next(asked) == 4)
+    assert restore_variables(str(tmp_path / "checkpoints")).step == 3
+
+
+def test_a_finished_run_needs_no_optimizer_state(tmp_path, dataset):
+    """One flipped byte there, in the only checkpoint, does not matter; in an unfinished run it does."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 4000, np.uint32)
+    keep = optax.GradientTransformation(
+        lambda params: jnp.asarray(bits), lambda updates, state, params: (updates, state)
+    )
+    method, variables = light_method()
+    method = method._replace(optimizer=optax.chain(method.optimizer, keep))
+    plan = make_plan(num_steps=2, validate_every=2)
+    finished = run_fit(tmp_path, dataset, plan, method=(method, variables))
+    snippet = bits.tobytes()[400:416]
+    (path,) = [path for path in tmp_path.rglob("d/*") if snippet in path.read_bytes()]
+    content = bytearray(path.read_bytes())
+    content[content.index(snippet)] ^= 1
+    path.write_bytes(content)
+    again = run_fit(tmp_path, dataset, plan, some_scores([]), method=(method, variables))
+    chex.assert_trees_all_equal(again.state, finished.state)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged .*opt_state/1 differs"):
+        run_fit(tmp_path, dataset, plan._replace(num_steps=4), method=(method, variables))
+
+
 def test_trades_with_perturbed_weights_is_the_same_over_four_devices(dataset):
     attack = trades.most_divergent(attacks.linf(0.05), num_steps=2, step_size=0.03)
     objective = weight_perturbation.with_weight_perturbation(trades.trades(TINY, losses.cross_entropy), 0.01)
@@ -276,7 +366,7 @@ def test_noisy_twins_are_the_same_over_four_devices(dataset):
 
 
 def test_mixing_runs_on_every_mapping(dataset):
-    """Results differ between mappings, for partners come from the same device."""
+    """Results differ between mappings, because partners come from the same device."""
     steps = (mixing.mixup(1e6), mixing.mixup(1.0, per_sample=True))
     method, variables = light_method(mixing.manifold_mixup(TINY, losses.cross_entropy), steps)
     for mapping in sharding.MAPPINGS:
@@ -335,7 +425,7 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
         method = light_method(average=averaging.swa(2, refresh_steps=count))
         plan = make_plan(num_steps=4, validate_every=4)
         seen[count] = run_fit(tmp_path / str(count), dataset, plan, method=method)
-    plain, refreshed = (deployed(seen[count].state) for count in (0, 30))
+    plain, refreshed = (evaluation_variables(seen[count].state) for count in (0, 30))
     chex.assert_trees_all_equal(plain.params, refreshed.params)
     chex.assert_trees_all_equal(seen[0].state["model_state"], seen[30].state["model_state"])
     images = dataset.images.astype(np.float32) / 255
@@ -353,7 +443,7 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
 @pytest.mark.optimized
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping):
-    """Also when the run is interrupted, and with averages that look at the first batches again."""
+    """Also when the run is interrupted, and when the first batches refresh the statistics of the average."""
     method, variables = make_method()
     method = method._replace(average=averaging.swa(start=2, refresh_steps=2))
     resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables), mapping=mapping)

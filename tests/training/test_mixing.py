@@ -1,11 +1,10 @@
-"""The mixup family against plain statements of it."""
+"""The mixup family against NumPy references."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, value
 
 from advjax import attacks
 from advjax.models import blocks
@@ -13,6 +12,7 @@ from advjax.models.fixer import with_fixers
 from advjax.training import losses, mixing, objectives, transforms
 from advjax.training.mixing import Mixing
 from advjax.types import Variables
+from support.tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, value
 
 KEY = jax.random.key(3)
 MODEL = Tiny()

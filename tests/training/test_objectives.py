@@ -1,4 +1,4 @@
-"""Objectives against plain statements of them; transforms."""
+"""Objectives against NumPy references; transforms."""
 
 import chex
 import flax.linen as nn
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from advjax import attacks
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.models.blocks import Classifier
 from advjax.models.denoise import with_denoising
@@ -16,6 +16,7 @@ from advjax.models.fixer import with_fixers
 from advjax.models.resnet9 import ResNet9
 from advjax.training import augment, losses, objectives, transforms
 from advjax.types import Batch, UserError, Variables
+from support import tiny_models as tiny
 
 SHAPE = (8, 8, 1)
 
@@ -80,7 +81,7 @@ def test_supervised_on_both_sees_clean_and_adversarial_images_in_one_batch(base)
 
 
 class TwoPlaces(Classifier):
-    """``relu(x A)``, ``relu(h B)``, ``h C`` on images of one pixel: matrix products and nothing else."""
+    """``relu(x A)``, ``relu(h B)``, ``h C`` on images of one pixel: matrix products only."""
 
     def make_blocks(self):
         return {name: OnePixel(width, name != "c") for name, width in (("a", 4), ("b", 3), ("c", 3))}
@@ -141,7 +142,7 @@ def pixel_batch():
 @pytest.mark.parametrize("tensor", ["sum", "output", "before"])
 @pytest.mark.parametrize("target", ["natural", "printed"])
 def test_fixer_loss_is_that_of_the_paper(target, tensor, norm):
-    """Eq. 2-4 in NumPy, in each of the three things that they leave open."""
+    """Eq. 2-4 in NumPy, for every choice of what they leave open."""
     model, variables, base, fixers = random_two_places()
     batch, clean, attacked, labels, mask = pixel_batch()
     expected = np.zeros(5)
@@ -180,7 +181,7 @@ def test_the_three_tensors_of_the_distillation_differ_and_the_sum_is_the_default
 
 
 def test_features_before_the_last_fixer_do_not_depend_on_it():
-    """What is left of the distillation where eq. 1 is taken literally."""
+    """What remains of the distillation if eq. 1 is taken literally."""
     model, variables, *_ = random_two_places()
     batch = pixel_batch()[0]
 
@@ -253,10 +254,10 @@ def test_augmentation_of_an_example_depends_on_its_index_alone():
     np.testing.assert_array_equal(transform({}, part, jax.random.key(3)).images, whole[order])
 
 
-def test_soft_labels_are_those_of_the_loss_module():
+def test_soft_labels_and_label_smoothing():
     batch = make_batch()
     found = transforms.soft_labels(0.01)({}, batch, jax.random.key(0)).targets
-    np.testing.assert_allclose(found, losses.soft_targets(batch.labels, 10, 0.01), atol=1e-6)
+    np.testing.assert_allclose(found, np.where(np.eye(10)[batch.labels] > 0, 1 - 9 * 0.01, 0.01), atol=1e-6)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
     smoothed = transforms.label_smoothing(0.1)({}, batch, jax.random.key(0)).targets
     np.testing.assert_allclose(smoothed, found, atol=1e-6)
@@ -333,7 +334,7 @@ def test_fast_adversarial_training_is_one_step_of_pgd_from_a_random_start():
     batch, threat_model = tiny.make_batch(), attacks.linf(0.08)
     attack = attacks.pgd(threat_model, num_steps=1, step_size=1.25 * 0.08, returns="last")
     found = transforms.perturb(attack)({"self": network}, batch, jax.random.key(0)).images
-    keys = transforms.example_keys(jax.random.key(0), batch.index)
+    keys = image_keys(jax.random.key(0), batch.index)
     start = jax.vmap(threat_model.sample)(batch.images, keys)
     gradient = jax.grad(lambda images: jax.vmap(losses.cross_entropy)(network(images), batch.targets).sum())(start)
     expected = jnp.clip(start + 0.1 * jnp.sign(gradient), batch.images - 0.08, batch.images + 0.08)

@@ -1,17 +1,18 @@
-"""Attacks in training on networks with noise: the noise is on, and every image and question has its own."""
+"""Training attacks on stochastic networks: the noise is on, and independent for every image and query."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, make_data
 
 from advjax import attacks
+from advjax.attacks.keys import image_keys
 from advjax.models import blocks
 from advjax.training import losses, mixing, objectives, optimizers, transforms
 from advjax.training.step import Method, init_state, prepare
 from advjax.training.two_updates import two_updates
+from support.tiny_models import CLASSES, SHAPE, Tiny, assert_close, fresh, make_batch, make_data
 
 # Without a random start: whatever differs is the noise of the network.
 BIM = attacks.bim(attacks.linf(0.1), num_steps=3, step_size=0.05)
@@ -51,14 +52,14 @@ def test_the_noise_of_a_network_moves_the_images_attacked_on_it(options):
 
 
 def test_every_image_has_its_draw_whatever_else_is_in_the_batch():
-    network = transforms.network(Tiny(noise=2.0), VARIABLES, SHAPE)
+    network = transforms.attackable(Tiny(noise=2.0), VARIABLES, SHAPE)
     step = transforms.perturb(BIM)
     whole = step({"self": network}, BATCH, jax.random.key(3)).images
     half = step(
         {"self": network}, jax.tree.map(lambda x: x[4:] if x is not None else x, BATCH), jax.random.key(3)
     ).images
     assert_close(whole[4:], half)
-    keys = transforms.example_keys(jax.random.key(3), BATCH.index)
+    keys = image_keys(jax.random.key(3), BATCH.index)
     one_draw = attacks.expectation(blocks.stochastic_logits_fn(Tiny(noise=2.0), VARIABLES), 1)
     assert_close(whole, BIM(one_draw, BATCH.images, BATCH.labels, keys).images)
 
@@ -78,7 +79,7 @@ def test_the_second_of_two_updates_attacks_with_noise():
 
 
 def test_labels_may_come_from_a_random_network():
-    network = transforms.network(Tiny(noise=2.0), VARIABLES, SHAPE)
+    network = transforms.attackable(Tiny(noise=2.0), VARIABLES, SHAPE)
     predicted = attacks.with_predicted_labels(BIM)(network, BATCH.images, BATCH.labels, jax.random.key(0))
     assert bool(jnp.all(jnp.abs(predicted.images - BATCH.images) <= 0.1 + 1e-6))
     assert not np.allclose(predicted.images, BATCH.images)

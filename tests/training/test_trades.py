@@ -1,16 +1,16 @@
-"""TRADES and MART against the formulas, written out in NumPy, and the attack of TRADES."""
+"""TRADES and MART against their formulas in NumPy, and the inner attack of TRADES."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 from advjax import attacks
 from advjax.attacks.base import trajectory
 from advjax.models import blocks
-from advjax.training import losses, trades, transforms
+from advjax.training import losses, mart, trades, transforms
 from advjax.types import UserError
+from support.tiny_models import Smooth, Tiny, fresh, make_batch, value
 
 MODEL = Tiny()
 THREAT = attacks.linf(0.1)
@@ -51,7 +51,7 @@ def test_trades_is_its_formula(variables):
 
 def test_mart_is_its_formula(variables):
     batch = make_batch(clean=True)
-    total, _ = value(trades.mart(MODEL, losses.boosted_cross_entropy, beta=5.0), variables, batch)
+    total, _ = value(mart.mart(MODEL, losses.boosted_cross_entropy, beta=5.0), variables, batch)
     clean, attacked = pair(variables, batch)
     labels, mask, rows = np.asarray(batch.labels), np.asarray(batch.mask), np.arange(8)
     others = attacked.copy()
@@ -65,14 +65,39 @@ def test_without_regularization_only_the_loss_is_left(variables):
     batch = make_batch(clean=True)
     clean, attacked = pair(variables, batch)
     labels, mask = np.asarray(batch.labels), np.asarray(batch.mask)
-    for build, seen in ((trades.trades, clean), (trades.mart, attacked)):
+    for build, seen in ((trades.trades, clean), (mart.mart, attacked)):
         total, _ = value(build(MODEL, losses.cross_entropy, beta=0.0), variables, batch)
         assert float(total) == pytest.approx(-np.log(seen[np.arange(8), labels])[mask].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["trades", "mart"])
-def test_gradients_reach_all_parameters(variables, name):
-    objective = getattr(trades, name)(MODEL, losses.cross_entropy)
+class Masked(Tiny):
+    """A network that never predicts its last class."""
+
+    def __call__(self, images, **kwargs):
+        logits = super().__call__(images, **kwargs)
+        return logits.at[:, -1].set(-jnp.inf)
+
+
+@pytest.mark.parametrize("build", [trades.trades, mart.mart])
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.boosted_cross_entropy])
+def test_masked_classes_give_finite_losses_and_gradients(build, loss):
+    model = Masked()
+    batch, variables = make_batch(clean=True), fresh(model)
+    labels = batch.labels % 2
+    batch = batch._replace(labels=labels, targets=jax.nn.one_hot(labels, 3))
+
+    def total(params):
+        return value(build(model, loss), variables._replace(params=params), batch)[0]
+
+    found, gradients = jax.value_and_grad(total)(variables.params)
+    assert np.isfinite(found) and float(found) > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert float(jnp.abs(gradients["block_hidden"]["Hidden_0"]["dense"]["kernel"]).max()) > 0
+
+
+@pytest.mark.parametrize("build", [trades.trades, mart.mart])
+def test_gradients_reach_all_parameters(variables, build):
+    objective = build(MODEL, losses.cross_entropy)
     batch = make_batch(clean=True)
     gradients = jax.grad(lambda params: value(objective, variables._replace(params=params), batch)[0])(variables.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
@@ -139,7 +164,7 @@ def test_boosted_cross_entropy_is_linear_in_the_target():
     "build, message",
     [
         (lambda: trades.trades(MODEL, losses.cross_entropy, beta=-1), "beta is -1"),
-        (lambda: trades.mart(MODEL, losses.cross_entropy, beta=-1), "beta is -1"),
+        (lambda: mart.mart(MODEL, losses.cross_entropy, beta=-1), "beta is -1"),
         (lambda: trades.most_divergent(THREAT, num_steps=1, step_size=0.1, start_std=-1), "start_std is -1"),
         (lambda: trades.most_divergent(attacks.linf(float("inf")), num_steps=1, step_size=0.1), "finite epsilon"),
     ],

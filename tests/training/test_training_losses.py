@@ -90,7 +90,7 @@ def test_finite_at_extreme_and_at_equal_logits(name, size):
     batch = jnp.concatenate([size * jnp.eye(CLASSES), -size * jnp.eye(CLASSES), jnp.zeros((1, CLASSES))])
     evaluate = jax.jit(jax.vmap(jax.value_and_grad(LOSSES[name]), (0, None)))
     for label in range(2):
-        values, slopes = evaluate(batch, losses.one_hot(label, CLASSES))
+        values, slopes = evaluate(batch, jax.nn.one_hot(label, CLASSES))
         assert np.isfinite(values).all() and np.isfinite(slopes).all()
         assert (values >= 0).all()
 
@@ -117,22 +117,45 @@ def test_bce_still_pulls_where_float32_probabilities_are_exactly_one():
     np.testing.assert_allclose(slope, [-1.0, 1.0], rtol=1e-6)
 
 
-def test_targets():
-    np.testing.assert_array_equal(losses.one_hot(jnp.array([2, 0]), 3), [[0, 0, 1], [1, 0, 0]])
-    soft = losses.soft_targets(jnp.array([1, 9]), 10, 0.01)
-    expected = np.full((2, 10), 0.01)
-    expected[0, 1] = expected[1, 9] = 0.91
-    np.testing.assert_allclose(soft, expected, rtol=1e-6)
-    assert soft.dtype == jnp.float32
-    np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-6)
-    np.testing.assert_array_equal(losses.soft_targets(jnp.array(3), 5, 0.0), losses.one_hot(jnp.array(3), 5))
-    np.testing.assert_allclose(losses.soft_targets(jnp.array(3), 5, 0.2), 0.2, rtol=1e-6)
+MASKED = {**LOSSES, "boosted_cross_entropy": losses.boosted_cross_entropy}
 
 
-@pytest.mark.parametrize("off_value", [-0.01, 0.11])
-def test_soft_targets_outside_the_simplex_are_refused(off_value):
-    with pytest.raises(UserError, match=f"{off_value}.*10 classes give 0 to 0.1"):
-        losses.soft_targets(jnp.array(0), 10, off_value)
+@pytest.mark.parametrize("name", [name for name in MASKED if name != "bce_on_softmax"])
+def test_masked_classes_count_for_nothing(name):
+    """Logits of -inf: value and gradient are those of the other classes, and 0 at the masked ones."""
+    kept = np.array([0, 2, 3, 6])
+    evaluate = jax.value_and_grad(MASKED[name])
+    for logits, target in examples():
+        if target[kept].sum() < 1 - 1e-6 or np.ptp(logits) > 100:
+            continue
+        masked = np.full(CLASSES, -np.inf, np.float32)
+        masked[kept] = logits[kept]
+        value, slope = evaluate(masked, target)
+        expected, expected_slope = evaluate(logits[kept], target[kept])
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(slope[kept], expected_slope, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(np.delete(slope, kept), 0)
+
+
+@pytest.mark.parametrize("which", ["both", "first"])
+def test_divergence_with_masked_classes(which):
+    kept = np.array([0, 2, 3, 6])
+    mask = np.where(np.isin(np.arange(CLASSES), kept), 0, -np.inf).astype(np.float32)
+    rng = np.random.default_rng(0)
+    logits, other = rng.normal(size=(2, CLASSES)).astype(np.float32)
+    first, second = logits + mask, other + (mask if which == "both" else 0)
+    value, slopes = jax.value_and_grad(losses.kl_divergence, argnums=(0, 1))(first, second)
+    p, q = (np.exp(log_probabilities(each.astype(np.float64))) for each in (first, second))
+    log_ratio = np.log(np.where(p > 0, p, 1)) - np.log(np.where(p > 0, q, 1))
+    expected = (p * log_ratio).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(slopes[0], p * (log_ratio - expected), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slopes[1], q - p, rtol=1e-4, atol=1e-6)
+
+
+def test_divergence_from_a_distribution_without_some_class_is_infinite():
+    value = losses.kl_divergence(jnp.zeros(3), jnp.array([0.0, 0.0, -jnp.inf]))
+    assert float(value) == np.inf
 
 
 @pytest.mark.parametrize("loss", LOSSES.values())

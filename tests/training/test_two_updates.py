@@ -1,11 +1,10 @@
-"""The step of two updates, against two optimizer steps written out."""
+"""The step with two updates, against two explicit optimizer steps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import Smooth, assert_close, fresh, make_data
 
 from advjax import attacks
 from advjax.models import blocks
@@ -15,6 +14,7 @@ from advjax.training import losses, objectives, optimizers
 from advjax.training.step import Method, gather, init_state
 from advjax.training.two_updates import two_updates
 from advjax.types import UserError, Variables
+from support.tiny_models import Smooth, assert_close, fresh, make_data
 
 MODEL = Smooth()
 EPSILON = 0.03
@@ -110,5 +110,5 @@ def test_several_devices_take_the_same_step(mapping):
 
 def test_a_gradient_cannot_be_reused_without_epsilon():
     for attack in (attacks.deepfool(attacks.l2(float("inf"))), lambda *args: None):
-        with pytest.raises(UserError, match="needs an attack with an epsilon"):
+        with pytest.raises(UserError, match="needs an attack with a finite epsilon"):
             two_updates(attack, reuse_gradient=True)

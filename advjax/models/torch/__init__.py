@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks in the networks of this package."""
+"""Loads PyTorch weights into the models of this package."""
 
 from advjax.models.torch.weights import load_torch
 

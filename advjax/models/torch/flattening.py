@@ -1,7 +1,7 @@
-"""Which linear layers of a network take flattened features, and in which order: read off the network's trace.
+"""Finds the linear layers that take flattened features, and the order of these, from the network's trace.
 
-PyTorch flattens channels, rows, columns; we flatten rows, columns, channels.  What a layer really takes is known to the
-computation alone: a block may pool, or transpose, before it flattens.
+PyTorch flattens channels, rows, columns; we flatten rows, columns, channels. Only the computation itself tells what a
+layer's inputs are: a block may pool or transpose before it flattens.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from jax.extend import core
 from advjax.types import Array, PyTree
 
 Origin: TypeAlias = int | np.ndarray | None
-"""The number of the leaf that a value is, or for each of its entries the position that PyTorch flattens it to."""
+"""The leaf number of a value, or for each of its entries the position that PyTorch flattens it to."""
 
 
 def torch_positions(
     function: Callable[[PyTree, Array], Any], variables: PyTree, images: jax.ShapeDtypeStruct
 ) -> dict[int, np.ndarray]:
-    """For each kernel that is multiplied with flattened features, the place that PyTorch has its inputs in.
+    """For each kernel applied to flattened features, PyTorch's positions of its inputs.
 
     Args:
       function: ``(variables, images) -> anything``, the network.
@@ -28,7 +28,7 @@ def torch_positions(
       images: shape of one image, [1, h, w, c].
 
     Returns:
-      number of the leaf of ``variables`` -> int [inputs]: input i of ours is input ``positions[i]`` of PyTorch's.
+      leaf number in ``variables`` -> int [inputs]: our input i is PyTorch's input ``positions[i]``.
     """
     traced = jax.make_jaxpr(function)(variables, images).jaxpr
     found: dict[int, np.ndarray] = {}
@@ -37,7 +37,7 @@ def torch_positions(
 
 
 def _follow(jaxpr: core.Jaxpr, origins: Sequence[Origin], found: dict[int, np.ndarray]) -> list[Origin]:
-    """Origins of the results, given those of the arguments."""
+    """Propagates origins from the arguments of a program to its results."""
     known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
 
     def origin(value: Any) -> Origin:
@@ -57,7 +57,7 @@ def _follow(jaxpr: core.Jaxpr, origins: Sequence[Origin], found: dict[int, np.nd
 
 
 def _called(equation: Any) -> core.Jaxpr | None:
-    """The function of an equation that does nothing but call one."""
+    """The program of an equation that only calls it."""
     for value in equation.params.values():
         inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
         if isinstance(inner, core.Jaxpr) and len(inner.invars) == len(equation.invars):
@@ -83,11 +83,11 @@ def _result(equation: Any, operands: Sequence[Origin], result: Any) -> Origin:
         return positions.reshape(shape) if name == "reshape" else positions.transpose(equation.params["permutation"])
     if name == "convert_element_type":
         return operands[0]
-    # Entry by entry, as an activation is, or of the same layout, as a padded convolution's result.
+    # Elementwise, like an activation, or with the same layout, like a padded convolution.
     return next((each for each in operands if isinstance(each, np.ndarray) and each.shape == shape), None)
 
 
 def _positions(shape: tuple[int, ...]) -> np.ndarray:
-    """Of features [n, h, w, c]."""
+    """PyTorch's flat positions of features [n, h, w, c]."""
     n, height, width, channels = shape
     return np.arange(n * channels * height * width).reshape(n, channels, height, width).transpose(0, 2, 3, 1)

@@ -1,13 +1,13 @@
-"""The names that PyTorch code gives the layers of each family of networks.
+"""PyTorch layer names for each architecture.
 
-One layout is meant for each, the usual one where there is such a thing:
+One layout is supported for each, the most common one if there is one:
 
 * ``Net62k``, ``LeNet5``: the tutorial's, conv1, conv2, fc1, fc2, fc3.
 * ``ResNet18`` to ``ResNet101``: torchvision's, or its variant for CIFAR-10 with "shortcut" and "linear".
-* ``PreActResNet18``: the usual one for CIFAR-10.  ``WideResNet``: that of TRADES.  ``VGG16``: torchvision's.
+* ``PreActResNet18``: the usual one for CIFAR-10. ``WideResNet``: that of TRADES. ``VGG16``: torchvision's.
 * ``ResNet9``: conv1 to conv4, each ``Sequential(Conv2d, BatchNorm2d, ReLU)`` and perhaps a pooling, res1 and res2, each
-  a ``Sequential`` of two such, and ``classifier``, a ``Sequential`` whose third or fourth entry is linear.  The best
-  known one pools in conv3 and therefore is ``ResNet9(pool3=True)``.  Its convolutions may have biases.
+  a ``Sequential`` of two of these, and ``classifier``, a ``Sequential`` whose third or fourth entry is linear. The
+  best-known one pools in conv3 and therefore is ``ResNet9(pool3=True)``. Its convolutions may have biases.
 * ``ResNet20v1``: conv1, bn1, layer1 to layer3 of blocks with conv1, bn1, conv2, bn2, where the shape changes "shortcut"
   or "downsample", and linear or fc; as in Keras, all convolutions with bias, those of stride 2 padded with one row and
   column at the end alone where the kernel is 3x3, and ``BatchNorm2d(eps=1e-3)``.
@@ -33,11 +33,11 @@ from advjax.models.wide_resnet import WideResNet
 from advjax.types import UserError
 
 TorchNames: TypeAlias = Callable[[str], Sequence[str]]
-"""Path of a layer of ours, as "stage1/block0/conv1" -> the names torch code has for it, the first found counts."""
+"""Path of one of our layers, such as "stage1/block0/conv1" -> candidate torch names; the first found is used."""
 
 
 def _by_rules(*rules: tuple[str, Sequence[str]]) -> TorchNames:
-    """Rules (regular expression of the whole path, templates of names)."""
+    """Rules: (regular expression for the full path, templates of names)."""
 
     def names(path: str) -> Sequence[str]:
         for expression, templates in rules:
@@ -113,7 +113,7 @@ _FAMILIES = {
 
 
 def _vgg(model: VGG16) -> TorchNames:
-    """Layers are numbered there: convolution, BatchNorm if any and ReLU for every convolution, a pooling per stage."""
+    """Layers are numbered: convolution, BatchNorm if any, and ReLU for every convolution; one pooling per stage."""
     per_conv = 3 if model.batch_norm else 2
     classifier = {"fc1": ["classifier.0"], "fc2": ["classifier.3"]}
     classifier["head"] = ["classifier.6"] if model.head == "classic" else ["classifier", "linear", "fc"]
@@ -130,10 +130,10 @@ def _vgg(model: VGG16) -> TorchNames:
 
 
 def names_of(model: Classifier) -> TorchNames:
-    """The names of the model's family.
+    """The torch names for the architecture of a model.
 
     Raises:
-      UserError: the model is of none of them.
+      UserError: the architecture is not supported.
     """
     if isinstance(model, VGG16):
         return _vgg(model)
@@ -141,13 +141,15 @@ def names_of(model: Classifier) -> TorchNames:
         if isinstance(model, family):
             return names
     known = ", ".join(family.__name__ for family in (*_FAMILIES, VGG16))
-    raise UserError(f"no torch names are known for {type(model).__name__}, only for {known} and subclasses: give names")
+    raise UserError(
+        f"no torch names are known for {type(model).__name__}, only for {known}, and subclasses: pass names"
+    )
 
 
 def without_folded_biases(model: Classifier, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same network without the biases of ``ResNet9``'s convolutions, which ours has not.
+    """Folds the biases of ``ResNet9``'s convolutions, which ours lacks, into the BatchNorm means that follow.
 
-    BatchNorm follows each: ``conv + bias - mean`` is ``conv - (mean - bias)``.
+    ``conv + bias - mean`` equals ``conv - (mean - bias)``.
     """
     folded = dict(weights)
     if isinstance(model, ResNet9):

@@ -1,10 +1,10 @@
-"""Weights of PyTorch networks in the models of this package.
+"""Loads the weights of PyTorch networks into the models of this package.
 
     model = WideResNet(depth=34)
     variables = load_torch("trades.pt", model)
 
-Every parameter of ours has one torch name, which the family's rules derive from its path; kernels and flattened
-features are reordered from channels first to channels last.  PyTorch is needed only to read its own files.
+The rules of ``names`` map the path of each of our parameters to a torch name; kernels and flattened features are
+reordered from channels first to channels last. PyTorch itself is needed only to read its own file formats.
 """
 
 import os
@@ -25,7 +25,7 @@ from advjax.types import UserError, Variables
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PREFIX = re.compile(r"^(?:(?:module|model)\.)+")
-# TRADES' networks carry a second first stage that they never call.
+# TRADES's networks contain a second copy of the first stage that is never called.
 _IGNORED = re.compile(r"(?:^|\.)num_batches_tracked$|^sub_block1\.")
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -39,20 +39,20 @@ def load_torch(
 ) -> Variables:
     """Variables with which ``model`` computes what the PyTorch network does in eval mode, logits equal to about 1e-5.
 
-    All families of networks have torch names, for the layout that ``torch_names`` says: of torchvision (ResNet, VGG,
-    with and without BatchNorm), of the usual CIFAR-10 versions (ResNet, ResNet9, PreActResNet, VGG), of WideResNet as
-    in TRADES, of the tutorial's LeNet, and plain ones for the others.  Normalisation is an attribute of our model: give
-    it the ``mean`` and ``std`` that the PyTorch network was trained with.
+    All architectures of this package are supported, with the layouts listed in ``torch.names``: torchvision (ResNet,
+    VGG with and without BatchNorm), the common CIFAR-10 variants (ResNet, ResNet9, PreActResNet, VGG), WideResNet as in
+    TRADES, the tutorial's LeNet, and plain layouts for the others. Normalization is an attribute of our model: set the
+    ``mean`` and ``std`` that the PyTorch network was trained with.
 
     Args:
       source: a state dict (name -> array or tensor) or the path of a file with one: .safetensors, or .pt, .pth, .bin,
-        .ckpt, .tar, which are read weights-only.  Leading "module." and "model." are dropped from its names.
-      model: of one of the families; or any other, with ``names``.  For a ``Patched`` one load its base and ``graft``.
+        .ckpt, .tar, which are read weights-only. Leading "module." and "model." are removed from the names.
+      model: a supported architecture, or any other with ``names``. For a ``Patched`` one, load and ``graft`` the base.
       image_shape: [h, w, c] of the images, on which the first linear layer may depend.
-      names: path of a layer ("stage1/block0/conv1") -> candidates for its torch name ("layer1.0.conv1",).
+      names: path of a layer ("stage1/block0/conv1") -> candidate torch names ("layer1.0.conv1",).
 
     Raises:
-      UserError: the file cannot be read, or a name is missing, is there without use, or has another shape.
+      UserError: the file cannot be read, or a weight is missing, unused, or has another shape.
     """
     weights = _stripped(source if isinstance(source, Mapping) else _read(os.fspath(source)))
     weights = weights if names else without_folded_biases(model, weights)
@@ -69,7 +69,7 @@ def load_torch(
         candidates = [f"{name}.{_LEAVES[kind]}" for name in names("/".join(layers))]
         found = [name for name in candidates if name in weights]
         if not found:
-            raise UserError(f"the weights have no {' or '.join(candidates)}: they are not those of this {_name(model)}")
+            raise UserError(f"the weights have no {' or '.join(candidates)}: they do not belong to this {_name(model)}")
         used.add(found[0])
         value, shape = weights[found[0]], _torch_shape(wanted.shape)
         if value.shape != shape:
@@ -81,17 +81,17 @@ def load_torch(
 
     variables = dict(jax.tree.map_with_path(leaf, expected, numbers))
     if unused := [name for name in weights if name not in used]:
-        raise UserError(f"{unused[0]} is in the weights but not in this {_name(model)}; remove it if it is of no use")
+        raise UserError(f"{unused[0]} is in the weights but not in this {_name(model)}; remove it if it is unused")
     return Variables(variables.pop("params"), variables)
 
 
 def _torch_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a layer's array, which is HWIO or [inputs, outputs] with us and OIHW or [outputs, inputs] there."""
+    """Torch's shape (OIHW or [outputs, inputs]) of one of our arrays (HWIO or [inputs, outputs])."""
     return (*reversed(shape[-2:]), *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
 def _converted(value: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-    """Our order of a layer's array; ``positions`` of its inputs in PyTorch, if they are flattened features."""
+    """A torch array in our order; ``positions`` are PyTorch's positions of inputs that are flattened features."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
     return value.T if positions is None else value[:, positions].T
@@ -105,7 +105,7 @@ def _name(model: Classifier) -> str:
 
 
 def _stripped(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays by names without prefixes, and without entries that mean nothing."""
+    """Arrays by name, without prefixes and without irrelevant entries."""
     stripped = {}
     for full, value in weights.items():
         name = _PREFIX.sub("", full)
@@ -118,7 +118,7 @@ def _stripped(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _read(path: str) -> Mapping[str, Any]:
     if not os.path.isfile(path):
-        raise UserError(f"no file {path}")
+        raise UserError(f"{path} does not exist")
     suffix = os.path.splitext(path)[1]
     if suffix != ".safetensors" and suffix not in _TORCH_SUFFIXES:
         raise UserError(f"{path}: weights are read from .safetensors, {', '.join(_TORCH_SUFFIXES)}, not {suffix!r}")
@@ -137,7 +137,7 @@ def _read_safetensors(path: str) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from error
+        raise UserError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _read_torch(path: str) -> Mapping[str, Any]:
@@ -146,7 +146,7 @@ def _read_torch(path: str) -> Mapping[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # pyright: ignore[reportAttributeAccessIssue]
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} holds no plain weights; save the network's state_dict() alone") from error
+        raise UserError(f"{path} does not contain plain weights; save only the network's state_dict()") from error
     if not isinstance(loaded, Mapping):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+        raise UserError(f"{path} contains a {type(loaded).__name__}, not a state dict")
     return next((loaded[name] for name in _NESTED if isinstance(loaded.get(name), Mapping)), loaded)

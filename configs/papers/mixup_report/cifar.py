@@ -1,15 +1,16 @@
-"""Adversarial training on CIFAR-10 as the code of the mixup report (001) does it: for its numbers, not as a defence.
+"""Adversarial training on CIFAR-10 as in the code of the mixup report (001), to reproduce its numbers.
 
     python -m advjax.main --config=configs/papers/mixup_report/cifar.py:clean,vanilla,mixup
 
-Behind the colon are the runs to train; without it, all six.  "clean" is the network that the others start from: the
-last one, where the report takes that of the epoch which was best on the test images.  The attack works on normalised
-images, where its 8/255 is 2/255 in pixels, but clips them to [0, 1], which moves pixels by as much as 0.74: hence its
-epsilon of 1, which says no more than that its results are images.  "vanilla", "mixup" and "manifold" learn from its
-earlier version.  What BatchNorm has to do with the clean accuracy of "partial", which collapses after some thirty
-epochs: ``--config.run.partial.objective.batch_norm=train_keep``, or ``eval``.
+This is not meant as a defense.  After the colon are the runs to train; without it, all six are trained.  "clean" is
+the network that the others start from: the last one, whereas the report takes the one that was best on the test
+images.  The attack operates on normalized images, where its 8/255 is 2/255 in pixels, but clips them to [0, 1], which
+moves pixels by up to 0.74.  Its epsilon is therefore set to 1, which guarantees only that its results are valid
+images.  "vanilla", "mixup" and "manifold" are trained with the earlier version of the attack.  The clean accuracy of
+"partial" collapses after some thirty epochs; ``--config.run.partial.objective.batch_norm=train_keep``, or ``eval``,
+shows the role of BatchNorm in that.
 
-The published numbers after 1 to 200 epochs are in 001_adversarial_epochs, those of the tables are after 499.  Not run
+The published numbers after 1 to 200 epochs are in 001_adversarial_epochs; those of the tables are after 499.  Not run
 yet.
 """
 
@@ -26,7 +27,7 @@ SOUND = {"name": "pgd", "norm": "linf", "epsilon": "2/255", "num_steps": 20, "st
 
 
 def get_config(runs: str = ""):
-    """The experiment, of all its runs or of those named, with commas between them."""
+    """The experiment, with all runs or those in the comma-separated ``runs``."""
 
     def recipe(epochs: int, drops: tuple[int, ...]):
         return {

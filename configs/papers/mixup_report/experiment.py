@@ -1,4 +1,4 @@
-"""What the two experiments of the mixup report (001) have in common."""
+"""Shared parts of the two experiments of the mixup report (001)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,15 @@ ATTACK = "configs.papers.mixup_report.attack:noisy_center_pgd"
 OBJECTIVE = "configs.papers.mixup_report.training:adversarial"
 LOSS = {"name": "bce_on_softmax"}
 METHODS = {"vanilla": "vanilla", "mixup": "mixup", "manifold": "manifold", "soft_labels": "mixup", "partial": "partial"}
-"""Adversarial runs, and what each learns from attacked images."""
+"""Adversarial run -> ``method`` of its objective."""
 _OFF_VALUE = 0.01
 
 
 def adversarial_run(run: str, attack: Mapping[str, Any], start: str, **recipe: Any) -> dict[str, Any]:
-    """One of ``METHODS``, attacked in train mode, from the parameters of ``start`` or, if that is "", from fresh ones.
+    """One of ``METHODS``, attacked in train mode.
 
-    Soft labels are set before the attack, which looks at the labels alone.
+    It starts from the parameters of run ``start``, or from scratch if that is "".  Soft labels are set before the
+    attack, which uses the hard labels only.
     """
     changes = dict(recipe)
     if run == "soft_labels":
@@ -35,11 +36,11 @@ def experiment(
     """The experiment.
 
     Args:
-      title: of the report.
-      data: of the config.
+      title: title of the report.
+      data: ``data`` of the config.
       described: all runs, "clean" first.
-      chosen: names of those to train, with commas between them; "" for all.
-      attacks: of the evaluation, in order; the first is the one that report cards are about.
+      chosen: comma-separated names of the runs to train; "" for all.
+      attacks: attacks of the evaluation, in order; report cards use the first.
     """
     runs = tuple(chosen.split(",")) if chosen else tuple(described)
     attacked = tuple(run for run in runs if run != "clean") or runs
@@ -50,7 +51,7 @@ def experiment(
         run=dict(described),
         evaluation={
             "attacks": {"order": tuple(attacks), **attacks},
-            # Each network is then shown the whole attack on itself, the last points and not the first successes.
+            # Evaluates each network on the final points of the attack on itself, not on the first successful ones.
             "made_on": attacked,
             "protocol": "faithful",
             "checked": attacked[:1],

@@ -1,15 +1,15 @@
-"""Adversarial training on MNIST as the code of the mixup report (001) does it: for its numbers, not as a defence.
+"""Adversarial training on MNIST as in the code of the mixup report (001), to reproduce its numbers.
 
     python -m advjax.main --config=configs/papers/mixup_report/mnist.py:clean,vanilla,mixup
 
-Behind the colon are the runs to train; without it, all nine.  "clean" is the network that the next five start from.
-Images are attacked around noisy copies of themselves, so that they come up to 0.6 away where the report says 0.3.  The
-sound forms are configs/mnist_mixup_adversarial.py and its neighbours.  Two things are not the report's: it draws 50,000
-of the training images anew for each epoch, and starts from the clean network that was best on the test images, not
-from the last.
+This is not meant as a defense.  After the colon are the runs to train; without it, all nine are trained.  "clean" is
+the network that the next five start from.  Images are attacked around noisy copies of themselves, so perturbations
+reach 0.6 where the report states 0.3.  The sound forms are configs/mnist_mixup_adversarial.py and its siblings.  Two
+details differ from the report, which draws 50,000 training images anew for each epoch, and starts from the clean
+network that was best on the test images instead of the last one.
 
-Fewer epochs, 50 for example, with ``--config.run.mixup.epochs=50``.  The published numbers
-after 1 to 200 epochs are in 001_adversarial_epochs, those of the tables are after 799.  Not run yet.
+For fewer epochs, such as 50, use ``--config.run.mixup.epochs=50``.  The published numbers after 1 to 200 epochs are
+in 001_adversarial_epochs; those of the tables are after 799.  Not run yet.
 """
 
 from advjax.experiment import defaults
@@ -22,7 +22,7 @@ SOUND = {"name": "pgd", "norm": "linf", "epsilon": "0.3", "num_steps": 40, "step
 
 
 def get_config(runs: str = ""):
-    """The experiment, of all its runs or of those named, with commas between them."""
+    """The experiment, with all runs or those in the comma-separated ``runs``."""
     recipe = {"model": {"name": "lenet5", "width": 1.0}, "batch_size": 100}
     clean = defaults.run(
         **recipe,
@@ -44,7 +44,7 @@ def get_config(runs: str = ""):
     }
     config = experiment(
         "Adversarial training of the mixup report on MNIST",
-        # 5,000 images of each class to learn from, 400 to look at.
+        # Per class, 5,000 images for training and 400 for validation.
         data={"name": "mnist", "per_class": 5400, "num_validation": 4000},
         described={"clean": clean, **adversarial},
         chosen=runs,

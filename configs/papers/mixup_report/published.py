@@ -1,10 +1,10 @@
-"""What the mixup report (001) and its logs have on the networks of an experiment."""
+"""Published numbers of the mixup report (001) and its logs for the runs of an experiment."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200)
-"""Of those in the logs, the ones that a run may end after to be compared."""
+"""Epochs in the logs at which a run may end to be comparable."""
 TRAININGS = {
     "vanilla": "adv_vanilla:from_pretrained",
     "mixup": "adv_mixup:from_pretrained",
@@ -15,26 +15,26 @@ TRAININGS = {
     "mixup_fresh": "adv_mixup:from_untrained",
     "manifold_fresh": "adv_manifold_mixup:from_untrained",
 }
-"""What the logs call the training of a run."""
+"""Run -> name of its training in the logs."""
 LAST = {
     "soft_labels": ("001_table7", "adv_mixup:soft0.01"),
     "partial": ("001_table8", "adv_partial_pgd"),
 }
-"""Runs whose networks before the last epoch are in a table of their own, and what it calls them."""
+"""Run whose network before the last epoch is in a separate table -> that table, and its name there."""
 
 
 def published(
     model: str, attacks: Mapping[str, tuple[str, str]], last_table: str, last_epoch: int
 ) -> Iterator[dict[str, Any]]:
-    """Published accuracies, clean and under the report's attack on each network, after the epochs that they are for.
+    """Entries for clean accuracies and accuracies under the report's attack on each network, at selected epochs.
 
-    Neighbouring epochs of the logs differ by points; their means over fifty epochs are nothing that a run here has.
+    Adjacent epochs of the logs differ by several points.  Their means over fifty epochs have no counterpart here.
 
     Args:
-      model: what the tables call the network.
+      model: name of the network in the tables.
       attacks: run -> (the report's attack in ``config.evaluation.attacks``, its name in the tables).
-      last_table: has the networks after ``last_epoch``, but for those in ``LAST``.
-      last_epoch: the one before the last.
+      last_table: table of the networks after ``last_epoch``, except those in ``LAST``.
+      last_epoch: the epoch before the last.
     """
     for epochs in EPOCHS:
         entry = {"table": "001_epochs", "model": model, "training": f"vanilla:{epochs}ep", "run": "clean"}

@@ -1,0 +1,29 @@
+"""Which images are computed together: batches of a few sizes, so that few programs are compiled."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+_PARTS = (1, 4, 16)
+
+
+def batch_sizes(batch_size: int, num_devices: int) -> tuple[int, ...]:
+    """``batch_size``, a quarter and a sixteenth of it, in multiples of the number of devices, smallest first."""
+    return tuple(sorted({-(-batch_size // (part * num_devices)) * num_devices for part in _PARTS}))
+
+
+def batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Splits ``positions`` into batches that are more than half full, unless the smallest size is too large for it."""
+    begin = 0
+    while begin < len(positions):
+        left = len(positions) - begin
+        size = next((size for size in reversed(sizes) if 2 * left > size), sizes[0])
+        yield positions[begin : begin + size]
+        begin += size
+
+
+def padded(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
+    """Each array filled up to the smallest size that holds it, with copies of its last row."""
+    count = len(arrays[0])
+    size = next(size for size in sizes if size >= count)
+    return [array[np.minimum(np.arange(size), count - 1)] for array in arrays]

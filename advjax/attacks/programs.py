@@ -1,0 +1,203 @@
+"""Compiled programs of the runner: attack a batch, verify its results, differentiate the loss.
+
+A program runs on several devices, each with its part of the batch, and is compiled once per process.  It is found again
+
+* by the identity of its functions, for a model with ``variables`` (what ``jax.jit`` would do as well), or
+* by its text, whatever functions it was traced from.  Weights that a function closes over are arguments of the program,
+  so that they are no part of this text.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import types
+import weakref
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks import model_queries
+from advjax.attacks.batching import padded
+from advjax.attacks.combine import Stage, call_attack
+from advjax.attacks.eot import Expectation
+from advjax.attacks.keys import AFTER, KEY_TYPE, model_keys, typed
+from advjax.attacks.lifting import lift
+from advjax.attacks.threat_model import ThreatModel
+from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn, PyTree
+
+MAX_PROGRAMS = 256
+"""How many programs are remembered by their text; those used least recently are forgotten."""
+_FUNCTIONS = (types.FunctionType, functools.partial)
+"""Types of functions that are equal only to themselves, and that are taken to be pure, as by ``jax.jit``."""
+
+_by_text: "collections.OrderedDict[tuple[Any, ...], Callable[..., Any]]" = collections.OrderedDict()
+_by_functions: MutableMapping[Any, MutableMapping[Any, dict[Any, dict]]] = weakref.WeakKeyDictionary()
+"""Model function -> attack function -> kind -> everything else -> program."""
+
+
+class Model(NamedTuple):
+    """A model whose arrays are arguments."""
+
+    bind: Callable[[Any], LogitsFn | Expectation]
+    variables: PyTree
+    """On all devices."""
+    owner: Any
+    """Programs of the model are remembered by functions as long as this object is alive."""
+
+
+def bind_model(logits_fn: Any, variables: PyTree, example: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh) -> Model:
+    """The model of ``run_stages`` on a mesh.
+
+    Args:
+      logits_fn: ``variables -> model``, or the model itself if ``variables`` is None.
+      variables: arrays of the model.
+      example: a batch of images on one device.
+      mesh: the devices.
+    """
+    bind, owner = logits_fn, owner_of(logits_fn)
+    if variables is None:
+        # What a function closes over can be replaced at any time: its programs are only looked up by their text.
+        owner = owner_of(None)
+        bind, variables = _lifted(logits_fn, example)
+    return Model(bind, jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P())), owner)
+
+
+def owner_of(function: Any) -> Any:
+    """The function, if programs can be remembered by it; otherwise something that nothing else is equal to."""
+    return function if isinstance(function, _FUNCTIONS) else lambda: None
+
+
+def _lifted(logits_fn: Any, example: jax.ShapeDtypeStruct) -> tuple[Callable[[Any], Any], list[Array]]:
+    """``(variables -> logits_fn, variables)``."""
+    if not isinstance(logits_fn, Expectation):
+        constants, bind = lift(logits_fn, example)
+        return bind, constants
+    image, key = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype), jax.eval_shape(_any_key)
+    constants, bind = lift(logits_fn.stochastic_fn, image, key)
+    return lambda variables: Expectation(bind(variables), logits_fn.num_samples), constants
+
+
+def _any_key() -> Key:
+    return jax.random.key(0, impl=KEY_TYPE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The programs of one run; they take and return numpy arrays [k, ...], and keys as their words [k, 2]."""
+
+    threat_model: ThreatModel
+    verdict: Model
+    """The model that verdicts are about."""
+    search: Model
+    """The model that attacks follow."""
+    mesh: jax.sharding.Mesh
+    sizes: tuple[int, ...]
+    """Batch sizes, smallest first."""
+    owners: dict[int, Any]
+    """``owner_of`` the attack function of each stage, by its id."""
+
+    def attack(
+        self, stage: Stage, until_success: bool, number: int, images: np.ndarray, labels: np.ndarray, keys: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Adversarial images, steps, claimed successes and where gradients were not finite, of one round."""
+        function = functools.partial(_attack, stage, until_success)
+        known = self._known(self.search, self.owners[id(stage.attack)], ("attack", until_success))
+        return self._run(function, known, self.search, (images, labels, keys), number)
+
+    def verify(self, images: np.ndarray, adversarial: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Logits, whether the threat model allows the image, and the distance; always in batches of the largest size.
+
+        Products have the full precision of float32 (or of the type that the model itself asks for), also on devices
+        that round their factors by default.
+        """
+        function = functools.partial(_verify, self.threat_model)
+        known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
+        with jax.default_matmul_precision("highest"):
+            return self._run(function, known, self.verdict, (images, adversarial, keys), sizes=self.sizes[-1:])
+
+    def gradient(self, model: Model, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Gradients of the cross-entropy with respect to the images, in the precision of verdicts."""
+        known = self._known(model, _gradient, "gradient")
+        with jax.default_matmul_precision("highest"):
+            return self._run(_gradient, known, model, (images, labels, keys))[0]
+
+    def _known(self, model: Model, owner: Any, kind: Any) -> dict[Any, Callable[..., Any]]:
+        """The programs of one kind for a model and an attack, by everything else that they depend on."""
+        of_model = _by_functions.setdefault(model.owner, weakref.WeakKeyDictionary())
+        return of_model.setdefault(owner, {}).setdefault(kind, {})
+
+    def _run(self, function, known, model: Model, batch: Sequence[np.ndarray], number: int = 0, *, sizes=None):
+        """``function(model, number, *batch)``, by the program for the smallest size that holds the batch."""
+        arguments = (model.variables, np.int32(number), *padded(batch, sizes or self.sizes))
+        shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(arguments))
+        key = jax.tree.structure(arguments), shapes, tuple(self.mesh.devices.flat), _configuration()
+        if key not in known:
+            known[key] = _compiled(function, model, self.mesh, arguments)
+        return tuple(np.asarray(part)[: len(batch[0])] for part in jax.device_get(known[key](*arguments)))
+
+
+def _compiled(
+    function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """The program ``(variables, number, *batch) -> tuple``; the batch is split over the devices."""
+
+    def replica(variables, number, *batch):
+        return function(model.bind(variables), number, *batch)
+
+    specs = (jax.P(), jax.P(), *[jax.P("data")] * (len(arguments) - 2))
+    mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
+    shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
+    # Arguments that the program does not use are part of it, or two programs could have the same text and mean others.
+    lowered = jax.jit(mapped, in_shardings=shardings, keep_unused=True).lower(*arguments)
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
+    if key not in _by_text:
+        _by_text[key] = lowered.compile()
+    _by_text.move_to_end(key)
+    while len(_by_text) > MAX_PROGRAMS:
+        _by_text.popitem(last=False)
+    return _by_text[key]
+
+
+def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
+    """Norm, epsilon and bounds as plain data."""
+    return threat_model.norm.name, float(threat_model.epsilon), tuple(map(float, threat_model.bounds))
+
+
+def call_stage(
+    stage: Stage, logits_fn: Any, number: Array | int, images: Array, labels: Array, keys: Key, until_success: bool
+) -> AttackResult:
+    """One round of a stage."""
+    attack: AttackFn = stage.attack(jnp.asarray(number))
+    return call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
+
+
+def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys):
+    result = call_stage(stage, logits_fn, number, images, labels, typed(keys), until_success)
+    return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
+
+
+def _verify(threat_model: ThreatModel, logits_fn: Any, number: Array, images: Array, adversarial: Array, keys):
+    logits = model_queries.evaluate(logits_fn, adversarial, model_keys(typed(keys), AFTER))
+    allowed = jax.vmap(threat_model.contains)(images, adversarial)
+    distance = jax.vmap(threat_model.distance)(images, adversarial)
+    return logits, allowed, distance.astype(jnp.float32)
+
+
+def _gradient(logits_fn: Any, number: Array, images: Array, labels: Array, keys):
+    rngs = model_keys(typed(keys), AFTER)
+
+    def loss(images: Array) -> Array:
+        scores = jax.nn.log_softmax(model_queries.evaluate(logits_fn, images, rngs))
+        return -jnp.sum(jnp.take_along_axis(scores, labels[:, None], axis=1))
+
+    return (jax.grad(loss)(images),)
+
+
+def _configuration() -> str:
+    """Every setting of JAX, for some of them change programs."""
+    return repr([(name, getattr(jax.config, name, value)) for name, value in jax.config.values.items()])

@@ -1,0 +1,55 @@
+"""Predictions of a model on a whole data set, over all devices."""
+
+import functools
+import zlib
+
+import jax
+import numpy as np
+
+from advjax.data import eval_batches, pixels
+from advjax.evaluation.scored_model import ScoredModel, predict
+from advjax.runtime.devices import Devices, fetch, pad_to_multiple
+from advjax.types import Array, Key, PyTree
+
+
+def predictions(
+    model: ScoredModel, images: np.ndarray, index: np.ndarray, *, seed: int, batch_size: int, devices: Devices
+) -> np.ndarray:
+    """The verdict on each image: int32 [n] predicted classes.
+
+    Every batch has the same size, so that a verdict does not depend on how many images there are.  Prediction keys are
+    derived from (seed, image index) and are disjoint from those used by attacks.
+
+    Args:
+      model: what to evaluate.
+      images: uint8 or float [n, h, w, c].
+      index: int [n], positions in the data set.
+      seed: of the draws of a stochastic model.
+      batch_size: images at a time on all devices together, rounded up to a multiple of their number.
+      devices: where to compute.
+    """
+    batch_size = pad_to_multiple(batch_size, devices.mesh)
+    variables, rows = devices.replicate(model.variables), devices.local_rows(batch_size)
+    rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"prediction"))
+    program = _program(model._replace(run="", defense="", variables=None, hash="", defense_identity=None), devices)
+    found = []
+    for positions, mask in eval_batches(len(images), batch_size):
+        here = positions[rows]
+        found.append(fetch(program(variables, pixels(images[here]), _keys(rng, index[here])))[mask])
+    return np.concatenate(found).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(model: ScoredModel, devices: Devices):
+    """The compiled verdict: one compilation for each model function, whatever its variables."""
+
+    def replica(variables: PyTree, images: Array, keys: Key, *, axis_name: str | None) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return predict(model, variables, images, keys)
+
+    return devices.parallelize(replica, in_sharded=(False, True, True), out_sharded=True)
+
+
+@jax.jit
+def _keys(rng: Key, index: Array) -> Key:
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)

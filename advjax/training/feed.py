@@ -1,0 +1,54 @@
+"""Batches for the replica step: positions in a dataset on the devices, or images streamed from a source."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
+from advjax.runtime.devices import Devices, shard
+from advjax.training.step import DeviceData
+
+Fed: TypeAlias = tuple[DeviceData, np.ndarray | None, Any]
+"""Arguments of a replica step: data, positions in them or None, mask."""
+Feed: TypeAlias = Callable[[int, int], contextlib.AbstractContextManager[Iterator[Fed]]]
+"""``(first step, end) ->`` a context with the batches of these steps."""
+
+
+def make_feed(dataset: Dataset | Source, *, batch_size: int, seed: int, num_workers: int, devices: Devices) -> Feed:
+    """A ``Dataset`` is transferred to the devices once; a ``Source`` is streamed.
+
+    Args:
+      dataset: the training examples.
+      batch_size: global batch size.
+      seed: seed of the order.
+      num_workers: number of threads that read a ``Source``.
+      devices: what to run on.
+
+    Raises:
+      UserError: the batch size is not divisible by the number of devices.
+    """
+    rows = devices.local_rows(batch_size)
+    order = {"batch_size": batch_size, "seed": seed}
+    if isinstance(dataset, Source):
+
+        def put(batch: StreamedBatch) -> StreamedBatch:
+            return StreamedBatch(*shard(tuple(batch), devices.mesh))
+
+        @contextlib.contextmanager
+        def streamed(first: int, end: int) -> Iterator[Iterator[Fed]]:
+            options: dict[str, Any] = {"rows": rows, "num_workers": num_workers, "put": put, **order}
+            with stream(dataset, first_step=first, num_steps=end, **options) as batches:
+                yield ((DeviceData(batch.images, batch.labels, batch.index), None, batch.mask) for batch in batches)
+
+        return streamed
+
+    data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
+
+    @contextlib.contextmanager
+    def resident(first: int, end: int) -> Iterator[Iterator[Fed]]:
+        numbered = (batch_positions(step, num_examples=len(dataset.labels), **order) for step in range(first, end))
+        yield ((data, positions[rows], mask[rows]) for positions, mask in numbered)
+
+    return resident

@@ -1,0 +1,84 @@
+"""The command line: which keys of a config may be given, and what is said of those that may not."""
+
+import sys
+
+import pytest
+from absl import flags
+
+from advjax import main
+from advjax.experiment.from_config import from_config
+from advjax.types import UserError
+from support.paths import REPOSITORY
+
+CONFIG = str(REPOSITORY / "configs" / "digits_fixer.py")
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """``arguments -> config``, as ``python -m advjax.main`` has it."""
+
+    def forget():
+        flags.FLAGS.unparse_flags()
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+
+    def parsed(*arguments):
+        forget()
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        main._parse(sys.argv)
+        return main._CONFIG.value
+
+    yield parsed
+    forget()
+
+
+def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
+    config = parse(
+        f"--config={CONFIG}",
+        "--config.run.base.epochs=3",
+        "--config.run.base.objective.noise=false",
+        "--config.run.base.model.mean=(0.5,)",
+        "--config.run.fixer.attack.num_restarts=2",
+        "--config.evaluation.attacks.auto_pgd.loss=dlr",
+        "--config.evaluation.attacks.fgsm.norm=l2",
+    )
+    built = from_config(config)
+    base, fixer = (run.identity["run"] for run in built.runs)
+    assert (base["epochs"], base["objective"]["noise"], built.runs[0].model.mean) == (3, False, [0.5])
+    assert fixer["attack"]["num_restarts"] == 2
+    assert {attack.name: attack.identity.get("loss") for attack in built.evaluation.attacks}["auto_pgd"] == "dlr"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("typo=1", "unknown key typo; known are title, seed"),
+        ("run.base.epoch=1", "unknown key run.base.epoch; known are model"),
+        ("run.fixer.attack.steps=1", "run.fixer.attack: unknown key 'steps'; known are num_steps"),
+        ("run.base.objective.gamma=1", "run.base.objective: unknown key 'gamma'; known are on, noise"),
+        ("run.base.augmentation.padding=3", "run.base.augmentation.padding must have the arguments of 'padding'"),
+    ],
+)
+def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
+    with pytest.raises(UserError, match=message):
+        from_config(parse("--config", CONFIG, f"--config.{override}"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--config", CONFIG, "--config.run.bas.epochs=1"), "unknown config key run.bas; known there are base, fixer"),
+        ((f"--config={CONFIG}", "--config.runs.base.x", "1"), "error: "),
+        ((f"--config={CONFIG}", "--config.run.base.attack.name=fgsm"), "config key run.base.attack is None"),
+        ((f"--config={CONFIG}", "--config.run.base.attack={}"), "config key run.base.attack is None"),
+        (("--config", CONFIG, "--config.run.base.epochs=many"), "invalid literal for int"),
+        ((f"--config={CONFIG}", "--config.evaluation.attacks.fgsm=3"), "is not a dict"),
+        (("--config=nowhere.py",), "no config file at nowhere.py"),
+    ],
+)
+def test_what_flags_cannot_take_is_one_line_and_exit_code_2(parse, capfd, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    said = capfd.readouterr().err.strip()
+    assert message in said and "\n" not in said
