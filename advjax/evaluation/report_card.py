@@ -7,7 +7,6 @@ proves nothing about the model; it says that the numbers measured on it may flat
 """
 
 import dataclasses
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax import attacks
-from advjax.attacks import Attack, Expectation, ThreatModel, model_queries
+from advjax.attacks import Attack, Expectation, ThreatModel, input_checks, model_queries
+from advjax.attacks.keys import keys_per_image
 from advjax.attacks.losses import random_class
 from advjax.attacks.random_noise import random_points
 from advjax.evaluation.statistics import mcnemar
@@ -69,14 +69,20 @@ def examine(
       names: which of ``CHECKS``, all if None.
 
     Raises:
-      ValueError: another threat model, or an unknown name.
+      ValueError: another threat model, an unknown name, or images, labels or logits that attacks cannot handle.
     """
-    if not (threat_model.norm.dense and threat_model.is_bounded):
-        raise ValueError(f"examine needs linf or l2 with a finite epsilon, got {threat_model.norm.name}")
+    threat_model.require("examine", "linf", "l2", finite_epsilon=True, finite_bounds=True)
+    if not float(threat_model.epsilon) > 0:
+        raise ValueError(f"examine needs an epsilon above 0, got {threat_model.epsilon}")
+    images, labels = input_checks.as_array("images", images), input_checks.as_array("labels", labels)
+    input_checks.check_inputs(images, labels, threat_model.bounds)
+    if not len(images):
+        raise ValueError("examine needs at least one image, got none")
     bind: Any = logits_fn if variables is not None else lambda variables: logits_fn
     subject = _Subject(bind, variables, jnp.asarray(images), jnp.asarray(labels, jnp.int32), threat_model, seed)
     if unknown := [name for name in names or () if name not in CHECKS]:
         raise ValueError(f"names must be among {', '.join(CHECKS)}, got {unknown[0]!r}")
+    input_checks.check_logits(subject.logits(subject.images), images, labels)
     # Compiling is most of the work, and two programs can be compiled at a time.
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda name: Check(name, *CHECKS[name](subject)), names or CHECKS)
@@ -130,8 +136,7 @@ class _Subject:
         seed: int,
     ) -> None:
         self.bind, self.variables, self.images, self.labels = bind, variables, images, labels
-        self.threat_model, self.rng = threat_model, jax.random.key(seed)
-        self.keys = jax.vmap(functools.partial(jax.random.fold_in, self.rng))(np.arange(len(images)))
+        self.threat_model, self.keys = threat_model, keys_per_image(jax.random.key(seed), len(images))
         self._evaluate = jax.jit(lambda variables, images, keys: model_queries.evaluate(bind(variables), images, keys))
         self._seen: dict[tuple, np.ndarray] = {}
         self._compiled = {program: self._compile(make) for program, make in _PROGRAMS.items()}
@@ -163,7 +168,7 @@ class _Subject:
             return self._seen[asked]
 
     def _correct(self, images: Array) -> np.ndarray:
-        return np.argmax(self.logits(images, 1), axis=-1) == np.asarray(self.labels)
+        return ~np.asarray(model_queries.is_fooled(self.logits(images, 1), self.labels))
 
     def _compile(self, make_attack: Callable[[ThreatModel, Array], Attack]) -> Callable[..., Array]:
         @jax.jit
