@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 DATA = {
+    # Dataset: "digits", "cifar10", "mnist", "fashion_mnist", "folder", or another that tfds has prepared.
     "name": "",
     # Directory of the prepared tfds data; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     "dir": "",
@@ -51,10 +52,13 @@ RUN = {
     "copies": {"order": (), "made_on": "", "labels": "true", "format": "float32"},
     # Whether examples of the larger classes are left out until all classes are equally large.
     "undersample": False,
+    # Passes over the training images.
     "epochs": 1,
     # Overrides epochs if not 0.
     "num_steps": 0,
+    # Training images per step, on all devices together.
     "batch_size": 128,
+    # What is minimized, with its arguments beside the names.
     "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
     # Transforms of images and targets after augmentation and attack: "order" (names), and arguments under each name.
     "targets": {"order": ()},
@@ -63,7 +67,9 @@ RUN = {
     # Attack on the validation images, with the keys of "attack"; None for that of training or, where that does not
     # maximize a classification loss ("most_divergent"), PGD with its norm, epsilon and steps.
     "validation_attack": None,
+    # Augmentation of the training images: "order" (names), and arguments under each name.
     "augmentation": {"order": ()},
+    # Optimizer and learning rate schedule, with their arguments beside the names.
     "optimizer": {
         "name": "sgd",
         "schedule": {"name": "one_cycle", "peak_learning_rate": 0.1},
@@ -81,7 +87,9 @@ RUN = {
     "two_updates": "",
     # Validations without a new best ``select_metric`` after which training stops; 0 for never.
     "patience": 0,
+    # Steps between two logged lines.
     "log_every": 50,
+    # Epochs between two validations.
     "validate_every_epochs": 1,
     # Checkpoint to evaluate: the "best" on the validation images, or the "last".
     "select": "best",
@@ -99,6 +107,7 @@ EVALUATION = {
     "protocol": "sound",
     # The first so many test images; 0 for all.
     "num_examples": 0,
+    # Images per batch, on all devices together.
     "batch_size": 256,
     # Attack whose images the report shows, and how many images.
     "pictured": "",
@@ -122,12 +131,16 @@ DEFENSE = {
 }
 
 EXPERIMENT = {
+    # Heading of the report.
     "title": "",
+    # Seed of everything random.
     "seed": 0,
     # How steps are mapped over devices: "shard_map", "pmap" or "jit".
     "mapping": "shard_map",
     "data": DATA,
+    # Names of the runs, in the order of their training.
     "runs": (),
+    # The runs by their names.
     "run": {},
     "evaluation": EVALUATION,
     # Published numbers to print beside rows of the report: see advjax/papers/join.py.

@@ -43,9 +43,24 @@ def config_keys() -> str:
     ]
     tables = _tables(pathlib.Path(defaults.__file__).read_text())
     for name, (heading, prefix) in SECTIONS.items():
-        rows = [f"| `{prefix}{key.path}` | {code(key.default)} | {cell(key.comment)} |" for key in tables[name]]
+        rows = [
+            f"| {', '.join(f'`{prefix}{key.path}`' for key in keys)} | {', '.join(code(key.default) for key in keys)} "
+            f"| {cell(keys[0].comment)} |"
+            for keys in _with_shared_comments(tables[name])
+        ]
         text += ["", f"## {heading}", "", "| key | default | meaning |", "|---|---|---|", *rows]
     return "\n".join([*text, ""])
+
+
+def _with_shared_comments(keys: list[Key]) -> list[list[Key]]:
+    """Keys in groups: those that have no comment of their own share the one above."""
+    groups: list[list[Key]] = []
+    for key in keys:
+        if key.comment or not groups:
+            groups.append([key])
+        else:
+            groups[-1].append(key)
+    return groups
 
 
 def _tables(source: str) -> dict[str, list[Key]]:
