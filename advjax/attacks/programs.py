@@ -24,8 +24,7 @@ from advjax.attacks import model_queries
 from advjax.attacks.batching import padded
 from advjax.attacks.combine import Stage, call_attack
 from advjax.attacks.eot import Expectation
-from advjax.attacks.image_keys import KEY_TYPE, typed
-from advjax.attacks.keys import AFTER, model_keys
+from advjax.attacks.keys import AFTER, KEY_TYPE, model_keys, typed
 from advjax.attacks.lifting import lift
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn, PyTree

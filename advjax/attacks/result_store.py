@@ -135,8 +135,8 @@ def _reproduced(stored: np.ndarray, here: np.ndarray) -> bool:
     num_rows = stored.shape[0] if stored.ndim else 1
     old, new = (np.reshape(array, (num_rows, -1)).astype(float) for array in (stored, here))
     scale = np.max(np.abs(old), initial=0.0, where=np.isfinite(old))
-    equal = np.isclose(old, new, rtol=0, atol=TOLERANCE * scale, equal_nan=True).all(axis=1)
-    return bool(equal.sum() >= AGREEING_ROWS * len(equal))
+    equal = np.all(np.isclose(old, new, rtol=0, atol=TOLERANCE * scale, equal_nan=True), axis=1)
+    return bool(np.mean(equal) >= AGREEING_ROWS) if num_rows else True
 
 
 def _numbers(folder: pathlib.Path) -> set[int]:

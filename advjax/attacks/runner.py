@@ -18,7 +18,7 @@ from advjax.attacks.base import Attack
 from advjax.attacks.batching import batch_sizes, batches
 from advjax.attacks.combine import Stage
 from advjax.attacks.eot import Expectation
-from advjax.attacks.image_keys import folded, image_keys, root_words
+from advjax.attacks.keys import folded_words, image_words, root_words
 from advjax.attacks.programs import Programs, bind_model, describe, owner_of
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.threat_model import ThreatModel
@@ -106,7 +106,7 @@ def run_stages(
     _check_stages(stages, threat_model)
     programs = _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices)
     root = root_words(seed)
-    keys = np.asarray(image_keys(root, index))
+    keys = np.asarray(image_words(root, index))
     problem = resume.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
     options = {"has_variables": variables is not None}
     store = ResultStore(None, {})
@@ -131,8 +131,8 @@ class _Run(NamedTuple):
     def keys(self, stage: int, number: int) -> np.ndarray:
         """Words of the images' keys in a round."""
         if len(self.stages) > 1:
-            return np.asarray(folded(folded(self.problem.keys, stage), number))
-        return np.asarray(folded(self.problem.keys, number)) if self.num_rounds(0) > 1 else self.problem.keys
+            return np.asarray(folded_words(folded_words(self.problem.keys, stage), number))
+        return np.asarray(folded_words(self.problem.keys, number)) if self.num_rounds(0) > 1 else self.problem.keys
 
     def num_rounds(self, stage: int) -> int:
         return self.stages[stage].num_rounds(self.problem.logits.shape[1])

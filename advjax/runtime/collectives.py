@@ -1,6 +1,6 @@
-"""Collectives for replica functions: sums and means over the replicas, and the cast that keeps gradients local.
+"""Collectives for replica functions: the mean over the replicas, and the cast that keeps gradients local.
 
-With ``axis_name=None``, in the plain single-device program, all of them are the identity.
+With ``axis_name=None``, in the plain single-device program, both are the identity.
 """
 
 import jax
@@ -9,11 +9,6 @@ from advjax.types import PyTree
 
 AXIS = "data"
 """Name of the mesh axis that batches are split over."""
-
-
-def sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Sum over the replicas; the identity for ``axis_name=None``."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def mean_over(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -34,7 +34,7 @@ MAPPINGS = ("shard_map", "pmap", "jit")
 
 
 def process_index() -> int:
-    """Index of this process, 0 in a single-process run."""
+    """Index of this process."""
     return jax.process_index()
 
 
@@ -107,12 +107,8 @@ def parallelize(
 ) -> Callable[..., PyTree]:
     """Runs a replica function on all devices.
 
-    The three mappings take the same arguments and give the same results, up to rounding:
-
-    * ``"shard_map"``: ``jit(shard_map(f))``, with collectives as written;
-    * ``"pmap"``: ``jax.pmap`` with collectives as written;
-    * ``"jit"``: ``f`` with ``axis_name=None`` on global arrays, partitioned by the compiler; a loop runs until all
-      replicas are done.
+    The mappings give the same results, up to rounding: ``"shard_map"`` and ``"pmap"`` with collectives as written,
+    ``"jit"`` with ``axis_name=None`` on global arrays that the compiler partitions, with loops until all are done.
 
     Args:
       replica_fn: ``f(*args, axis_name: str | None)``; it must reduce with the functions of ``collectives``.

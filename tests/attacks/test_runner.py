@@ -186,9 +186,8 @@ def test_a_single_stage_equals_the_attack_on_one_batch(data, num_rounds, survivo
     options = {"index": index, "batch_size": 8, "survivors_only": survivors_only}
     arguments = (single(attack, num_rounds), data.threat_model, data.model, data.images, data.labels)
     found = runner.run_stages(*arguments, seed=5, **options)
-    whole = dataclasses.replace(attack, stop_on_success=survivors_only)
-    whole = whole if num_rounds == 1 else attacks.with_restarts(whole, num_rounds)
-    call = jax.jit(functools.partial(whole, data.model))
+    whole = attack if num_rounds == 1 else attacks.with_restarts(attack, num_rounds)
+    call = jax.jit(functools.partial(whole, data.model, until_success=survivors_only))
     expected = jax.device_get(call(data.images, data.labels, am.keys_of(index, seed=5)))
     assert 0 < np.sum(expected.success[:-3]) < COUNT - 3
     if survivors_only:

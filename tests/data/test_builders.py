@@ -32,14 +32,14 @@ is_reachable = builders.is_reachable
 
 @pytest.fixture(autouse=True)
 def no_network_no_cache(monkeypatch):
-    """Every test here works as a machine without a network does, and keeps nothing outside its own folder."""
+    """Every test runs without a network and writes only to its own folder."""
     monkeypatch.setattr(builders, "is_reachable", lambda url: False)
     monkeypatch.setenv("ADVJAX_CACHE", "")
 
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """Puts files into downloads/manual and declares them to be the official ones of the builder."""
+    """Puts files into downloads/manual and registers them as the builder's official archives."""
 
     def put(builder: type, contents: dict[str, bytes]) -> pathlib.Path:
         manual = tmp_path / "downloads" / "manual"
@@ -140,7 +140,7 @@ def test_cifar10_archive_gives_the_examples_and_the_files_metadata_of_tfds(archi
 
 
 def test_mnist_records_are_those_of_tfds_in_their_order(archives, prepared, real_test):
-    """All 10,000 test images: record by record the order, the pixels and the labels of the real prepared copy."""
+    """All 10,000 test images have the order, pixels, and labels of the real prepared copy."""
     test = real_test("mnist")
     root = archives(builders.MNIST, idx_archives(test.take(np.arange(50)), test))
     folder = builders.prepare("mnist", root)

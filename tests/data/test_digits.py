@@ -1,4 +1,4 @@
-"""Scikit-learn's digits, and the checks that every data set passes."""
+"""Scikit-learn's digits, and the validation of datasets."""
 
 import sys
 

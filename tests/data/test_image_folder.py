@@ -1,4 +1,4 @@
-"""Image folders: order, classes, patients, cache, and what is said when something is wrong."""
+"""Image folders: order, classes, patients, cache, and error messages."""
 
 import csv
 import pathlib

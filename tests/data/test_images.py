@@ -1,4 +1,4 @@
-"""Decoding, and resizing against a plain NumPy statement of it."""
+"""Decoding, and resizing against a NumPy reference."""
 
 import io
 
@@ -22,7 +22,7 @@ def encoded(image: PIL.Image.Image, kind: str = "png") -> bytes:
 
 
 def weights(length: int, side: int, size: int) -> np.ndarray:
-    """[size, length]: how much each input pixel counts for each output pixel of the centered crop of ``side``."""
+    """[size, length]: weight of each input pixel in each output pixel of the centered crop of ``side``."""
     shrink = side / size
     support = max(shrink, 1)
     at = (np.arange(size) + 0.5) * shrink + (length - side) / 2

@@ -1,4 +1,4 @@
-"""Index files: what was written comes back, and nothing else does."""
+"""Index files: round trips, and refusal of files that were modified or belong to other data."""
 
 import json
 

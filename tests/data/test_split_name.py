@@ -1,4 +1,4 @@
-"""Splits by name and pieces of them, as data sets, sources and configs use them."""
+"""Split names and slices, as used by datasets, sources, and configs."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_a_config_trains_on_one_piece_and_tests_on_another():
 
 
 def test_the_dauphine_configs_measure_what_the_report_measures(shared):
-    """They take train[1024:] to learn from, all of it, and train[:1024] to test on."""
+    """They train on all of train[1024:] and test on train[:1024]."""
     config = config_of("cifar_fixed_mix")
     config.data.dir = str(shared / "data" / "tensorflow_datasets")
     built = from_config(config)

@@ -1,4 +1,4 @@
-"""Splits: exact sizes, stratified, disjoint, nested, and functions of (data set, seed)."""
+"""Splits: exact sizes, stratified, disjoint, nested, and functions of (dataset, seed)."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_splits_depend_on_name_and_seed_alone():
 
 
 def test_validation_and_subset_share_no_randomness():
-    """With one seed, the 10 % subset holds about 10 % of the 10 % validation examples, not all or none of them."""
+    """With equal seeds, a 10% subset contains about 10% of the 10% validation examples, not all or none of them."""
     validation = train_validation(CIFAR_LIKE, num_validation=5000, seed=0, name="cifar10")[1]
     subset = nested_subset(CIFAR_LIKE, fraction=0.1, seed=0, name="cifar10")
     assert 400 < np.intersect1d(validation, subset).size < 600

@@ -1,4 +1,4 @@
-"""Streams: the batches of the order, whatever the threads do; errors; resumption; an end."""
+"""Streams: deterministic batches regardless of thread timing, errors, resumption, and shutdown."""
 
 import threading
 import time
@@ -53,7 +53,7 @@ def threads() -> list[str]:
 
 
 def test_batches_are_those_of_the_order(dataset, source):
-    """Three epochs of three steps, the last of each partly filler."""
+    """Three epochs of three steps, the last of each partly padding."""
     found = collect(source)
     assert len(found) == 9
     for step, batch in enumerate(found):

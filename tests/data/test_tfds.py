@@ -1,4 +1,4 @@
-"""Prepared tfds directories: original order, cache, and what is said when something is missing."""
+"""Prepared tfds directories: original order, cache, and error messages."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def root(tmp_path) -> pathlib.Path:
 
 
 def write(root: pathlib.Path, name: str, records=RECORDS, *, version="1.0.0", **features) -> pathlib.Path:
-    """Prepares a small data set with the splits train and test; its keys are the positions."""
+    """Prepares a small dataset with the splits train and test; its keys are the positions."""
 
     def info(self):
         named = tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL} | features)
@@ -114,7 +114,7 @@ def test_real_mnist_test_set_is_in_the_order_of_its_archive(shared):
 
 
 def photograph(number: int) -> bytes:
-    """JPEG of a size of its own, every fourth one gray, as they occur in Imagenette."""
+    """JPEGs of different sizes, every fourth one gray, as in Imagenette."""
     values = np.random.RandomState(number).randint(0, 256, (3, 4, 3)).astype(np.uint8)
     image = PIL.Image.fromarray(values).resize((30 + number, 40 - number), PIL.Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -135,7 +135,7 @@ class Photographs:
 
 @pytest.fixture(params=["imagenette/320px-v2", "cats_vs_dogs"])
 def photographs(request, root) -> str:
-    """Name of a data set with the features of the real one, prepared in ``root``."""
+    """Name of a dataset with the features of the real one, prepared in ``root``."""
     name, _, configuration = request.param.partition("/")
     folder = write(root, name, Photographs(), image=tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"))
     if configuration:
@@ -226,7 +226,7 @@ def test_newest_version_and_named_configuration(root):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
-    """Grows by one whenever records are really decoded."""
+    """Grows by one whenever records are actually decoded."""
     seen = []
     read = tfds_reader._read
     monkeypatch.setattr(tfds_reader, "_read", lambda builder, *args: seen.append(args[1]) or read(builder, *args))

@@ -1,4 +1,4 @@
-"""Defences are pure in their key, keep what they promise, and let gradients through."""
+"""Defenses are pure functions of their key, match their formulas, and propagate gradients."""
 
 from contextlib import nullcontext
 
@@ -290,7 +290,7 @@ def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, messag
         (Net62k(), {"name": "gaussian_smoothing", "std": 0.1}, None),
     ],
 )
-def test_a_defence_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
+def test_a_defense_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
     recipe = registry.build(registry.DEFENSES, spec, "defense")
     defense = DefensePlan("named", "run", recipe, num_draws=1, num_votes=1, num_samples=1, identity=spec)
     with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():

@@ -1,4 +1,4 @@
-"""A user's own network, of pure functions: fixers, denoising blocks and mixing without rewriting it."""
+"""A user's network of pure functions: fixers, denoising blocks, and mixing without rewriting it."""
 
 import chex
 import jax
@@ -40,7 +40,7 @@ logits = blocks.apply(patched, variables, images)
 
 @pytest.fixture(scope="module")
 def shown():
-    """The names that the README's lines leave behind."""
+    """The variables that the README snippet defines."""
     names = {"images": jax.random.uniform(jax.random.key(1), (5, 4, 4, 3))}
     exec(SNIPPET, names)
     return names

@@ -1,4 +1,4 @@
-"""Denoising blocks, and with them inserted modules that have BatchNorm and bases that are fine-tuned."""
+"""Denoising blocks; also inserted modules with BatchNorm, and fine-tuned bases."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def base():
 
 
 def grafted(patched, base_variables):
-    """Variables with the trained base, denoising blocks awake."""
+    """Variables with the trained base, with active denoising blocks."""
     variables = blocks.graft(blocks.init(patched, jax.random.key(2), SHAPE), base_variables)
     awake = jax.tree.map_with_path(
         lambda path, leaf: leaf + 0.5 if "patches_" in str(path[0]) and "scale" in str(path[-1]) else leaf,
@@ -109,7 +109,7 @@ def test_the_parameters_of_the_base_keep_their_paths(base):
         assert jax.tree.structure(variables.params["base"]) == jax.tree.structure(base_variables.params)
 
 
-def test_replicas_synchronise_the_batch_norm_of_blocks_and_base(base):
+def test_replicas_synchronize_the_batch_norm_of_blocks_and_base(base):
     model, base_variables, images = base
     patched = with_denoising(model, ("stage1",))
     variables = grafted(patched, base_variables)

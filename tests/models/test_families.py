@@ -1,4 +1,4 @@
-"""What all families of networks have in common, the published numbers of parameters, and what is special about each."""
+"""Properties shared by all architectures, published parameter counts, and peculiarities of each."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from advjax.models.wide_resnet import WideResNet
 from advjax.training.partition import num_params
 from advjax.types import Variables
 
-GREY, COLOR = (28, 28, 1), (32, 32, 3)
+GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 
 
 def shapes(model, image_shape):
@@ -30,12 +30,12 @@ def shapes(model, image_shape):
     "model, image_shape, expected",
     [
         (LeNet5(), (32, 32, 1), 61_706),
-        (LeNet5(), GREY, 61_706),
+        (LeNet5(), GRAY, 61_706),
         (Net62k(), COLOR, 62_006),
         (PreActResNet18(), COLOR, 11_171_146),
         (PreActResNet18(final_norm=True), COLOR, 11_172_170),
         (ResNet18(), COLOR, 11_181_642),
-        (ResNet18(), GREY, 11_181_642),
+        (ResNet18(), GRAY, 11_181_642),
         (ResNet50(), COLOR, 23_528_522),
         (ResNet101(), COLOR, 42_520_650),
         (ResNet18(num_classes=2), COLOR, 11_177_538),
@@ -49,9 +49,9 @@ def shapes(model, image_shape):
         (VGG16(batch_norm=True, noise=(0.2, 0.1)), COLOR, 14_728_266),
         (VGG16(head="classic"), (224, 224, 3), 134_301_514),
         (ResNet20v1(), COLOR, 273_066),
-        (Custom1(), GREY, 398_986),
-        (Custom1(pool_stride=2), GREY, 411_274),
-        (Custom2(), GREY, 710_218),
+        (Custom1(), GRAY, 398_986),
+        (Custom1(pool_stride=2), GRAY, 411_274),
+        (Custom2(), GRAY, 710_218),
         (CustomCifar(), COLOR, 400_586),
         (CustomCifar(pool_stride=2), COLOR, 433_354),
         (WideResNet(), COLOR, 36_479_194),
@@ -71,7 +71,7 @@ def test_the_stages_of_preact_resnet18_have_the_published_numbers_of_parameters(
 
 
 TINY = {
-    "lenet5": (LeNet5(num_classes=3, width=0.2), GREY),
+    "lenet5": (LeNet5(num_classes=3, width=0.2), GRAY),
     "net62k": (Net62k(num_classes=3, width=0.2, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)), COLOR),
     "preact_resnet18": (PreActResNet18(num_classes=3, width=1 / 32), (8, 8, 3)),
     "resnet18": (ResNet18(num_classes=3, width=1 / 32, stage_sizes=(1, 2, 1, 1)), (32, 32, 1)),
@@ -80,8 +80,8 @@ TINY = {
     "vgg16_bn": (VGG16(num_classes=3, width=1 / 32, batch_norm=True), COLOR),
     "vgg16_classic": (VGG16(num_classes=3, width=1 / 32, head="classic"), (32, 32, 3)),
     "resnet20v1": (ResNet20v1(num_classes=3, width=1 / 8), (8, 8, 3)),
-    "custom1": (Custom1(num_classes=3, width=1 / 16), GREY),
-    "custom2": (Custom2(num_classes=3, width=1 / 32), GREY),
+    "custom1": (Custom1(num_classes=3, width=1 / 16), GRAY),
+    "custom2": (Custom2(num_classes=3, width=1 / 32), GRAY),
     "custom_cifar": (CustomCifar(num_classes=3, width=1 / 16, pool_stride=2), COLOR),
     "wide_resnet": (WideResNet(num_classes=3, depth=10, width=0.2), (8, 8, 3)),
 }
@@ -173,7 +173,7 @@ def features_of(model, image_shape):
 
 def test_shapes_of_hidden_features():
     lenet = {"conv1": (14, 14, 6), "conv2": (5, 5, 16), "fc1": (120,), "fc2": (84,), "head": (10,)}
-    assert features_of(LeNet5(), GREY) == lenet
+    assert features_of(LeNet5(), GRAY) == lenet
     preact = list(features_of(PreActResNet18(), COLOR).values())
     assert preact == [(32, 32, 64), (32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (10,)]
     resnet = list(features_of(ResNet50(), (224, 224, 3)).values())
@@ -181,9 +181,9 @@ def test_shapes_of_hidden_features():
     vgg = list(features_of(VGG16(head="classic"), (224, 224, 3)).values())
     assert vgg[-4:] == [(7, 7, 512), (4096,), (4096,), (10,)]
     assert list(features_of(ResNet20v1(), COLOR).values())[-2:] == [(8, 8, 64), (10,)]
-    assert list(features_of(Custom1(), GREY).values())[:3] == [(9, 9, 32), (3, 3, 64), (1, 1, 64)]
+    assert list(features_of(Custom1(), GRAY).values())[:3] == [(9, 9, 32), (3, 3, 64), (1, 1, 64)]
     assert list(features_of(CustomCifar(), COLOR).values())[:3] == [(10, 10, 32), (3, 3, 64), (1, 1, 64)]
-    assert list(features_of(Custom2(), GREY).values())[:3] == [(14, 14, 64), (5, 5, 128), (1, 1, 128)]
+    assert list(features_of(Custom2(), GRAY).values())[:3] == [(14, 14, 64), (5, 5, 128), (1, 1, 128)]
     assert list(features_of(WideResNet(), COLOR).values())[:2] == [(32, 32, 16), (32, 32, 160)]
 
 
@@ -197,13 +197,13 @@ def test_lenet5_resizes_28_to_32_bilinearly_and_nothing_else():
     np.testing.assert_array_equal(LeNet5().prepare(same), same)
 
 
-def test_input_is_normalised_inside_and_grey_images_are_repeated():
+def test_input_is_normalized_inside_and_gray_images_are_repeated():
     images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     expected = (np.asarray(images) - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(ImageClassifier(mean=mean, std=std).prepare(images), expected, rtol=1e-5, atol=1e-6)
-    grey = images[..., :1]
-    np.testing.assert_array_equal(ResNet18().prepare(grey), jnp.tile(grey, 3))
+    gray = images[..., :1]
+    np.testing.assert_array_equal(ResNet18().prepare(gray), jnp.tile(gray, 3))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_input_is_normalised_inside_and_grey_images_are_repeated():
             "weighting must be 'dot_product' or 'gaussian', got 'dot'",
         ),
         (
-            lambda: shapes(with_denoising(LeNet5(), after=("fc1",)), GREY),
+            lambda: shapes(with_denoising(LeNet5(), after=("fc1",)), GRAY),
             r"a denoising block needs features .* \(1, 120\)",
         ),
     ],

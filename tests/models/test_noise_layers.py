@@ -1,4 +1,4 @@
-"""Random self-ensemble: noise layers that the stream "noise" turns on."""
+"""Random self-ensemble: noise layers that the "noise" stream enables."""
 
 import flax.linen as nn
 import jax

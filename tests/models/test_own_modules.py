@@ -1,4 +1,4 @@
-"""A user's own linen network: its class, its variables and its plain layers as they are."""
+"""A user's linen network: its class, variables, and layers work unchanged."""
 
 import chex
 import flax.linen as nn
@@ -24,7 +24,7 @@ class Body(nn.Module):
 
 
 class Setup(nn.Module):
-    """As many write theirs: submodules in ``setup``, and "training" by position."""
+    """A common style: submodules in ``setup``, and a positional "training" flag."""
 
     norm: nn.Module = nn.BatchNorm(momentum=0.5)
 
@@ -59,7 +59,7 @@ class Listed(blocks.Classifier):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Variables of the plain network, running statistics away from their start, and images."""
+    """Variables of the plain network, with running statistics away from their initial values, and images."""
     images = jax.random.uniform(jax.random.key(0), (4, *SHAPE))
     variables = Compact().init(jax.random.key(1), images)
     _, state = Compact().apply(variables, images, deterministic=False, mutable=["batch_stats"])
@@ -93,7 +93,7 @@ def test_a_network_is_taken_with_its_variables(trained, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_batch_norm_is_synchronised_and_the_users_object_left_alone(trained, kind):
+def test_its_batch_norm_is_synchronized_and_the_users_object_left_alone(trained, kind):
     variables, images = trained
     model, taken = classifiers(variables)[kind]
     together = blocks.apply(model, taken, images, train=True)

@@ -1,4 +1,4 @@
-"""ResNet9, fixers and the mechanism of named blocks."""
+"""ResNet9, fixers, and named blocks."""
 
 import chex
 import flax.linen as nn

@@ -1,4 +1,4 @@
-"""Weights of PyTorch modules written here: flattened features in any order, and the families without a fixture."""
+"""Weights of PyTorch modules defined here: flattened features in any order, and architectures without a fixture."""
 
 import flax.linen as nn
 import jax
@@ -71,7 +71,7 @@ def conv_block(inputs, outputs, pool=False, bias=False):
 
 
 def resnet9(head, pool3=False, bias=False, inputs=128):
-    """The usual one, a sixteenth as wide."""
+    """The common one, a sixteenth as wide."""
 
     class Network(torch.nn.Module):
         def __init__(self):
@@ -160,7 +160,7 @@ class CleverHans(torch.nn.Module):
 POOLED = [torch.nn.MaxPool2d(4), torch.nn.Flatten()]
 BOTH = [torch.nn.MaxPool2d(4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
 AVERAGED = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
-GREY, COLOR = (28, 28, 1), (32, 32, 3)
+GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 FAMILIES = {
     "resnet9": (lambda: resnet9(POOLED), ResNet9(width=1 / 16), COLOR),
     "resnet9_known": (
@@ -171,9 +171,9 @@ FAMILIES = {
     "resnet9_average": (lambda: resnet9(AVERAGED, inputs=32), ResNet9(width=1 / 16, head="average"), COLOR),
     "resnet9_hist": (lambda: resnet9(BOTH, inputs=32), ResNet9(width=1 / 16, head="max4_average"), COLOR),
     "resnet20v1": (KerasResNet20, ResNet20v1(width=1 / 4), COLOR),
-    "custom1": (lambda: Custom(1, 2, 128, relu=True), Custom1(width=1 / 2, pool_stride=2), GREY),
+    "custom1": (lambda: Custom(1, 2, 128, relu=True), Custom1(width=1 / 2, pool_stride=2), GRAY),
     "custom_cifar": (lambda: Custom(3, 3, 32, relu=False), CustomCifar(width=1 / 2), COLOR),
-    "custom2": (CleverHans, Custom2(width=1 / 8), GREY),
+    "custom2": (CleverHans, Custom2(width=1 / 8), GRAY),
 }
 
 

@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks: logits equal to those that PyTorch computed, and clear refusals."""
+"""Weights of PyTorch networks: logits equal PyTorch's, and clear errors."""
 
 import sys
 
@@ -35,11 +35,11 @@ MODELS = {
 
 
 class Nameless(blocks.Classifier):
-    """Of no family."""
+    """An unsupported architecture."""
 
 
 def fixture(name):
-    """State dict, images in [0, 1] and the logits that PyTorch gave them."""
+    """State dict, images in [0, 1], and PyTorch's logits for them."""
     with np.load(FIXTURES / f"torch_{name}.npz") as file:
         state = {key.removeprefix("state/"): file[key] for key in file.files if key.startswith("state/")}
         return state, file["images"].astype(np.float32) / 255, file["logits"]

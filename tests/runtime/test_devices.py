@@ -1,4 +1,4 @@
-"""advjax/runtime/devices.py: every mapping matches a single device, on virtual devices and in two real processes."""
+"""Every mapping gives the single-device result, on virtual devices and in two real processes."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def train_step(state, batch, *, axis_name):
-    """SGD on the mean loss of the rows that are no padding; noise per row, from the state's key."""
+    """SGD on the mean loss of the rows that are not padding; noise per row, from the state's key."""
     step_key = jax.random.fold_in(state["rng"], state["step"])
     keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(batch["index"])
     noise = jax.vmap(lambda key, image: 0.1 * jax.random.normal(key, image.shape))(keys, batch["images"])
@@ -52,7 +52,7 @@ def train_step(state, batch, *, axis_name):
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (losses, batch_stats)), grads = gradient_fn(collectives.varying(state["params"], axis_name))
-    loss, grads, count = collectives.sum_over((loss, grads, jnp.sum(batch["mask"])), axis_name)
+    loss, grads, count = collectives.mean_over((loss, grads, jnp.sum(batch["mask"])), axis_name)
     updates, opt_state = OPTIMIZER.update(jax.tree.map(lambda g: g / count, grads), state["opt_state"])
     params = optax.apply_updates(state["params"], updates)
     new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
@@ -158,7 +158,7 @@ def test_a_loop_stops_on_each_device_by_itself(mapping, rounds):
 
 def test_without_axis_name_the_collectives_do_nothing():
     tree = {"a": jnp.arange(3.0)}
-    for function in (collectives.sum_over, collectives.mean_over, collectives.varying):
+    for function in (collectives.mean_over, collectives.varying):
         assert function(tree, None) is tree
 
 
@@ -242,7 +242,7 @@ def to_lists(tree) -> list:
 
 
 def work(folder: pathlib.Path) -> dict:
-    """One process of several: trains under every mapping, saves, damages and restores, is told to stop."""
+    """One process of several: trains under every mapping, saves, damages, restores, and is asked to stop."""
     distributed.initialize("auto")
     results = {}
     for mapping in sharding.MAPPINGS:

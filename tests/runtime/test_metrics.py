@@ -1,4 +1,4 @@
-"""advjax/runtime/metrics.py: the record of a run survives interruption, and the terminal shows what it should."""
+"""The metrics of a run survive interruptions and damage; progress on the terminal."""
 
 import contextlib
 import json

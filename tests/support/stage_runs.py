@@ -31,11 +31,11 @@ class StageRuns:
             combine.restarts("strong", strong(self.threat_model), 1),
         )
 
-    def run(self, **options):
+    def run(self, *, stages=None, **options):
         """``run_stages`` on a model that is a closure, or given by its variables."""
         arguments = {"batch_size": 8, "images": self.images, "labels": self.labels} | options
         logits_fn = self.bind if "variables" in options else self.model
-        return runner.run_stages(self.stages, self.threat_model, logits_fn, **arguments)
+        return runner.run_stages(stages or self.stages, self.threat_model, logits_fn, **arguments)
 
     @staticmethod
     def bind(model):

@@ -1,4 +1,4 @@
-"""The smallest networks with everything that training has to do with: blocks, BatchNorm, noise layers."""
+"""The smallest networks with everything that matters in training: blocks, BatchNorm, noise layers."""
 
 import chex
 import flax.linen as nn
@@ -25,7 +25,7 @@ class NoisyHidden(nn.Module):
 
 
 class Tiny(Classifier):
-    """A convolution with BatchNorm, a hidden layer, perhaps behind noise, and logits."""
+    """A convolution with BatchNorm, a hidden layer, optionally behind noise, and logits."""
 
     noise: float = 0.0
 

@@ -1,4 +1,4 @@
-"""Every augmentation against a plain NumPy statement of it, and the guarantees all of them share."""
+"""Every augmentation against a NumPy reference, and the guarantees they all share."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ ALL = {
 
 @pytest.mark.parametrize("name", ALL)
 def test_contract(name, images, rngs):
-    """Shape, dtype, range; changes something; the key decides, the place in the batch and jit do not."""
+    """Shape, dtype, range; changes something; depends on the key but not on the batch position or jit."""
     augmentation = ALL[name]
     apply = batched(augmentation)
     out = apply(images, rngs)
@@ -169,7 +169,7 @@ def test_noise_and_brightness_distributions():
 
 
 def affine_in_numpy(image, turn, slant, scale, shift):
-    """Bilinear interpolation of an image that is 0 outside: every output pixel asks every input pixel for its share."""
+    """Bilinear interpolation of an image that is 0 outside: weights of all input pixels for each output pixel."""
     height, width, _ = image.shape
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = scale * turned @ np.array([[1, 0], [np.tan(slant), 1]])
@@ -227,7 +227,7 @@ def test_affine_gradient_is_the_adjoint(images):
 
 
 def coin(rng, probability):
-    """Whether something of that probability happens, and the key for what happens then."""
+    """Whether an event of that probability occurs, and the key for what follows."""
     first, rest = jax.random.split(rng)
     return bool(jax.random.bernoulli(first, probability)), rest
 

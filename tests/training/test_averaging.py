@@ -1,4 +1,4 @@
-"""Averages of the weights."""
+"""Weight averaging."""
 
 import jax
 import jax.numpy as jnp

@@ -93,7 +93,7 @@ def make_plan(**changes):
 
 
 def some_steps(mapping, dataset, method, variables, count=4):
-    """Parameters after a few steps, the third of which has a batch that is partly filler."""
+    """Parameters after a few steps, the third with a partly padded batch."""
     devices = Devices(sharding.mesh(), mapping)
     step = devices.parallelize(
         lambda *args, axis_name: train_step(*args, axis_name=axis_name, method=method, num_classes=3),
@@ -366,7 +366,7 @@ def test_noisy_twins_are_the_same_over_four_devices(dataset):
 
 
 def test_mixing_runs_on_every_mapping(dataset):
-    """Results differ between mappings, for partners come from the same device."""
+    """Results differ between mappings, because partners come from the same device."""
     steps = (mixing.mixup(1e6), mixing.mixup(1.0, per_sample=True))
     method, variables = light_method(mixing.manifold_mixup(TINY, losses.cross_entropy), steps)
     for mapping in sharding.MAPPINGS:
@@ -443,7 +443,7 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
 @pytest.mark.optimized
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping):
-    """Also when the run is interrupted, and with averages that look at the first batches again."""
+    """Also when the run is interrupted, and when the first batches refresh the statistics of the average."""
     method, variables = make_method()
     method = method._replace(average=averaging.swa(start=2, refresh_steps=2))
     resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables), mapping=mapping)

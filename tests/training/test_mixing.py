@@ -1,4 +1,4 @@
-"""The mixup family against plain statements of it."""
+"""The mixup family against NumPy references."""
 
 import chex
 import jax

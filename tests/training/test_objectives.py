@@ -1,4 +1,4 @@
-"""Objectives against plain statements of them; transforms."""
+"""Objectives against NumPy references; transforms."""
 
 import chex
 import flax.linen as nn
@@ -81,7 +81,7 @@ def test_supervised_on_both_sees_clean_and_adversarial_images_in_one_batch(base)
 
 
 class TwoPlaces(Classifier):
-    """``relu(x A)``, ``relu(h B)``, ``h C`` on images of one pixel: matrix products and nothing else."""
+    """``relu(x A)``, ``relu(h B)``, ``h C`` on images of one pixel: matrix products only."""
 
     def make_blocks(self):
         return {name: OnePixel(width, name != "c") for name, width in (("a", 4), ("b", 3), ("c", 3))}
@@ -142,7 +142,7 @@ def pixel_batch():
 @pytest.mark.parametrize("tensor", ["sum", "output", "before"])
 @pytest.mark.parametrize("target", ["natural", "printed"])
 def test_fixer_loss_is_that_of_the_paper(target, tensor, norm):
-    """Eq. 2-4 in NumPy, in each of the three things that they leave open."""
+    """Eq. 2-4 in NumPy, for every choice of what they leave open."""
     model, variables, base, fixers = random_two_places()
     batch, clean, attacked, labels, mask = pixel_batch()
     expected = np.zeros(5)
@@ -181,7 +181,7 @@ def test_the_three_tensors_of_the_distillation_differ_and_the_sum_is_the_default
 
 
 def test_features_before_the_last_fixer_do_not_depend_on_it():
-    """What is left of the distillation where eq. 1 is taken literally."""
+    """What remains of the distillation if eq. 1 is taken literally."""
     model, variables, *_ = random_two_places()
     batch = pixel_batch()[0]
 

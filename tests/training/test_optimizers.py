@@ -19,7 +19,7 @@ def values(schedule, num_steps):
 
 
 def torch_one_cycle(step, num_steps, start, peak, end, fraction):
-    """The published formula of OneCycleLR in Python floats, the final value given as it is."""
+    """The published formula of OneCycleLR in Python floats, with the final value given directly."""
     first, last = fraction * num_steps - 1, num_steps - 1
     if step <= first:
         low, high, progress = start, peak, step / first
@@ -90,7 +90,7 @@ PARAMS = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([[0.3], [4.0]])}
 
 
 def gradient(params, step):
-    """Depends on the parameters and on the step, so that an update that is late or early by one shows."""
+    """Depends on the parameters and on the step, so that an off-by-one update is visible."""
     return jax.tree.map(lambda p: 0.3 * p + jnp.sin(p + step), params)
 
 

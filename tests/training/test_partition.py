@@ -85,7 +85,7 @@ def test_frozen_parameters_keep_every_bit(jitted):
 
 
 def test_masked_would_have_moved_them():
-    """The trap this module exists for: the same mask given to optax.masked alone moves the frozen parameters."""
+    """The pitfall this module avoids: optax.masked alone with the same mask changes the frozen parameters."""
     labels = label_params(PARAMS, RULES, "frozen")
     trap = optax.masked(sgd(0.1, 0.9), trainable_mask(labels, {"trainable": sgd(0.1, 0.9), "frozen": FROZEN}))
     ones = jax.tree.map(jnp.ones_like, PARAMS)
@@ -135,7 +135,7 @@ def test_a_transformation_without_parameters_is_idle():
 
 
 def test_frozen_weight_gradients_are_not_computed():
-    """XLA drops what nothing depends on: the step costs less than one that trains everything."""
+    """XLA eliminates dead code: the step costs less than one that trains everything."""
     params = {"base": jnp.ones((64, 64)), "fixer": jnp.ones((64, 64))}
     images = jnp.ones((256, 64))
 

@@ -1,4 +1,4 @@
-"""Attacks in training on networks with noise: the noise is on, and every image and question has its own."""
+"""Training attacks on stochastic networks: the noise is on, and independent for every image and query."""
 
 import chex
 import jax

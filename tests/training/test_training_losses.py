@@ -122,7 +122,7 @@ MASKED = {**LOSSES, "boosted_cross_entropy": losses.boosted_cross_entropy}
 
 @pytest.mark.parametrize("name", [name for name in MASKED if name != "bce_on_softmax"])
 def test_masked_classes_count_for_nothing(name):
-    """Logits of -inf: value and gradient are those of the other classes alone, and 0 at the masked ones."""
+    """Logits of -inf: value and gradient are those of the other classes, and 0 at the masked ones."""
     kept = np.array([0, 2, 3, 6])
     evaluate = jax.value_and_grad(MASKED[name])
     for logits, target in examples():

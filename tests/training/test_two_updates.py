@@ -1,4 +1,4 @@
-"""The step of two updates, against two optimizer steps written out."""
+"""The step with two updates, against two explicit optimizer steps."""
 
 import jax
 import jax.numpy as jnp
