@@ -22,8 +22,8 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
     a manifest, see ``image_folder``; ``npz`` is the file at ``directory``, see ``arrays.load_npz``; and
     ``cifar10_c/<corruption>_<severity>`` is read from the folder of CIFAR-10-C. ``package.module:function`` is a
     function of your own, ``split -> Dataset`` or ``split -> Source``. Everything else is read from a prepared
-    TensorFlow Datasets directory, without TensorFlow. ``cifar10``, ``mnist``, and ``fashion_mnist`` are prepared on first use if
-    the network or their archives are available.
+    TensorFlow Datasets directory, without TensorFlow. ``cifar10``, ``mnist``, and ``fashion_mnist`` are prepared on
+    first use if the network or their archives are available.
 
     Example:
       >>> dataset = load("digits", "test")
