@@ -37,6 +37,7 @@ from advjax.attacks import (
     square,
 )
 from advjax.benchmarks.networks import Network
+from advjax.cpu.convolution import exact
 from advjax.types import LogitsFn, PyTree
 
 Bind: TypeAlias = Callable[[Any], LogitsFn | Expectation]
@@ -142,6 +143,12 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
     return run
 
 
+def prepare_advjax_exact(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """The attack by advjax without its convolutions and pooling for CPUs."""
+    run = prepare_advjax(attack, network, batch_size)
+    return run and exact()(run)  # Programs are traced in the first call.
+
+
 def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
     bounded, unbounded = linf(epsilon), l2(np.inf)
     return {
@@ -221,6 +228,9 @@ CONTENDERS = {
             "jax",
             functools.partial(prepare_advjax, bfloat16=True),
             "searches with the network in bfloat16; results are scored in float32",
+        ),
+        Contender(
+            "advjax-exact", "jax", prepare_advjax_exact, "convolutions and pooling as XLA computes them, also on a CPU"
         ),
         Contender("torch", "torch", _lazily("prepare_torch"), "a plain loop: the cost of the network itself in torch"),
         Contender(

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 
 from advjax.cpu import convolution
 from advjax.cpu.fast_on_cpu import fast_on_cpu
+from support.slow_equations import slow_equations
 
-SLOW = {"conv_general_dilated", "reduce_window_max", "reduce_window_sum"}
 TOLERANCE = 5e-6
 
 
@@ -108,21 +108,6 @@ NETWORKS = {
     "channels_first": lambda: channels_first,
     "haiku": haiku,
 }
-
-
-def slow_equations(function, *args):
-    """Names of slow equations outside those with rules of their own, which contain the substitutes."""
-
-    def names(jaxpr):
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in SLOW:
-                yield eqn.primitive.name
-            if not eqn.primitive.name.startswith("custom") and "branches_platforms" not in eqn.params:
-                for value in jax.tree.leaves(eqn.params, is_leaf=lambda value: hasattr(value, "eqns")):
-                    if hasattr(value, "eqns"):
-                        yield from names(value)
-
-    return collections.Counter(names(jax.make_jaxpr(lambda *args: function(*args))(*args)))
 
 
 def program(function, *args):
