@@ -1,5 +1,6 @@
 """One training step: the state it updates (``TrainState``), how (``Method``), and the replica functions that do it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -189,7 +190,7 @@ def refresh_step(
     """Updates the batch statistics of the averaged model as a training step would, and nothing else."""
     variables = evaluation_variables(state)
     batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
-    objective = fast_on_cpu(lambda *args: method.objective(*args, axis_name))
+    objective = fast_on_cpu(functools.partial(method.objective, axis_name=axis_name))
     _, (model_state, _) = objective(variables.params, variables.model_state, batch, rng)
     return state.replace(average={**state.average, "model_state": model_state})
 
