@@ -7,6 +7,7 @@ The graph is decomposed into PyTorch's core ATen operations, each of which is re
 without one is refused by name. The result needs PyTorch no more: it can be differentiated, compiled and trained.
 """
 
+import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.models.torch.operations import OPERATIONS
-from advjax.models.torch.reading import in_eval_mode, is_torch_module, module_logits, pixels_for
+from advjax.models.torch.reading import import_torch, in_eval_mode, is_torch_module, module_logits, pixels_for
 from advjax.models.torch.verification import Reference, checked_images, difference, max_precision
 from advjax.types import Array, UserError, Variables
 
@@ -27,7 +28,8 @@ _WITHOUT_MEANING = ("layout", "device", "pin_memory", "memory_format", "non_bloc
 _ON_SIZES = (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod)
 
 
-class Ref(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Ref:
     """The result of an earlier step."""
 
     name: str
@@ -132,7 +134,7 @@ def _map(function: Callable[[Any], Any], value: Any, kind: type) -> Any:
 
 def _exported(source: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
     """The exported program in core operations, and PyTorch's logits."""
-    import torch  # pyright: ignore[reportMissingImports]
+    torch = import_torch()
 
     if isinstance(source, torch.export.ExportedProgram):
         logits = module_logits(source.module(), images)
@@ -209,7 +211,7 @@ def _operation(node: Any) -> Callable[..., Any] | None:
 
 
 def _step(node: Any) -> Step:
-    import torch  # pyright: ignore[reportMissingImports]
+    torch = import_torch()
 
     def plain(value: Any) -> Any:
         value = _map(lambda other: Ref(other.name), value, torch.fx.Node)

@@ -13,29 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from advjax.models.torch.spatial_operations import (
+    adaptive_avg_pool,
+    adaptive_max_pool,
+    avg_pool,
+    convolution,
+    max_pool,
+    per_channel,
+    resize,
+)
 from advjax.types import Array, UserError
 
 
-def _convolution(
-    x: Array, kernel: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any
-) -> Array:
-    _, groups = rest
-    if transposed:
-        raise UserError("from_torch does not convert transposed convolutions")
-    spatial = x.ndim - 2
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        _repeated(stride, spatial),
-        [(p, p) for p in _repeated(padding, spatial)],
-        rhs_dilation=_repeated(dilation, spatial),
-        feature_group_count=groups,
-    )
-    return y if bias is None else y + _per_channel(bias, y.ndim)
-
-
 def _batch_norm(x: Array, scale: Any, bias: Any, mean: Array, var: Array, momentum: float, eps: float) -> tuple[Array]:
-    mean, factor = _per_channel(mean, x.ndim), _per_channel(lax.rsqrt(var + eps), x.ndim)
+    mean, factor = per_channel(mean, x.ndim), per_channel(lax.rsqrt(var + eps), x.ndim)
     return (_affine((x - mean) * factor, scale, bias),)
 
 
@@ -50,69 +41,6 @@ def _layer_norm(x: Array, shape: Sequence[int], scale: Any, bias: Any, eps: floa
     y = _standardized(x, tuple(range(-len(shape), 0)), eps)
     y = y if scale is None else y * scale
     return (y if bias is None else y + bias,)
-
-
-def _max_pool(
-    x: Array, size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> tuple[Array]:
-    size, stride, padding, dilation = (_repeated(v, 2) for v in (size, stride or size, padding, dilation))
-    ends = []
-    for i, length in enumerate(x.shape[2:]):
-        free = length + 2 * padding[i] - dilation[i] * (size[i] - 1) - 1
-        steps = -(-free // stride[i]) if ceil_mode else free // stride[i]
-        # PyTorch drops a window that would start in the padding at the end.
-        steps -= steps * stride[i] >= length + padding[i]
-        ends.append((padding[i], max(padding[i], padding[i] + steps * stride[i] - free)))
-    pads = [(0, 0), (0, 0), *ends]
-    window, strides = (1, 1, *size), (1, 1, *stride)
-    return (lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads, window_dilation=(1, 1, *dilation)),)
-
-
-def _avg_pool(
-    x: Array,
-    size: Any,
-    stride: Any = (),
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Array:
-    size, stride, padding = (_repeated(v, 2) for v in (size, stride or size, padding))
-    if ceil_mode and any((x.shape[2 + i] + 2 * padding[i] - size[i]) % stride[i] for i in range(2)):
-        raise UserError("from_torch does not convert average pooling with ceil_mode")
-    pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
-
-    def total(values: Array) -> Array:
-        return lax.reduce_window(values, 0.0, lax.add, (1, 1, *size), (1, 1, *stride), pads)
-
-    if divisor_override or count_include_pad:
-        return total(x) / (divisor_override or size[0] * size[1])
-    return total(x) / total(jnp.ones_like(x))
-
-
-def _adaptive_avg_pool(x: Array, size: Sequence[int]) -> Array:
-    rows, columns = (_averaging(length, number) for length, number in zip(x.shape[2:], size, strict=True))
-    return jnp.einsum("nchw,ph,qw->ncpq", x, rows, columns, precision="highest")
-
-
-def _adaptive_max_pool(x: Array, size: Sequence[int]) -> tuple[Array]:
-    (n, channels, height, width), (rows, columns) = x.shape, size
-    if height % rows or width % columns:
-        raise UserError(f"from_torch does not convert adaptive max pooling of {height}x{width} to {rows}x{columns}")
-    return (x.reshape(n, channels, rows, height // rows, columns, width // columns).max((3, 5)),)
-
-
-def _resize(method: str) -> Callable[..., Array]:
-    def resize(x: Array, size: Any, *rest: Any) -> Array:
-        if method == "linear" and rest[0]:
-            raise UserError("from_torch does not convert interpolation with align_corners=True")
-        sides = size or tuple(int(side * scale) for side, scale in zip(x.shape[2:], rest[-1], strict=True))
-        if method == "linear":
-            return jax.image.resize(x, (*x.shape[:2], *sides), method, antialias=False)
-        rows, columns = (np.arange(new) * old // new for new, old in zip(sides, x.shape[2:], strict=True))
-        return x[:, :, rows][:, :, :, columns]
-
-    return resize
 
 
 def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
@@ -165,48 +93,30 @@ def _cast(x: Array, dtype: str | None = None) -> Array:
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _repeated(value: Any, number: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * number if len(values) == 1 else values
-
-
 def _axes(dim: Any) -> Any:
     return tuple(dim) if isinstance(dim, list | tuple) and dim else None if isinstance(dim, list | tuple) else dim
 
 
-def _per_channel(values: Array, ndim: int) -> Array:
-    return values.reshape(-1, *(1,) * (ndim - 2))
-
-
 def _affine(x: Array, scale: Any, bias: Any) -> Array:
-    x = x if scale is None else x * _per_channel(scale, x.ndim)
-    return x if bias is None else x + _per_channel(bias, x.ndim)
+    x = x if scale is None else x * per_channel(scale, x.ndim)
+    return x if bias is None else x + per_channel(bias, x.ndim)
 
 
 def _standardized(x: Array, axes: Sequence[int], eps: float) -> Array:
     return (x - x.mean(axes, keepdims=True)) * lax.rsqrt(x.var(axes, keepdims=True) + eps)
 
 
-def _averaging(length: int, number: int) -> np.ndarray:
-    """Matrix [number, length] that averages the windows of adaptive pooling."""
-    starts = np.arange(number) * length // number
-    ends = -(-(np.arange(number) + 1) * length // number)
-    positions = np.arange(length)
-    inside = (positions >= starts[:, None]) & (positions < ends[:, None])
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-
-
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    "convolution": _convolution,
+    "convolution": convolution,
     "_native_batch_norm_legit_no_training": _batch_norm,
     "native_group_norm": _group_norm,
     "native_layer_norm": _layer_norm,
-    "max_pool2d_with_indices": _max_pool,
-    "avg_pool2d": _avg_pool,
-    "_adaptive_avg_pool2d": _adaptive_avg_pool,
-    "adaptive_max_pool2d": _adaptive_max_pool,
-    "upsample_nearest2d": _resize("nearest"),
-    "upsample_bilinear2d": _resize("linear"),
+    "max_pool2d_with_indices": max_pool,
+    "avg_pool2d": avg_pool,
+    "_adaptive_avg_pool2d": adaptive_avg_pool,
+    "adaptive_max_pool2d": adaptive_max_pool,
+    "upsample_nearest2d": resize("nearest"),
+    "upsample_bilinear2d": resize("linear"),
     "addmm": lambda bias, x, kernel, beta=1, alpha=1: beta * bias + alpha * (x @ kernel),
     **dict.fromkeys(("mm", "bmm"), jnp.matmul),
     "permute": jnp.transpose,
@@ -236,7 +146,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "_log_softmax": lambda x, dim, half: jax.nn.log_softmax(x, dim),
     "relu": jax.nn.relu,
     "leaky_relu": jax.nn.leaky_relu,
-    "prelu": lambda x, slope: jnp.where(x > 0, x, x * _per_channel(slope, x.ndim)),
+    "prelu": lambda x, slope: jnp.where(x > 0, x, x * per_channel(slope, x.ndim)),
     "elu": lambda x, alpha=1.0, scale=1, input_scale=1: (
         scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * jnp.minimum(x, 0)))
     ),

@@ -1,4 +1,4 @@
-"""Finds a network in weights whose names have prefixes, such as "module.", "model.", "1.", "_orig_mod." or "model_ema."."""
+"""Finds a network in weights whose names have prefixes: "module.", "model.", "1.", "_orig_mod.", "model_ema." etc."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,6 +1,7 @@
 """Reads the weights of PyTorch networks: files, state dicts, and modules."""
 
 import contextlib
+import importlib
 import itertools
 import os
 import pickle
@@ -32,6 +33,11 @@ def read_weights(source: Any) -> dict[str, np.ndarray]:
     return {name: _array(value) for name, value in _network_in(state).items() if not _IGNORED.search(name)}
 
 
+def import_torch() -> Any:
+    """The module ``torch``, which is not a dependency of this package; raises ImportError without it."""
+    return importlib.import_module("torch")
+
+
 def is_torch_module(source: Any) -> bool:
     """Whether this is a ``torch.nn.Module``; PyTorch is not imported."""
     torch = sys.modules.get("torch")
@@ -48,7 +54,7 @@ def module_logits(module: Any, images: np.ndarray) -> np.ndarray:
     Raises:
       UserError: the module cannot be called on the images, or does not return one tensor [n, classes].
     """
-    import torch  # pyright: ignore[reportMissingImports]
+    torch = import_torch()
 
     name = type(module).__name__
     with in_eval_mode(module), torch.no_grad():
@@ -66,7 +72,7 @@ def module_logits(module: Any, images: np.ndarray) -> np.ndarray:
 
 def pixels_for(module: Any, images: np.ndarray) -> Any:
     """Images [n, h, w, c] as a tensor [n, c, h, w] with the device and dtype of a module."""
-    import torch  # pyright: ignore[reportMissingImports]
+    torch = import_torch()
 
     tensors = (each for each in itertools.chain(module.parameters(), module.buffers()) if each.is_floating_point())
     like = next(tensors, torch.zeros(()))
@@ -126,10 +132,10 @@ def _read_safetensors(path: str) -> Mapping[str, Any]:
 
 
 def _read_torch(path: str) -> Mapping[str, Any]:
-    import torch  # pyright: ignore[reportMissingImports]
+    torch = import_torch()
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # pyright: ignore[reportAttributeAccessIssue]
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} does not contain plain weights; save only the network's state_dict()") from error
     if not isinstance(loaded, Mapping):

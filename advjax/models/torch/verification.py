@@ -1,5 +1,6 @@
 """Compares the logits of a loaded model with those that PyTorch computed."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +13,12 @@ from advjax.models.torch.reading import is_torch_module, module_logits
 from advjax.models.torch.recognition import describe, lookalikes
 from advjax.types import LogitsFn, UserError, Variables
 
-NORMALIZATIONS = (
+NORMALIZATIONS: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = (
     ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.5,), (0.5,)),
     ((0.0,), (1.0,)),
 )
 """Common input normalizations (CIFAR-10 twice, CIFAR-100, ImageNet, [-1, 1], none), tried to explain a mismatch."""
@@ -102,7 +103,7 @@ def verify(model: Classifier, variables: Variables, reference: Reference, tolera
     if explanation is None:
         raise UserError(
             f"{message}: {describe(model)} computes something else than the PyTorch network, although names and shapes "
-            "agree; check its normalization, activations, and the epsilon of its BatchNorm, or convert it with from_torch"
+            "agree; check normalization, activations, and the epsilon of BatchNorm, or convert it with from_torch"
         )
     raise UserError(f"{message}; those of {describe(explanation)} agree: use that model")
 
@@ -122,18 +123,22 @@ def _explanation(model: Classifier, variables: Variables, reference: Reference, 
     """A look-alike, or the model with another usual normalization, whose logits are PyTorch's."""
     for each in (model, *lookalikes(model)):
         logits_fn = jax.jit(lambda variables, images, each=each: blocks.apply(each, variables, images))
-        for mean, std in ((None, None), *NORMALIZATIONS):
-            images = reference.images
-            if mean is not None:
-                if not isinstance(each, ImageClassifier) or images.shape[-1] % len(mean):
-                    continue
-                # Normalized by the model, these are the images normalized by the candidate.
-                images = (images - np.float32(mean)) / np.float32(std)
-                images = images * np.float32(each.std) + np.float32(each.mean)
+        for normalized, images in _normalized(each, reference.images):
             logits = max_precision(lambda images, call=logits_fn: call(variables, images), images)
             if difference(logits, reference, tolerance) <= tolerance:
-                return each if mean is None else each.clone(mean=mean, std=std)
+                return normalized
     return None
+
+
+def _normalized(model: Classifier, images: np.ndarray) -> Iterator[tuple[Classifier, np.ndarray]]:
+    """The model with other normalizations, and images for which the given model computes the same."""
+    yield model, images
+    if isinstance(model, ImageClassifier):
+        own_mean, own_std = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
+        for mean, std in NORMALIZATIONS:
+            if len(mean) in (1, images.shape[-1]):
+                centered = (images - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+                yield model.clone(mean=mean, std=std), centered * own_std + own_mean
 
 
 def checked_images(images: Any) -> np.ndarray:

@@ -62,8 +62,8 @@ def load_torch(
         as "module.", "model.", or "1.". Buffers like ``mu`` and ``sigma`` or ``normalizer.mean`` and ``normalizer.std``
         must agree with the ``mean`` and ``std`` of the model.
       model: a supported architecture, or any other with ``names``. For a ``Patched`` one, load and ``graft`` the base.
-      image_shape: [h, w, c] of the images, on which the first linear layer may depend; by default that of ``images``, or
-        (32, 32, 3).
+      image_shape: [h, w, c] of the images, on which the first linear layer may depend; by default that of ``images``,
+        or (32, 32, 3).
       names: path of a layer ("stage1/block0/conv1") -> candidate torch names ("layer1.0.conv1",).
       prefix: of the names to load, where the weights hold several networks; everything else is ignored.
       images: floating point [n, h, w, c] in [0, 1], at least two. For a module, by default eight random ones.
@@ -98,8 +98,8 @@ def load_torch(
 def recognize_torch(source: Any, channels: int = 3) -> Classifier:
     """The model that PyTorch weights belong to, with their normalization, as far as names and shapes tell.
 
-    ResNet, PreActResNet18, WideResNet, DeepMind's networks, and VGG16 are recognized. What has no weights is left at its
-    default: activations, shortcuts, and a normalization that is not in the weights.
+    ResNet, PreActResNet18, WideResNet, DeepMind's networks, and VGG16 are recognized. What has no weights is left at
+    its default: activations, shortcuts, and a normalization that is not in the weights.
 
     Args:
       source: as for ``load_torch``.
@@ -186,8 +186,8 @@ def _refuse_ambiguous(model: Classifier, without_bias: str | None) -> None:
         )
     if without_bias is not None:
         raise UserError(
-            f"{without_bias} has no bias; such layers are often applied to normalized features with normalized weights, "
-            f"which nothing in the weights shows: {advice}, or add {without_bias}.bias, zeros, if it is a linear layer"
+            f"{without_bias} has no bias; such layers are often applied to normalized features with normalized "
+            f"weights, which nothing in the file shows: {advice}, or add {without_bias}.bias = 0 if it is linear"
         )
 
 
