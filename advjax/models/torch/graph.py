@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.models.torch import operations
 from advjax.models.torch.operations import OPERATIONS
 from advjax.models.torch.reading import import_torch, in_eval_mode, is_torch_module, module_logits, pixels_for
 from advjax.models.torch.verification import Reference, checked_images, difference, max_precision
@@ -36,10 +37,10 @@ class Ref:
 
 
 class Step(NamedTuple):
-    """``name = function(*args, **kwargs)``, where the arguments may contain ``Ref``."""
+    """``name = OPERATIONS[operation](*args, **kwargs)``, where the arguments may contain ``Ref``."""
 
     name: str
-    function: Callable[..., Any]
+    operation: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -87,7 +88,7 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
     images = checked_images(example)
     exported, logits = _exported(source, images)
     program, variables = _converted(exported)
-    logits_fn = _function(program)
+    logits_fn = function_of(program)
     call = jax.jit(logits_fn)
     worst = difference(max_precision(lambda x: call(variables, x), images), Reference(images, logits), tolerance)
     if program.image_shape[0] is None:
@@ -101,7 +102,9 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
     return logits_fn, variables
 
 
-def _function(program: Program) -> ConvertedFn:
+def function_of(program: Program) -> ConvertedFn:
+    """The JAX function that a program describes."""
+
     def logits_fn(variables: Variables, images: Array) -> Array:
         number, channels, *sides = program.image_shape
         if images.ndim != 4 or images.shape[1:] != (*sides, channels) or number not in (None, len(images)):
@@ -112,7 +115,7 @@ def _function(program: Program) -> ConvertedFn:
         values[program.images] = jnp.transpose(images, (0, 3, 1, 2))
         for step in program.steps:
             args, kwargs = _map(lambda ref: values[ref.name], (step.args, step.kwargs), Ref)
-            values[step.name] = step.function(*args, **kwargs)
+            values[step.name] = OPERATIONS[step.operation](*args, **kwargs)
         return values[program.output.name]
 
     return logits_fn
@@ -198,16 +201,17 @@ def _refuse_unknown(nodes: list[Any]) -> None:
             unknown.setdefault(f"{node.op} {node.target}", "the module itself")
     if unknown:
         listed = ", ".join(f"{name} (in {path})" for name, path in unknown.items())
-        raise UserError(f"from_torch does not convert {listed}; it converts {', '.join(sorted(OPERATIONS))}")
+        raise UserError(f"from_torch does not convert {listed}; what it converts is in {operations.__name__}")
 
 
-def _operation(node: Any) -> Callable[..., Any] | None:
-    if node.target in _ON_SIZES:
-        return node.target
+def _operation(node: Any) -> str | None:
+    """Name of an operation in ``OPERATIONS``, or None: "add" for ``aten.add.Tensor`` and for ``operator.add`` on sizes."""
     name = str(node.target)
-    if name == "aten.sym_size.int":
-        return lambda x, dim: x.shape[dim]
-    return OPERATIONS.get(name.split(".")[1]) if name.startswith("aten.") else None
+    if name.startswith("aten."):
+        name = name.split(".")[1]
+    elif node.target in _ON_SIZES:
+        name = node.target.__name__
+    return name if name in OPERATIONS else None
 
 
 def _step(node: Any) -> Step:
@@ -217,7 +221,7 @@ def _step(node: Any) -> Step:
         value = _map(lambda other: Ref(other.name), value, torch.fx.Node)
         return _map(lambda dtype: str(dtype).removeprefix("torch."), value, torch.dtype)
 
-    function = _operation(node)
-    assert function is not None  # _refuse_unknown has run.
+    operation = _operation(node)
+    assert operation is not None  # _refuse_unknown has run.
     kwargs = {name: value for name, value in node.kwargs.items() if name not in _WITHOUT_MEANING}
-    return Step(node.name, function, plain(node.args), plain(kwargs))
+    return Step(node.name, operation, plain(node.args), plain(kwargs))

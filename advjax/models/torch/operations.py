@@ -107,6 +107,8 @@ def _standardized(x: Array, axes: Sequence[int], eps: float) -> Array:
 
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "sym_size": lambda x, dim: x.shape[dim],
+    **{name: getattr(operator, name) for name in ("getitem", "floordiv", "mod")},
     "convolution": convolution,
     "_native_batch_norm_legit_no_training": _batch_norm,
     "native_group_norm": _group_norm,

@@ -14,9 +14,10 @@ from advjax.types import Array, UserError
 def convolution(
     x: Array, kernel: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any
 ) -> Array:
-    _, groups = rest
+    """Strided, dilated or grouped convolution; ``rest`` are the output padding of transposed ones, and the groups."""
     if transposed:
         raise UserError("from_torch does not convert transposed convolutions")
+    _, groups = rest
     spatial = x.ndim - 2
     y = lax.conv_general_dilated(
         x,
@@ -32,6 +33,7 @@ def convolution(
 def max_pool(
     x: Array, size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> tuple[Array]:
+    """Max pooling over rows and columns; the indices that PyTorch also returns are left out."""
     size, stride, padding, dilation = (_repeated(v, 2) for v in (size, stride or size, padding, dilation))
     ends = []
     for i, length in enumerate(x.shape[2:]):
@@ -54,6 +56,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Array:
+    """Average pooling over rows and columns."""
     size, stride, padding = (_repeated(v, 2) for v in (size, stride or size, padding))
     if ceil_mode and any((x.shape[2 + i] + 2 * padding[i] - size[i]) % stride[i] for i in range(2)):
         raise UserError("from_torch does not convert average pooling with ceil_mode")
@@ -68,11 +71,13 @@ def avg_pool(
 
 
 def adaptive_avg_pool(x: Array, size: Sequence[int]) -> Array:
+    """Averages over windows, which may overlap, so that the result has the given size."""
     rows, columns = (_averaging(length, number) for length, number in zip(x.shape[2:], size, strict=True))
     return jnp.einsum("nchw,ph,qw->ncpq", x, rows, columns, precision="highest")
 
 
 def adaptive_max_pool(x: Array, size: Sequence[int]) -> tuple[Array]:
+    """Maxima over windows that do not overlap."""
     (n, channels, height, width), (rows, columns) = x.shape, size
     if height % rows or width % columns:
         raise UserError(f"from_torch does not convert adaptive max pooling of {height}x{width} to {rows}x{columns}")
@@ -80,6 +85,8 @@ def adaptive_max_pool(x: Array, size: Sequence[int]) -> tuple[Array]:
 
 
 def resize(method: str) -> Callable[..., Array]:
+    """``(x, size, [align_corners,] scales) -> array`` for the method "nearest" or "linear"."""
+
     def interpolate(x: Array, size: Any, *rest: Any) -> Array:
         if method == "linear" and rest[0]:
             raise UserError("from_torch does not convert interpolation with align_corners=True")
@@ -98,6 +105,7 @@ def _repeated(value: Any, number: int) -> tuple[int, ...]:
 
 
 def per_channel(values: Array, ndim: int) -> Array:
+    """Reshapes [channels] so that it broadcasts to [n, channels, ...] with ``ndim`` dimensions."""
     return values.reshape(-1, *(1,) * (ndim - 2))
 
 
