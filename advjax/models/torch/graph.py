@@ -86,8 +86,8 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
       TypeError: ``source`` is neither a module nor an exported program.
     """
     images = checked_images(example)
-    exported, logits = _exported(source, images)
-    program, variables = _converted(exported)
+    exported, logits = exported_program(source, images)
+    program, variables = converted(exported)
     logits_fn = function_of(program)
     call = jax.jit(logits_fn)
     worst = difference(max_precision(lambda x: call(variables, x), images), Reference(images, logits), tolerance)
@@ -135,7 +135,7 @@ def _map(function: Callable[[Any], Any], value: Any, kind: type) -> Any:
 # --- reading the graph -----------------------------------------------------------------------------------------------
 
 
-def _exported(source: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
+def exported_program(source: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
     """The exported program in core operations, and PyTorch's logits."""
     torch = import_torch()
 
@@ -155,14 +155,13 @@ def _exported(source: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
             raise UserError(f"torch.export cannot export {type(source).__name__}: {reason}") from error
 
 
-def _converted(exported: Any) -> tuple[Program, Variables]:
+def converted(exported: Any) -> tuple[Program, Variables]:
     """The program of an exported graph, and its variables."""
-    nodes = list(exported.graph.nodes)
-    _refuse_unknown(nodes)
-    signature = exported.graph_signature
+    nodes, signature = list(exported.graph.nodes), exported.graph_signature
     mutated = [spec.target for spec in signature.output_specs if spec.kind.name != "USER_OUTPUT"]
     if mutated:
         raise UserError(f"the module changes {mutated[0]} when it is called: export it in eval mode")
+    _refuse_unknown(nodes)
     used = {node.name for node in nodes if node.op == "placeholder" and node.users}
     sources: dict[str, tuple[str, str]] = {}
     variables: dict[str, dict[str, jax.Array]] = {"params": {}, "buffers": {}}
@@ -205,7 +204,7 @@ def _refuse_unknown(nodes: list[Any]) -> None:
 
 
 def _operation(node: Any) -> str | None:
-    """Name of an operation in ``OPERATIONS``, or None: "add" for ``aten.add.Tensor`` and for ``operator.add`` on sizes."""
+    """The name in ``OPERATIONS``, or None; "add" for ``aten.add.Tensor``, and for ``operator.add`` on sizes."""
     name = str(node.target)
     if name.startswith("aten."):
         name = name.split(".")[1]
