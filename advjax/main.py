@@ -1,11 +1,10 @@
-"""Command line: ``python -m advjax.main --config=configs/digits_fixer.py``.
+"""Command line: ``advjax --config=digits_fixer``, or ``python -m advjax.main --config=configs/digits_fixer.py``.
 
 Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM with everything saved.
 """
 
 import os
 import pathlib
-import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from advjax.evaluation.adversarial_sets import FORMATS
+from advjax.experiment import config_flag
 from advjax.experiment.from_config import complete
 from advjax.experiment.presets import PAPER, PRESETS, with_preset
 from advjax.jobs.compare import compare
@@ -40,8 +40,9 @@ PREEMPTED = 42
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Python file with get_config(); override its keys with --config.KEY=VALUE.",
-    # What a config leaves to a default (an argument of an attack, say) may be given too; wiring knows what there is.
+    "Python file with get_config(), or the name of an installed config; override its keys with --config.KEY=VALUE.",
+    # Arguments that a config leaves at their defaults (those of an attack, say) may be given too; they are checked when
+    # the experiment is built.
     lock_config=False,
     accept_new_attributes=True,
 )
@@ -60,6 +61,9 @@ _SAVE_ADVERSARIAL = flags.DEFINE_enum(
     "save_adversarial", None, FORMATS, "Keep the adversarial images, whatever evaluation.save_adversarial says."
 )
 _ADVERSARIAL = flags.DEFINE_list("adversarial", None, "Evaluate on these files of kept adversarial images alone.")
+_TRUST_WORKDIR = flags.DEFINE_boolean(
+    "trust_workdir", False, "Whether the config.json of a folder may name functions outside advjax, and so run code."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "none"], "Whether to join the processes of a cluster job."
 )
@@ -169,7 +173,7 @@ def _workdirs() -> list[str]:
     if _WORKDIR.value:
         return _WORKDIR.value
     if _CONFIG.value is None:
-        raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
+        raise UserError("no config given: use --config=digits_fixer, or --mode=evaluate --workdir=FOLDER")
     return [f"workdirs/{pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem}"]
 
 
@@ -178,8 +182,8 @@ def _config(workdir: str) -> ConfigDict | Mapping[str, Any]:
     if _CONFIG.value is not None:
         return _CONFIG.value
     if _MODE.value != "evaluate":
-        raise UserError("no config given: use --config=configs/digits_fixer.py, or --mode=evaluate --workdir=FOLDER")
-    return read_config(workdir)
+        raise UserError("no config given: use --config=digits_fixer, or --mode=evaluate --workdir=FOLDER")
+    return read_config(workdir, trusted=_TRUST_WORKDIR.value)
 
 
 def _preset_folder() -> str:
@@ -189,48 +193,11 @@ def _preset_folder() -> str:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags from the command line; whatever is wrong with them or with the config file is one line and exit code 2."""
-    given = _config_arguments(argv)
-    name, _, argument = given.pop("config", "").partition(":")
     try:
-        if name and not pathlib.Path(name).is_file():
-            beside = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
-            raise UserError(f"no config file at {name}" + (f"; there are {beside}" if beside else ""))
+        argv = config_flag.find_config(argv)
         return FLAGS(argv)
     except Exception as error:
-        sys.exit(_refuse(_explained(error, name, argument, given)))
-
-
-def _explained(error: Exception, name: str, argument: str, given: Mapping[str, str]) -> Exception:
-    """What was wrong with an override, where the flags say it in the words of their implementation."""
-    try:
-        config = runpy.run_path(name)["get_config"](*([argument] if argument else []))
-    except Exception:
-        return error
-    paths = (key.removeprefix("config.").split(".") for key in given)
-    return next(filter(None, (_mistaken_key(config, path) for path in paths)), error)
-
-
-def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
-    """``config`` and ``config.KEY`` with their values, whether these come after "=" or as the next argument."""
-    given = {}
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        key, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and (key == "config" or key.startswith("config.")):
-            given[key] = value if equals else following
-    return given
-
-
-def _mistaken_key(config: ConfigDict, path: Sequence[str]) -> UserError | None:
-    """What to say of an override of a key that cannot be given; only the last part of a path may be new."""
-    node, known = config, ""
-    for number, key in enumerate(path, 1):
-        if isinstance(node, ConfigDict) and key not in node and number < len(path):
-            return UserError(f"unknown config key {known}{key}; known there are {', '.join(node)}")
-        if isinstance(node, ConfigDict):
-            node, known = node.get(key, ()), f"{known}{key}."
-        if node is None:
-            return UserError(f"config key {known[:-1]} is None and has no type yet: give it in the config file")
-    return None
+        sys.exit(_refuse(config_flag.explained(error, argv)))
 
 
 def _refuse(error: Exception) -> int:
@@ -241,5 +208,10 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command ``advjax``, and ``python -m advjax.main``; ends the process with the exit code."""
     app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run()

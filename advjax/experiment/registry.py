@@ -1,10 +1,10 @@
 """The registry: the names that a config may use, and how a name with its arguments becomes an object.
 
-Strings become functions here and nowhere else; an unknown name is an error that lists the known ones.  Functions that
-belong to a single paper are not registered: "configs.MODULE:FUNCTION" refers to one beside the configs.
+Strings become functions here; an unknown name is an error that lists the known ones.  Functions that belong to a single
+paper are not registered: "configs.MODULE:FUNCTION" refers to one beside the configs, and "package.module:function" to
+the user's own, see `advjax.runtime.named_function`.
 """
 
-import importlib
 import inspect
 import math
 import types
@@ -32,6 +32,7 @@ from advjax.models import (
     wide_resnet,
 )
 from advjax.models.blocks import init, is_stochastic, logits_fn, stochastic_logits_fn
+from advjax.runtime.named_function import named_function
 from advjax.training import augment, averaging, losses, mart, mixing, objectives, optimizers, trades, transforms
 from advjax.types import LogitsFn, PyTree, StochasticLogitsFn, UserError
 
@@ -231,31 +232,12 @@ def required(spec: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
-    """``table[name]``, or the function "configs.MODULE:FUNCTION"; a UserError lists the known names."""
+    """``table[name]``, or the function that "package.module:function" names; a UserError lists the known names."""
     if isinstance(name, str) and ":" in name:
-        return _beside_configs(name, where)
+        return named_function(name, where)
     if name not in table:
         raise UserError(f"{where}: unknown name {name!r}; known are {', '.join(table)}")
     return table[name]
-
-
-def _beside_configs(name: str, where: str) -> Callable[..., Any]:
-    """A function that belongs to one paper, from the package ``configs``.
-
-    From nowhere else: a config may come with somebody's folder of results and must not be able to call anything.
-    """
-    module, _, function = name.partition(":")
-    if not module.startswith("configs."):
-        raise UserError(
-            f"{where}: {name!r} is not in the package configs, the only one that configs may name functions of"
-        )
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}: {name!r} is not a function")
-    return found
 
 
 def _is_number(value: Any) -> bool:

@@ -43,7 +43,9 @@ class Trained:
         return self._experiment.load_data().test
 
 
-def load(workdir: str | os.PathLike[str], run: str, *, notify: Notify = print) -> Trained:
+def load(
+    workdir: str | os.PathLike[str], run: str, *, notify: Notify = print, trust_workdir: bool = False
+) -> Trained:
     """The network that ``python -m advjax.main`` has trained in a folder.
 
     The data set need not be there, unless the folder was made before advjax stored what it needs of it.
@@ -57,11 +59,13 @@ def load(workdir: str | os.PathLike[str], run: str, *, notify: Notify = print) -
       workdir: the folder.
       run: the name of a run of its experiment.
       notify: receives a line when a damaged checkpoint is passed over.
+      trust_workdir: whether the folder's config may name functions outside advjax and its configs, and so run code.
 
     Raises:
-      UserError: there is no experiment in the folder, none of its runs has this name, or it has no intact checkpoint.
+      UserError: there is no experiment in the folder, none of its runs has this name, it has no intact checkpoint, or
+        its config names functions of other packages and is not trusted.
     """
-    config = read_config(workdir)
+    config = read_config(workdir, trust_workdir)
     experiment = open_experiment(config, workdir)
     known = {known.name: known for known in experiment.runs}
     if run not in known:

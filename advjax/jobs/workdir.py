@@ -28,8 +28,12 @@ from advjax.models import blocks
 from advjax.runtime import checkpoint
 from advjax.runtime.devices import is_main_process
 from advjax.runtime.files import write_atomically
+from advjax.runtime.named_function import refuse_foreign_names
 from advjax.training.step import evaluation_variables
 from advjax.types import PyTree, UserError, Variables
+
+_NEVER_BUILT = ("title", "published", "published_for")
+"""Keys of a config that nothing is built from; a title may look like the name of a function."""
 
 Notify = Callable[[str], None]
 """Receives what people should know, a line at a time."""
@@ -57,16 +61,23 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(workdir: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
     """The complete config that a folder was trained with.
 
+    Args:
+      workdir: the folder.
+      trusted: whether the config may name functions outside advjax and its installed configs, that is, run code.
+
     Raises:
-      UserError: there is none, or it cannot be read.
+      UserError: there is none, it cannot be read, or it names such a function and is not trusted.
     """
     path = pathlib.Path(workdir, "config.json")
     if not path.exists():
         raise UserError(f"{workdir} holds no experiment: there is no {path}")
-    return complete(_read_json(path))
+    config = _read_json(path)
+    if not trusted:
+        refuse_foreign_names({key: part for key, part in config.items() if key not in _NEVER_BUILT}, str(path))
+    return complete(config)
 
 
 def open_experiment(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> Experiment:
