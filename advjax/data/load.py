@@ -8,7 +8,7 @@ import numpy as np
 
 from advjax.data import digits, image_folder, images, sampling, split_name, tfds
 from advjax.data.dataset import Dataset, check
-from advjax.data.source import Source, from_dataset, joined
+from advjax.data.source import Source, check_memory, from_dataset, joined
 from advjax.types import UserError
 
 _Examples = TypeVar("_Examples", Dataset, Source)
@@ -50,6 +50,7 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
             dataset = digits.load_digits(part)
             if not image_size:
                 return dataset
+            check_memory(name, len(dataset.labels), (image_size, image_size, 1))
             return dataset._replace(images=np.stack([images.square(image, image_size) for image in dataset.images]))
         if name == "folder":
             return image_folder.load_folder(_required(directory), part, image_size=image_size)

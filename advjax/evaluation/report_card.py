@@ -69,10 +69,12 @@ def examine(
       names: which of ``CHECKS``, all if None.
 
     Raises:
-      ValueError: another threat model, or an unknown name.
+      ValueError: another threat model, no images, or an unknown name.
     """
     if not (threat_model.norm.dense and threat_model.is_bounded):
         raise ValueError(f"examine needs linf or l2 with a finite epsilon, got {threat_model.norm.name}")
+    if not len(images):
+        raise ValueError("examine needs at least one image, got none")
     bind: Any = logits_fn if variables is not None else lambda variables: logits_fn
     subject = _Subject(bind, variables, jnp.asarray(images), jnp.asarray(labels, jnp.int32), threat_model, seed)
     if unknown := [name for name in names or () if name not in CHECKS]:

@@ -43,9 +43,7 @@ class Trained:
         return self._experiment.load_data().test
 
 
-def load(
-    workdir: str | os.PathLike[str], run: str, *, notify: Notify = print, trust_workdir: bool = False
-) -> Trained:
+def load(workdir: str | os.PathLike[str], run: str, *, notify: Notify = print, trust_workdir: bool = False) -> Trained:
     """The network that ``python -m advjax.main`` has trained in a folder.
 
     The data set need not be there, unless the folder was made before advjax stored what it needs of it.

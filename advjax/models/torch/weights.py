@@ -52,7 +52,7 @@ def load_torch(
       names: path of a layer ("stage1/block0/conv1") -> candidate torch names ("layer1.0.conv1",).
 
     Raises:
-      UserError: the file cannot be read, or a weight is missing, unused, or has another shape.
+      UserError: the file cannot be read, or a weight is missing, unused, NaN or infinite, or has another shape.
     """
     weights = _stripped(source if isinstance(source, Mapping) else _read(os.fspath(source)))
     weights = weights if names else without_folded_biases(model, weights)
@@ -77,6 +77,8 @@ def load_torch(
                 f"{found[0]} has shape {value.shape}, but this {_name(model)} has {shape} "
                 f"for images of shape {tuple(image_shape)}"
             )
+        if not np.all(np.isfinite(value)):
+            raise UserError(f"{found[0]} has entries that are NaN or infinite: the network diverged in training")
         return jnp.asarray(_converted(value, positions.get(number)), wanted.dtype)
 
     variables = dict(jax.tree.map_with_path(leaf, expected, numbers))
