@@ -38,7 +38,11 @@ class AttackResult(NamedTuple):
     steps: Array
     """int32 [n]: steps taken until the image was done."""
     nonfinite: Array | bool = False
-    """bool [n]: some gradient on the way was NaN or infinite, so a failure of the attack says little of the model."""
+    """bool [n]: some gradient was NaN or infinite, so a failure of the attack is no evidence of robustness."""
+    invalid: Array | bool = False
+    """bool [n]: the attack could not handle the image: pixels outside the bounds (by more than 4 units in the last
+    place) or NaN, NaN logits, or a label out of range.  Outside jit this raises.  Under jit, such images have
+    ``success``, so that they never count as robust, and their ``images``, ``logits`` and ``distance`` are NaN."""
 
 
 AttackFn: TypeAlias = Callable[..., AttackResult]

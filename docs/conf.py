@@ -44,7 +44,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
-nb_execution_cache_path = "_build/notebooks"
+nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / "notebooks")
 nb_merge_streams = True
 copybutton_exclude = ".linenos, .gp, .go"
 

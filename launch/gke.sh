@@ -4,8 +4,9 @@
 #   export CLUSTER=my-cluster IMAGE=europe-docker.pkg.dev/my-project/advjax/advjax:1 TPU_TYPE=v5litepod-16
 #   launch/gke.sh cifar-fixer --config=configs/cifar_fixer.py --workdir=/mnt/runs/cifar_fixer
 #
-# Install xpk with `pip install xpk`.  The image must contain this repository as its working directory, with advjax[tpu]
-# installed.  The workdir must be on a volume shared by all pods.  An evicted pod gets SIGTERM and five minutes, in
+# Install xpk with `pip install xpk`, and build and push the image with
+#   docker build -f launch/Dockerfile --build-arg EXTRAS=digits,tpu,k8s -t "$IMAGE" . && docker push "$IMAGE"
+# The workdir must be on a volume shared by all pods.  An evicted pod gets SIGTERM and five minutes, in
 # which the run saves its state and exits with 42; it is restarted up to ten times and resumes from there.
 set -euo pipefail
 

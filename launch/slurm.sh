@@ -3,7 +3,8 @@
 #
 #   sbatch --nodes=2 launch/slurm.sh --config=configs/cifar_fixer.py --workdir=/shared/runs/cifar_fixer
 #
-# Submit it from the repository, in an environment with advjax[cuda12] or advjax[cuda13].  Options given to sbatch
+# Submit it from the repository, in an environment with advjax[cuda12] or advjax[cuda13]; launch/Dockerfile makes an image
+# with one, for clusters that run containers.  Options given to sbatch
 # override those below.  The workdir must be on a file system shared by all nodes.  Three minutes before the time limit,
 # or when the job is preempted, the run saves its state and exits with 42; the job is then requeued and resumes from
 # there.  Set PYTHON to use another interpreter.

@@ -1,13 +1,16 @@
 """The command line: which keys of a config may be given, and what is said of those that may not."""
 
+import json
+import pathlib
 import sys
 
 import pytest
 from absl import flags
 
 from advjax import main
-from advjax.experiment.from_config import from_config
+from advjax.experiment.from_config import complete, from_config
 from advjax.types import UserError
+from support.configs import config_of
 from support.paths import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs" / "digits_fixer.py")
@@ -30,6 +33,41 @@ def parse(monkeypatch):
 
     yield parsed
     forget()
+
+
+@pytest.mark.parametrize("arguments", [("--config=digits_fixer",), ("-config", "digits_fixer")])
+def test_the_name_of_an_installed_config_needs_no_path(parse, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = parse(*arguments, "--config.run.base.epochs=3")
+    assert named.run.base.epochs == 3 and named.title == parse(f"--config={CONFIG}").title
+    assert main._workdirs() == ["workdirs/digits_fixer"]
+
+
+def test_an_installed_config_gets_its_argument_and_finds_the_others(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "configs", raising=False)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (pathlib.Path(path) / "configs").is_dir()])
+    whole, smaller = parse("--config=cifar_fixer:fgsm"), parse("--config=cifar_fixer")
+    assert whole.run.fixer.attack.name == "fgsm" != smaller.run.fixer.attack.name
+    assert parse("--config=cifar_trades").runs and parse("--config=papers/mixup_report/mnist").runs
+
+
+def test_a_file_comes_before_an_installed_config_and_sees_its_own_neighbors(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "configs"
+    own.mkdir()
+    (own / "common.py").write_text("TITLE = 'my own'")
+    (own / "mine.py").write_text(
+        "from advjax.experiment import defaults\nfrom configs import common\nimport neighbor\n\n\n"
+        "def get_config():\n    return defaults.experiment(title=common.TITLE + neighbor.MORE)\n"
+    )
+    (tmp_path / "neighbor.py").write_text("MORE = ' title'")
+    for name in ("configs", "configs.common", "neighbor"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert parse("--config=configs/mine.py").title == "my own title"
+    for name in ("configs", "configs.common", "neighbor"):
+        sys.modules.pop(name, None)
 
 
 def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
@@ -74,6 +112,9 @@ def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
         (("--config", CONFIG, "--config.run.base.epochs=many"), "invalid literal for int"),
         ((f"--config={CONFIG}", "--config.evaluation.attacks.fgsm=3"), "is not a dict"),
         (("--config=nowhere.py",), "no config file at nowhere.py"),
+        (("--config=digits",), "installed configs, which need no path, are cifar_adversarial"),
+        (("--config=../pyproject",), "no config file at ../pyproject"),
+        (("--config=common",), "no config file at common"),
     ],
 )
 def test_what_flags_cannot_take_is_one_line_and_exit_code_2(parse, capfd, arguments, message):
@@ -82,3 +123,14 @@ def test_what_flags_cannot_take_is_one_line_and_exit_code_2(parse, capfd, argume
     assert caught.value.code == 2
     said = capfd.readouterr().err.strip()
     assert message in said and "\n" not in said
+
+
+def test_a_folder_is_trusted_by_a_flag_alone(parse, tmp_path):
+    config = complete(config_of("digits_fixer"))
+    config["data"]["name"] = "my.data:load"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    parse("--mode=evaluate", f"--workdir={tmp_path}")
+    with pytest.raises(UserError, match=r"data.name is 'my.data:load', a function outside advjax"):
+        main._config(str(tmp_path))
+    parse("--mode=evaluate", f"--workdir={tmp_path}", "--trust_workdir")
+    assert main._config(str(tmp_path))["data"]["name"] == "my.data:load"

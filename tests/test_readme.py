@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from advjax.experiment import defaults
@@ -97,9 +99,20 @@ def test_the_config_of_the_guide_is_one():
 
 
 def test_the_guide_to_data_shows_keys_that_there_are():
-    (snippet,) = blocks("python", "docs/data.md")
+    (snippet,) = [text for text in blocks("python", "docs/data.md") if text.startswith("data = {")]
     exec(snippet, shown := {})
     assert shown["data"].keys() <= defaults.DATA.keys()
+
+
+def test_the_functions_of_the_guide_to_data_return_data(monkeypatch):
+    """With a stand-in for the library of Hugging Face."""
+    (snippet,) = [text for text in blocks("python", "docs/data.md") if "def photographs" in text]
+    row = {"image": np.zeros((80, 70, 3), np.uint8), "labels": 2}
+    library = types.SimpleNamespace(load_dataset=lambda name, split: [row, row])
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    exec(snippet, shown := {})
+    assert shown["photographs"]("train").image_shape == (64, 64, 3)
+    assert shown["noise"]("test").class_names == ("a", "b")
 
 
 @pytest.mark.slow

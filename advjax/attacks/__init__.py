@@ -30,11 +30,12 @@ from advjax.attacks.losses import (
     targeted_dlr,
 )
 from advjax.attacks.model_queries import in_precision
+from advjax.attacks.norms import L1, L2, LINF, Norm
 from advjax.attacks.pgd import bim, fgsm, one_step_target_class, pgd
 from advjax.attacks.random_noise import gaussian_noise, random_points
 from advjax.attacks.runner import Progress, Verdicts, run_stages
 from advjax.attacks.square import square
-from advjax.attacks.threat_model import L1, L2, LINF, Norm, ThreatModel, l1, l2, linf
+from advjax.attacks.threat_model import ThreatModel, l1, l2, linf
 from advjax.types import AttackFn, AttackResult, LogitsFn
 
 __all__ = [

@@ -7,9 +7,10 @@ import numpy as np
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Candidate, keep_rule, unobserved
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import Aim, AimedLoss, Loss
 from advjax.attacks.pgd_family import goal
-from advjax.attacks.threat_model import ThreatModel, is_concrete
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 MOMENTUM = 0.75
@@ -43,8 +44,7 @@ def checkpoints(num_steps: int) -> tuple[int, ...]:
     The first window has 22% of the steps; each later window is shorter by 3% of the steps, but has at least 6%.  All
     are rounded down, to at least one step, as in the reference implementation.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    require_count("num_steps", num_steps)
     window = max(int(0.22 * num_steps), 1)
     shortest, decrease = max(int(0.06 * num_steps), 1), max(int(0.03 * num_steps), 1)
     found = [window]
@@ -90,8 +90,9 @@ def auto_pgd(
         "highest_loss" suit training examples.
     """
     threat_model.require("auto_pgd", "linf", "l2", finite_epsilon=True)
-    if is_concrete(rho) and not 0 < float(rho) <= 1:
-        raise ValueError(f"rho must be in (0, 1], got {rho}")
+    require_number("rho", rho, 0, 1, open_low=True)
+    if step_size is not None:
+        require_number("step_size", step_size)
     keep, keep_highest = keep_rule(returns), keep_rule("highest_loss")
     maximized, windows = goal(loss, targeted, aim), _windows(num_steps)
 

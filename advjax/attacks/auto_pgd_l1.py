@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.eot import Expectation
+from advjax.attacks.input_checks import as_array, require_count
 from advjax.attacks.losses import Aim, AimedLoss, Loss
 from advjax.attacks.pgd_family import goal
 from advjax.attacks.threat_model import ThreatModel
@@ -74,6 +75,7 @@ def auto_pgd_l1(
     """
     threat_model.require("auto_pgd_l1", "l1", finite_epsilon=True)
     maximized, keep, keep_highest = goal(loss, targeted, aim), keep_rule(returns), keep_rule("highest_loss")
+    require_count("num_steps", num_steps)
     steps_per_check = max(int(CHECK_INTERVAL * num_steps), 1)
 
     def init(problem: Problem) -> AutoPGDL1State:
@@ -153,6 +155,7 @@ def auto_pgd_l1_large_epsilon(
     Returns:
       ``(logits_fn, images, labels, rng, start=None, until_success=False) -> AttackResult``.
     """
+    require_count("num_steps", num_steps)
     steps = [math.ceil(share * num_steps) for _, share in LARGE_EPSILONS[:-1]]
     steps.append(num_steps - sum(steps))
     if steps[-1] < 1:
@@ -171,6 +174,7 @@ def auto_pgd_l1_large_epsilon(
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        images = as_array("images", images)
         nonfinite = jnp.zeros(len(images), bool)
         for part, next_ball in zip(wider, balls[1:], strict=True):
             found = part(logits_fn, images, labels, rng, start)

@@ -23,6 +23,7 @@ from advjax.attacks import input_checks, model_queries
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, BEFORE, keys_per_image, model_keys
 from advjax.attacks.model_queries import is_fooled
+from advjax.attacks.per_image import broadcast, select, varying_like
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
@@ -76,8 +77,7 @@ class Attack:
     gradients passed to ``move`` are those of the new point."""
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        input_checks.require_count("num_steps", self.num_steps)
 
     def __call__(
         self,
@@ -102,40 +102,52 @@ class Attack:
             effect on an ``expectation``, where the first success may be due to lucky draws.
 
         Raises:
-          ValueError: invalid shapes, dtypes or values (values are checked only outside jit).
+          ValueError: wrong shapes; outside jit also values that the attack cannot handle.  Under jit, where values are
+            not known, such images are marked instead: see ``AttackResult.invalid``.
+          TypeError: not arrays, not a key, or logits that are not one floating-point array.
         """
         until_success = until_success and not isinstance(logits_fn, Expectation)
-        problems = self._problems(logits_fn, images, labels, rng, start)
-        states, steps, nonfinite = self._run(logits_fn, problems, until_success)
+        problems, invalid = self._problems(logits_fn, images, labels, rng, start)
+        states, steps, nonfinite = self._run(logits_fn, problems, invalid, until_success)
         adversarial = states.best.image
         # Clipping lets NaN through, and no threat model allows it.
         lost = jnp.any(~jnp.isfinite(adversarial), axis=(1, 2, 3))
-        adversarial = jnp.where(_per_image(lost, adversarial), images, adversarial)
         if until_success:
-            wrong = is_fooled(problems.clean_logits, labels, self.targeted)
-            adversarial = jnp.where(_per_image(wrong, adversarial), images, adversarial)
+            lost |= is_fooled(problems.clean_logits, problems.label, self.targeted)
+        adversarial = select(lost, problems.image, adversarial)
         input_checks.warn_of_nonfinite(nonfinite)
-        return self._result(logits_fn, problems, adversarial, steps, nonfinite)
+        return self._result(logits_fn, problems, adversarial, steps, nonfinite, invalid)
 
-    def _problems(self, logits_fn, images, labels, rng, start) -> Problem:
+    def _problems(self, logits_fn, images, labels, rng, start) -> tuple[Problem, Array]:
+        """The problems, and which of them are invalid."""
+        images, labels = input_checks.as_array("images", images), input_checks.as_array("labels", labels)
         input_checks.check_inputs(images, labels, self.threat_model.bounds)
         rngs = keys_per_image(rng, len(images))
+        images = jnp.asarray(images)
+        allowed = jax.vmap(self.threat_model.allows)(images)
+        images = jnp.clip(images, *self.threat_model.bounds)
         clean_logits = model_queries.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
         input_checks.check_logits(clean_logits, images, labels)
         labels = jnp.asarray(labels, jnp.int32)
+        invalid = ~allowed | jnp.any(jnp.isnan(clean_logits), axis=-1)
+        invalid |= (labels < 0) | (labels >= clean_logits.shape[-1])
         if start is not None:
+            start = input_checks.check_start(start, images)
+            invalid |= jnp.any(~jnp.isfinite(start), axis=(1, 2, 3))
             start = jax.vmap(self.threat_model.project)(images, start)
-        return Problem(images, labels, rngs, clean_logits, start)
+        return Problem(images, labels, rngs, clean_logits, start), invalid
 
-    def _run(self, logits_fn, problems, until_success):
+    def _run(self, logits_fn, problems, invalid, until_success):
         """The final states, the number of steps taken, and which images had nonfinite gradients."""
         count, stops_early = len(problems.image), until_success or self.done is not None
         nothing = jnp.zeros(count, jnp.int32)
         states, finished, steps, nonfinite = varying_like(
             problems, (jax.vmap(self.init)(problems), nothing > 0, nothing, nothing > 0)
         )
+        if stops_early:
+            finished |= invalid
         if until_success:
-            finished = is_fooled(problems.clean_logits, problems.label, self.targeted)
+            finished |= is_fooled(problems.clean_logits, problems.label, self.targeted)
 
         def step(carry):
             states, finished, steps, nonfinite, index = carry
@@ -143,7 +155,7 @@ class Attack:
             steps += ~finished
             nonfinite |= unusable & ~finished
             if stops_early:
-                moved = _where(finished, states, moved)
+                moved = select(finished, states, moved)
             if until_success:
                 finished |= fooled
             if self.done is not None:
@@ -160,7 +172,7 @@ class Attack:
             carry, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=self.num_steps)
         states, finished, steps, nonfinite, index = carry
         last = self._last(logits_fn, problems, states, index)
-        return (_where(finished, states, last) if stops_early else last), steps, nonfinite
+        return (select(finished, states, last) if stops_early else last), steps, nonfinite
 
     def _step(self, logits_fn, problems, states, index):
         """The next states, where the observed points fool the model, and where the gradients were not finite."""
@@ -196,12 +208,15 @@ class Attack:
         fooled = is_fooled(logits, problems.label, self.targeted) & inside
         return jax.vmap(self.observe)(problems, states, logits), fooled
 
-    def _result(self, logits_fn, problems, adversarial, steps, nonfinite) -> AttackResult:
+    def _result(self, logits_fn, problems, adversarial, steps, nonfinite, invalid) -> AttackResult:
         logits = model_queries.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
         allowed = jax.vmap(self.threat_model.contains)(problems.image, adversarial)
-        distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial)
+        distance = jax.vmap(self.threat_model.distance)(problems.image, adversarial).astype(jnp.float32)
         success = is_fooled(logits, problems.label, self.targeted) & allowed
-        return AttackResult(adversarial, logits, success, distance.astype(jnp.float32), steps, nonfinite)
+        adversarial, logits, distance = (
+            jnp.where(broadcast(invalid, values), jnp.nan, values) for values in (adversarial, logits, distance)
+        )
+        return AttackResult(adversarial, logits, success | invalid, distance, steps, nonfinite, invalid)
 
 
 def trajectory(
@@ -216,7 +231,7 @@ def trajectory(
 
     For inspecting an attack (losses, step sizes, checkpoints); no image is stopped early.
     """
-    problems = attack._problems(logits_fn, images, labels, rng, start)
+    problems, _ = attack._problems(logits_fn, images, labels, rng, start)
 
     def step(states, index):
         states, _, _ = attack._step(logits_fn, problems, states, index)
@@ -226,29 +241,3 @@ def trajectory(
     states, history = jax.lax.scan(step, states, jnp.arange(attack.num_steps))
     last = attack._last(logits_fn, problems, states, attack.num_steps)
     return jax.tree.map(lambda steps, final: jnp.concatenate([steps, final[None]]), history, last)
-
-
-def _per_image(flags: Array, like: Array) -> Array:
-    return flags.reshape(flags.shape + (1,) * (like.ndim - flags.ndim))
-
-
-def _where(flags: Array, if_true: Any, if_false: Any) -> Any:
-    def select(a, b):
-        return jnp.where(_per_image(flags, a), a, b)
-
-    return jax.tree.map(select, if_true, if_false)
-
-
-def varying_like(known: Any, tree: Any) -> Any:
-    """``tree``, varying over the devices of a surrounding ``shard_map`` wherever the arrays [n, ...] in ``known`` do.
-
-    Loops require the types of their carry to stay the same, and a state that starts as a constant does not vary.
-    """
-    leaves = [_key_data(leaf) for leaf in jax.tree.leaves(known)]
-    zeros = (jnp.zeros_like(leaf[(slice(None), *[0] * (leaf.ndim - 1))], jnp.int32) for leaf in leaves)
-    never = sum(zeros, start=jnp.int32(0))
-    return _where(never > 0, tree, tree)
-
-
-def _key_data(leaf: Array) -> Array:
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,4 +1,4 @@
-"""Which images are computed together: batches of a few sizes, so that few programs are compiled."""
+"""Splits images into batches of a few sizes, so that few programs are compiled."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ def batch_sizes(batch_size: int, num_devices: int) -> tuple[int, ...]:
 
 
 def batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Splits ``positions`` into batches that are more than half full, unless the smallest size is too large for it."""
+    """Splits ``positions`` into batches that are more than half full, except perhaps one of the smallest size."""
     begin = 0
     while begin < len(positions):
         left = len(positions) - begin

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import model_queries
-from advjax.attacks.base import varying_like
 from advjax.attacks.eot import Expectation
+from advjax.attacks.input_checks import as_array, refuse_invalid, require_count
 from advjax.attacks.keys import PREDICTION, fold_in, keys_per_image, model_keys
 from advjax.attacks.losses import Aim, next_likely_class
+from advjax.attacks.per_image import broadcast, varying_like
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 KEEP = {
@@ -37,15 +38,13 @@ class Stage(NamedTuple):
 
 def restarts(name: str, attack: AttackFn, num_restarts: int) -> Stage:
     """A stage with the same attack in every round."""
-    if num_restarts < 1:
-        raise ValueError(f"num_restarts must be at least 1, got {num_restarts}")
+    require_count("num_restarts", num_restarts)
     return Stage(name, lambda number: attack, lambda num_classes: num_restarts)
 
 
 def targets(name: str, make_attack: Callable[[Aim], AttackFn], num_targets: int) -> Stage:
     """A stage with a round for each of the ``num_targets`` most likely classes besides the label, as far as they go."""
-    if num_targets < 1:
-        raise ValueError(f"num_targets must be at least 1, got {num_targets}")
+    require_count("num_targets", num_targets)
     return Stage(
         name,
         lambda number: make_attack(next_likely_class(number + 1)),
@@ -91,6 +90,7 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
 
         def step(kept: AttackResult, number: Array) -> tuple[AttackResult, None]:
@@ -102,7 +102,9 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
         nothing = _nothing_yet(jnp.asarray(images), jnp.zeros(logits.shape, logits.dtype))
         numbers = jnp.arange(stage.num_rounds(logits.shape[-1]))
-        return jax.lax.scan(step, varying_like((images, labels, rngs), nothing), numbers)[0]
+        result = jax.lax.scan(step, varying_like((images, labels, rngs), nothing), numbers)[0]
+        refuse_invalid(result.invalid)
+        return result
 
     return attack
 
@@ -121,6 +123,7 @@ def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
         kept = call_attack(attacks[0], logits_fn, images, labels, fold_in(rngs, 0), start, until_success)
         for number, other in enumerate(attacks[1:], 1):
@@ -147,6 +150,7 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        images = as_array("images", images)
         keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
         predictions = jnp.argmax(model_queries.evaluate(logits_fn, images, keys), axis=-1)
         return call_attack(attack, logits_fn, images, predictions, rng, start, until_success)
@@ -193,15 +197,20 @@ def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
 
 def _nothing_yet(images: Array, logits: Array) -> AttackResult:
     none = jnp.zeros(len(images), jnp.int32)
-    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none, none > 0)
+    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none, none > 0, none > 0)
 
 
 def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
-    better = rule(kept, new)
+    # The marks of an invalid image stay, whatever other attacks report.
+    better = (rule(kept, new) | new.invalid) & ~jnp.asarray(kept.invalid)
 
     def select(old, new):
-        return jnp.where(better.reshape(better.shape + (1,) * (old.ndim - 1)), new, old)
+        return jnp.where(broadcast(better, old), new, old)
 
     # These describe all attacks, whichever result is kept.
-    common = {"steps": kept.steps + new.steps, "nonfinite": jnp.asarray(kept.nonfinite | new.nonfinite)}
+    common = {
+        "steps": kept.steps + new.steps,
+        "nonfinite": jnp.asarray(kept.nonfinite | new.nonfinite),
+        "invalid": jnp.asarray(kept.invalid | new.invalid),
+    }
     return jax.tree.map(select, kept._replace(**common), new._replace(**common))

@@ -7,14 +7,18 @@ import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Observed
-from advjax.attacks.losses import entry
+from advjax.attacks.input_checks import require_count, require_number
+from advjax.attacks.losses import entry, other_classes
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel, is_concrete
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 NUDGE = 1e-4
-"""Added to the length of every step, in units of the pixels, as the authors' implementation does: a step exactly to the
-boundary could end on the wrong side of it by rounding, and the following steps would become ever smaller."""
+"""Added to the length of every step, as a fraction of the pixel range, as in the authors' implementation.
+
+A step that ends exactly at the boundary could be on the wrong side of it by rounding, and the following steps would
+become ever smaller.
+"""
 
 
 class DeepFoolState(NamedTuple):
@@ -56,11 +60,9 @@ def deepfool(
         clean image.  Each step takes one backward pass for each of the latter.
     """
     threat_model.require("deepfool", "linf", "l2")
-    if num_candidates < 2:
-        raise ValueError(f"num_candidates must be at least 2 (the label and one other class), got {num_candidates}")
-    if is_concrete(overshoot) and not float(overshoot) >= 0:
-        raise ValueError(f"overshoot must be 0 or more, got {overshoot}")
-    ascent = threat_model.norm.ascent
+    require_count("num_candidates", num_candidates, 2)
+    require_number("overshoot", overshoot)
+    ascent, nudge = threat_model.norm.ascent, NUDGE * threat_model.pixel_range
 
     def init(problem: Problem) -> DeepFoolState:
         image = problem.image
@@ -68,7 +70,7 @@ def deepfool(
         return DeepFoolState(
             point=start,
             perturbation=(start - image) / (1 + overshoot),
-            candidates=_other_classes(problem.clean_logits, problem.label, num_candidates - 1),
+            candidates=other_classes(problem.clean_logits, problem.label)[: num_candidates - 1],
             found=jnp.asarray(False),
             best=Observed(start),
         )
@@ -91,13 +93,6 @@ def deepfool(
         slopes = jnp.sum(gradients * directions, axis=(1, 2, 3))
         distances = jnp.where(slopes > 0, jnp.abs(differences) / jnp.where(slopes > 0, slopes, 1), jnp.inf)
         nearest = jnp.argmin(distances)
-        return jnp.where(slopes[nearest] > 0, (distances[nearest] + NUDGE) * directions[nearest], 0)
+        return jnp.where(slopes[nearest] > 0, (distances[nearest] + nudge) * directions[nearest], 0)
 
     return Attack(threat_model, num_steps, init, differences, observe, move, done=lambda state: state.found)
-
-
-def _other_classes(logits: Array, label: Array, count: int) -> Array:
-    """The ``count`` classes with the largest logits besides the label, or all of them if there are fewer."""
-    num_classes = logits.shape[-1]
-    others = jnp.where(jnp.arange(num_classes) == label, -jnp.inf, logits)
-    return jax.lax.top_k(others, min(count, num_classes - 1))[1]

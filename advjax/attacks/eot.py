@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.input_checks import as_logits, require_count
 from advjax.types import Array, Key, StochasticLogitsFn
 
 
@@ -19,14 +20,13 @@ class Expectation:
     num_samples: int
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        require_count("num_samples", self.num_samples)
 
     def draws(self, images: Array, rngs: Key) -> Array:
         """Logits [n, num_samples, classes].  Each draw has its own key, regardless of the rest of the batch."""
 
         def draw(image: Array, rng: Key) -> Array:
-            return self.stochastic_fn(image[None], rng)[0]
+            return as_logits(self.stochastic_fn(image[None], rng))[0]
 
         return jax.vmap(
             lambda image, rng: jax.vmap(draw, in_axes=(None, 0))(image, jax.random.split(rng, self.num_samples))

@@ -1,16 +1,16 @@
 """FAB, the fast adaptive boundary attack: minimum-norm perturbations by staying close to the boundary and the image."""
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
-from advjax.attacks.losses import Aim, entry
+from advjax.attacks.input_checks import require_number
+from advjax.attacks.losses import Aim, entry, other_classes
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel, is_concrete
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 
@@ -65,11 +65,12 @@ def fab(
     """
     if targeted and aim is not None:
         raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
+    threat_model.require("fab", finite_bounds=True)
     if random_start:
         threat_model.require("the random start of fab", finite_epsilon=True)
-    for name, value, low, high in (("alpha_max", alpha_max, 0, 1), ("eta", eta, 1, math.inf), ("beta", beta, 0, 1)):
-        if is_concrete(value) and not low <= float(value) <= high:
-            raise ValueError(f"{name} must be {'1 or more' if name == 'eta' else 'in [0, 1]'}, got {value}")
+    require_number("alpha_max", alpha_max, 0, 1)
+    require_number("eta", eta, 1)
+    require_number("beta", beta, 0, 1)
     norm, bounds = threat_model.norm, threat_model.bounds
     nearby = dataclasses.replace(threat_model, epsilon=threat_model.epsilon / 2)
 
@@ -93,12 +94,11 @@ def fab(
 
     def differences(problem: Problem, state: FABState, logits: Array) -> Array:
         """[k]: the differences of logits that are positive beyond the k boundaries."""
-        classes, label = jnp.arange(logits.shape[-1]), problem.label
-        ranked = jax.lax.stop_gradient(logits) if targeted else problem.clean_logits
-        likely = jnp.argsort(jnp.where(classes == label, -jnp.inf, ranked), descending=True)
+        label = problem.label
         if targeted:
-            return entry(logits, label)[None] - entry(logits, likely[0])[None]
-        others = likely[:-1] if aim is None else aim(problem)[None]
+            predicted = other_classes(jax.lax.stop_gradient(logits), label)[0]
+            return (entry(logits, label) - entry(logits, predicted))[None]
+        others = other_classes(problem.clean_logits, label) if aim is None else aim(problem)[None]
         return jax.vmap(entry, in_axes=(None, 0))(logits, others) - entry(logits, label)
 
     def move(problem: Problem, state: FABState, logits: Array, gradients: Array) -> FABState:

@@ -1,6 +1,8 @@
-"""Random keys: one per image, so that neither the batch nor the order of its images affects any of them."""
+"""Random keys: one per image, so that neither the batch nor its order nor the devices affect what happens to an image.
 
-from typing import Any
+The keys are always of the threefry kind, whatever ``jax_default_prng_impl`` says: with "rbg" and "unsafe_rbg", what a
+vmapped function draws for one image depends on the keys of the other images.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +13,52 @@ from advjax.types import Array, Key
 BEFORE, AFTER, PREDICTION = 2**32 - 1, 2**32 - 2, 2**32 - 3
 """Query numbers of a stochastic model outside the steps of an attack: before them, after them, to predict labels."""
 KEY_TYPE = "threefry2x32"
-"""Type of the keys that the runner derives, whatever JAX's default is: others draw other numbers in other batches."""
 
 
 def keys_per_image(rng: Key, count: int) -> Key:
-    """Returns one key per image: ``rng`` itself if it is an array of keys, else ``rng`` folded with the position."""
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(rng)
-    if rng.ndim == 0:
-        return jax.vmap(lambda position: jax.random.fold_in(rng, position))(np.arange(count))
-    if rng.shape != (count,):
-        raise ValueError(f"rng must be one key or one key per image ({count}), got an array of shape {rng.shape}")
-    return rng
+    """One threefry key per image: ``rng`` itself if it is an array of keys, else ``rng`` folded with the position.
+
+    Raises:
+      TypeError: ``rng`` is not a key.
+      ValueError: ``rng`` is neither one key nor one key per image.
+    """
+    keys = threefry(rng)
+    if keys.ndim == 0:
+        return fold_in(keys, np.arange(count))
+    if keys.shape != (count,):
+        raise ValueError(f"rng must be one key or one key per image ({count}), got an array of shape {keys.shape}")
+    return keys
+
+
+def threefry(rng: Key) -> Key:
+    """Threefry keys made from keys of any implementation, and from the raw keys of ``jax.random.PRNGKey``.
+
+    Threefry keys are returned unchanged.
+    """
+    is_array = isinstance(rng, jax.Array | np.ndarray)
+    if is_array and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        words = jax.random.key_data(rng)
+    elif is_array and rng.dtype == np.uint32 and rng.ndim and rng.shape[-1] >= 2:
+        words = jnp.asarray(rng)
+    else:
+        got = f"an array of {rng.dtype} with shape {rng.shape}" if is_array else repr(rng)
+        raise TypeError(f"rng must be a key, such as jax.random.key(0), or one key per image, got {got}")
+    keys = typed(words[..., :2])
+    for i in range(2, words.shape[-1]):
+        keys = fold_in(keys, words[..., i])
+    return keys
+
+
+def fold_in(rngs: Key, numbers: int | Array | np.ndarray) -> Key:
+    """Folds one number into all keys, or one number into each; a single key is folded with each of the numbers."""
+    folded = jax.random.fold_in
+    axes = (0 if rngs.ndim else None, 0 if np.ndim(numbers) else None)
+    return folded(rngs, numbers) if axes == (None, None) else jax.vmap(folded, in_axes=axes)(rngs, numbers)
 
 
 def image_keys(rng: Key, index: Array | np.ndarray) -> Key:
-    """One key per image: ``rng`` folded with the index [n] of the image in its data set."""
-    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
-
-
-def fold_in(rngs: Key, number: int | Array) -> Key:
-    """Folds one number into each of the keys [n]."""
-    return jax.vmap(lambda rng: jax.random.fold_in(rng, number))(rngs)
+    """One threefry key per image: ``rng`` folded with the index [n] of the image in its data set."""
+    return fold_in(threefry(rng), index)
 
 
 def model_keys(rngs: Key, query: int | Array) -> Key:
@@ -44,22 +70,18 @@ def root_words(seed: int | Key) -> np.ndarray:
     """uint32 [2]: the key from which those of the images are derived, as the words that it consists of.
 
     Args:
-      seed: an integer, or one key; a key that is not of ``KEY_TYPE`` is replaced by random bits drawn from it.
+      seed: an integer, or one key of any kind.
     """
-    if not _is_key(seed):
-        key = jax.random.wrap_key_data(jnp.asarray(seed)) if np.ndim(seed) else jax.random.key(seed, impl=KEY_TYPE)
-    else:
-        key = jnp.asarray(seed)
+    key = jax.random.key(seed, impl=KEY_TYPE) if isinstance(seed, int | np.integer) else threefry(seed)
     if key.ndim:
         raise ValueError(f"seed must be an integer or one key, got keys of shape {key.shape}")
-    is_usable = str(jax.random.key_impl(key)) == KEY_TYPE
-    return np.asarray(jax.random.key_data(key) if is_usable else jax.random.bits(key, (2,), jnp.uint32))
+    return np.asarray(jax.random.key_data(key))
 
 
 @jax.jit
 def image_words(root: Array, index: Array) -> Array:
     """uint32 [n, 2]: the root key folded with the index [n] of each image."""
-    return jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(typed(root), index.astype(jnp.uint32)))
+    return jax.random.key_data(fold_in(typed(root), index.astype(jnp.uint32)))
 
 
 @jax.jit
@@ -71,7 +93,3 @@ def folded_words(words: Array, number: Array | int) -> Array:
 def typed(words: Array) -> Key:
     """The keys of ``KEY_TYPE`` that consist of these words."""
     return jax.random.wrap_key_data(words, impl=KEY_TYPE)
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""Turns the arrays that a function closes over into arguments, so that weights are not compiled into programs."""
+"""Turns arrays that a function closes over into arguments, so that weights are not compiled into programs."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ def lift(function: Callable[..., Any], *examples: Any) -> tuple[list[Any], Calla
     """Separates a function from its array constants.
 
     Constants are found in the function itself, which may be a ``functools.partial`` or an object, and in functions
-    under ``jax.jit`` that it calls, at any depth.  Scalars, constants inside a ``jit`` inside a loop or branch, and
-    constants that change with the shapes of the arguments are left where they are.
+    under ``jax.jit`` that it calls, at any depth.  Scalars, constants of a ``jit`` inside a loop or branch, and
+    constants that change with the shapes of the arguments stay in the function.
 
     Args:
       function: traceable function of arrays.
@@ -47,8 +47,8 @@ def _call(function: Callable[..., Any], lifted: list[Any], variables: Sequence[A
 
 
 def _traced(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, PyTree]:
-    """A function as it is now, and the shapes of its results."""
-    # JAX remembers what it has traced by the function: one that reads weights from an object would be taken as it was.
+    """Traces a function as it is now; returns the shapes of its results, too."""
+    # JAX caches traces by function, and would miss that an object in its closure has new weights.
     return jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
 
 
@@ -80,7 +80,7 @@ def _same(first: Any, second: Any) -> bool:
 def _evaluate(traced: ClosedJaxpr, constants: PyTree, arguments: Sequence[Any]) -> list[Any]:
     """Evaluates a traced function with other constants.
 
-    Equations keep their differentiation rules: each is bound again as it is, jitted functions with constants excepted.
+    Each equation is evaluated as it is, with its own differentiation rules; only ``jit`` with constants is rebuilt.
     """
     own, nested = constants
     jaxpr = traced.jaxpr

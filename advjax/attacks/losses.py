@@ -27,6 +27,13 @@ def entry(logits: Array, index: Array) -> Array:
     return jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == index, logits, 0))
 
 
+def other_classes(logits: Array, label: Array) -> Array:
+    """All classes but the label [classes - 1], from the largest to the smallest logit."""
+    # The label goes behind all others, also behind classes that are masked by logits of -inf.
+    ranked = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, jnp.maximum(logits, _lowest(logits)))
+    return jnp.argsort(ranked, descending=True)[:-1]
+
+
 def cross_entropy(logits: Array, label: Array) -> Array:
     """``-log softmax(logits)[label]``."""
     # Not logsumexp - logit: for confident predictions the difference cancels, and so does the sign of its gradient.
@@ -41,14 +48,14 @@ def margin(logits: Array, label: Array) -> Array:
 def dlr(logits: Array, label: Array) -> Array:
     """Difference of logits ratio, ``-(z_y - max_{i != y} z_i) / (z_(1) - z_(3))`` (Croce & Hein 2020, eq. 6).
 
-    Invariant to shifts and scaling of the logits.  With two classes there is no third logit, and the only difference
-    divided by itself would be constant, so the ``margin`` is returned instead.
+    Invariant to shifts and scaling of the logits.  With two classes (or two that are not masked by -inf) there is no
+    third logit, and the only difference divided by itself would be constant, so the ``margin`` is returned instead.
     """
     difference = margin(logits, label)
     if logits.shape[-1] < 3:
         return difference
     top = jax.lax.top_k(logits, 3)[0]
-    return difference / (top[0] - top[2] + 1e-12)
+    return _ratio(difference, top[0] - top[2])
 
 
 def targeted_cross_entropy(logits: Array, label: Array, target: Array) -> Array:
@@ -66,7 +73,9 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     if logits.shape[-1] < 3:
         return difference
     top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
-    return difference / (top[0] - jnp.mean(top[2:]) + 1e-12)
+    # A fourth logit of -inf is as good as none.
+    mean = jnp.mean(top[2:])
+    return _ratio(difference, top[0] - jnp.where(jnp.isneginf(top[-1]), top[2], mean))
 
 
 def next_likely_class(rank: int | Array) -> Aim:
@@ -76,14 +85,15 @@ def next_likely_class(rank: int | Array) -> Aim:
     """
 
     def aim(problem: Problem) -> Array:
-        return jnp.argsort(_others(problem.clean_logits, problem.label), descending=True)[jnp.asarray(rank) - 1]
+        return other_classes(problem.clean_logits, problem.label)[jnp.asarray(rank) - 1]
 
     return aim
 
 
 def least_likely_class(problem: Problem) -> Array:
-    """The least likely class besides the label on the clean image (Kurakin et al. 2017)."""
-    return jnp.argmax(_others(-problem.clean_logits, problem.label))
+    """The least likely class besides the label on the clean image (Kurakin et al. 2017), except for masked classes."""
+    logits = problem.clean_logits
+    return jnp.argmax(_others(jnp.where(jnp.isneginf(logits), _lowest(logits), -logits), problem.label))
 
 
 def random_class(problem: Problem) -> Array:
@@ -101,6 +111,16 @@ def next_class(problem: Problem) -> Array:
 
 AIMS: dict[str, Aim] = {"least_likely": least_likely_class, "random": random_class, "next": next_class}
 """Aims by name."""
+
+
+def _ratio(difference: Array, scale: Array) -> Array:
+    """``difference / scale``, or ``difference`` where fewer than three logits are finite and the scale is infinite."""
+    tiny = max(1e-12, float(jnp.finfo(scale.dtype).tiny))
+    return difference / (jnp.where(jnp.isposinf(scale), 1, scale) + tiny)
+
+
+def _lowest(logits: Array) -> float:
+    return float(jnp.finfo(logits.dtype).min)
 
 
 def _others(logits: Array, label: Array) -> Array:

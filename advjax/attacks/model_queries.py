@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from advjax.attacks.eot import Expectation, log_mean_probability
+from advjax.attacks.input_checks import as_logits
 from advjax.types import Array, Key, LogitsFn
 
 
@@ -15,7 +17,7 @@ def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Arr
     """Logits [n, classes].  Only a stochastic model uses the keys [n]."""
     if isinstance(logits_fn, Expectation):
         return log_mean_probability(logits_fn.draws(images, rngs))
-    return logits_fn(images)
+    return as_logits(logits_fn(images))
 
 
 def differentiate(
@@ -31,7 +33,7 @@ def differentiate(
         derivatives = jax.vmap(cotangents, in_axes=1, out_axes=-2)(draws) / logits_fn.num_samples
         logits = log_mean_probability(draws)
     else:
-        logits, pullback = jax.vjp(logits_fn, images)
+        logits, pullback = jax.vjp(lambda x: as_logits(logits_fn(x)), images)
         draws, derivatives = logits, cotangents(logits)
     derivatives = derivatives.astype(draws.dtype)
     if derivatives.ndim == draws.ndim:
@@ -60,9 +62,13 @@ def finite(gradients: Array) -> tuple[Array, Array]:
     return jax.lax.cond(jnp.any(nonfinite), mend, lambda gradients: gradients, gradients), nonfinite
 
 
-def is_fooled(logits: Array, label: Array, targeted: bool = False) -> Array:
-    """bool [...]: whether the prediction of logits [..., classes] is not the label or, if targeted, is the label."""
-    return (jnp.argmax(logits, axis=-1) == label) == targeted
+def is_fooled(logits: Array | np.ndarray, label: Array | np.ndarray, targeted: bool = False) -> Array:
+    """bool [...]: whether logits [..., classes] do not predict the label or, if targeted, predict the label.
+
+    Logits with a NaN predict nothing.
+    """
+    predicted = (jnp.argmax(logits, axis=-1) == label) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    return predicted == targeted
 
 
 def in_precision(

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Candidate, keep_rule, unobserved
+from advjax.attacks.input_checks import require_number
 from advjax.attacks.losses import AIMS, Aim, AimedLoss, Loss
 from advjax.attacks.pgd_family import goal
-from advjax.attacks.threat_model import ThreatModel, is_concrete
+from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
 
@@ -116,8 +117,7 @@ def pgd(
         paper and most other libraries return.
     """
     threat_model.require("pgd", finite_epsilon=True)
-    if is_concrete(step_size) and not float(step_size) >= 0:
-        raise ValueError(f"step_size must be 0 or more, got {step_size}")
+    require_number("step_size", step_size)
     keep, maximized = keep_rule(returns), goal(loss, targeted, aim)
 
     def init(problem: Problem) -> PGDState:

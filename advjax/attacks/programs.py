@@ -1,10 +1,11 @@
 """Compiled programs of the runner: attack a batch, verify its results, differentiate the loss.
 
-A program runs on several devices, each with its part of the batch, and is compiled once per process.  It is found again
+A program runs on several devices, each with its part of the batch, and is compiled once per process.  Programs are
+cached
 
-* by the identity of its functions, for a model with ``variables`` (what ``jax.jit`` would do as well), or
-* by its text, whatever functions it was traced from.  Weights that a function closes over are arguments of the program,
-  so that they are no part of this text.
+* by the identity of their functions, for a model with ``variables`` (the same assumption as in ``jax.jit``), and
+* by their text, whichever functions they were traced from.  Weights that a function closes over become arguments of the
+  program, so they are not part of its text.
 """
 
 import collections
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import model_queries
+from advjax.attacks.base import Attack
 from advjax.attacks.batching import padded
 from advjax.attacks.combine import Stage, call_attack
 from advjax.attacks.eot import Expectation
@@ -30,9 +32,9 @@ from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn, PyTree
 
 MAX_PROGRAMS = 256
-"""How many programs are remembered by their text; those used least recently are forgotten."""
+"""Size of the cache by text, from which the least recently used programs are dropped."""
 _FUNCTIONS = (types.FunctionType, functools.partial)
-"""Types of functions that are equal only to themselves, and that are taken to be pure, as by ``jax.jit``."""
+"""Types of functions that are compared by identity and assumed to be pure, as by ``jax.jit``."""
 
 _by_text: "collections.OrderedDict[tuple[Any, ...], Callable[..., Any]]" = collections.OrderedDict()
 _by_functions: MutableMapping[Any, MutableMapping[Any, dict[Any, dict]]] = weakref.WeakKeyDictionary()
@@ -40,13 +42,13 @@ _by_functions: MutableMapping[Any, MutableMapping[Any, dict[Any, dict]]] = weakr
 
 
 class Model(NamedTuple):
-    """A model whose arrays are arguments."""
+    """A model that takes its arrays as an argument."""
 
     bind: Callable[[Any], LogitsFn | Expectation]
     variables: PyTree
     """On all devices."""
     owner: Any
-    """Programs of the model are remembered by functions as long as this object is alive."""
+    """Programs of the model stay cached by their functions as long as this object is alive."""
 
 
 def bind_model(logits_fn: Any, variables: PyTree, example: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh) -> Model:
@@ -60,14 +62,14 @@ def bind_model(logits_fn: Any, variables: PyTree, example: jax.ShapeDtypeStruct,
     """
     bind, owner = logits_fn, owner_of(logits_fn)
     if variables is None:
-        # What a function closes over can be replaced at any time: its programs are only looked up by their text.
+        # What a function closes over may change between calls, so its programs are cached by their text alone.
         owner = owner_of(None)
         bind, variables = _lifted(logits_fn, example)
     return Model(bind, jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P())), owner)
 
 
 def owner_of(function: Any) -> Any:
-    """The function, if programs can be remembered by it; otherwise something that nothing else is equal to."""
+    """The function itself if programs can be cached by it, otherwise a new object that lives as long as the run."""
     return function if isinstance(function, _FUNCTIONS) else lambda: None
 
 
@@ -87,7 +89,7 @@ def _any_key() -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of one run; they take and return numpy arrays [k, ...], and keys as their words [k, 2]."""
+    """The programs of one run, on numpy arrays [k, ...], with keys as words [k, 2]."""
 
     threat_model: ThreatModel
     verdict: Model
@@ -103,7 +105,7 @@ class Programs:
     def attack(
         self, stage: Stage, until_success: bool, number: int, images: np.ndarray, labels: np.ndarray, keys: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Adversarial images, steps, claimed successes and where gradients were not finite, of one round."""
+        """One round: adversarial images, steps, claimed successes, and flags of non-finite gradients."""
         function = functools.partial(_attack, stage, until_success)
         known = self._known(self.search, self.owners[id(stage.attack)], ("attack", until_success))
         return self._run(function, known, self.search, (images, labels, keys), number)
@@ -111,8 +113,8 @@ class Programs:
     def verify(self, images: np.ndarray, adversarial: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
         """Logits, whether the threat model allows the image, and the distance; always in batches of the largest size.
 
-        Products have the full precision of float32 (or of the type that the model itself asks for), also on devices
-        that round their factors by default.
+        Matrix products and convolutions have full float32 precision (or that of the model's own dtype), also on devices
+        that use bfloat16 or TF32 by default.
         """
         function = functools.partial(_verify, self.threat_model)
         known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
@@ -120,18 +122,18 @@ class Programs:
             return self._run(function, known, self.verdict, (images, adversarial, keys), sizes=self.sizes[-1:])
 
     def gradient(self, model: Model, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Gradients of the cross-entropy with respect to the images, in the precision of verdicts."""
+        """Gradients of the cross-entropy with respect to the images, in full precision."""
         known = self._known(model, _gradient, "gradient")
         with jax.default_matmul_precision("highest"):
             return self._run(_gradient, known, model, (images, labels, keys))[0]
 
     def _known(self, model: Model, owner: Any, kind: Any) -> dict[Any, Callable[..., Any]]:
-        """The programs of one kind for a model and an attack, by everything else that they depend on."""
+        """Cached programs of one kind for a model and an attack, by everything else they depend on."""
         of_model = _by_functions.setdefault(model.owner, weakref.WeakKeyDictionary())
         return of_model.setdefault(owner, {}).setdefault(kind, {})
 
     def _run(self, function, known, model: Model, batch: Sequence[np.ndarray], number: int = 0, *, sizes=None):
-        """``function(model, number, *batch)``, by the program for the smallest size that holds the batch."""
+        """Runs ``function(model, number, *batch)``, padded to the smallest size that holds the batch."""
         arguments = (model.variables, np.int32(number), *padded(batch, sizes or self.sizes))
         shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(arguments))
         key = jax.tree.structure(arguments), shapes, tuple(self.mesh.devices.flat), _configuration()
@@ -151,7 +153,7 @@ def _compiled(
     specs = (jax.P(), jax.P(), *[jax.P("data")] * (len(arguments) - 2))
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
     shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
-    # Arguments that the program does not use are part of it, or two programs could have the same text and mean others.
+    # Unused arguments are kept: without them, programs of different arguments could have the same text.
     lowered = jax.jit(mapped, in_shardings=shardings, keep_unused=True).lower(*arguments)
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
@@ -166,6 +168,24 @@ def _compiled(
 def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
     """Norm, epsilon and bounds as plain data."""
     return threat_model.norm.name, float(threat_model.epsilon), tuple(map(float, threat_model.bounds))
+
+
+def check_stages(stages: Sequence[Stage], threat_model: ThreatModel) -> None:
+    """Raises a ValueError if there are no stages, or if one attacks in another threat model."""
+    if not stages:
+        raise ValueError("run_stages needs at least one stage")
+    for stage in stages:
+        attack = stage.attack(jnp.int32(0))
+        if isinstance(attack, Attack):
+            norm, epsilon, bounds = describe(attack.threat_model)
+            expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
+            # An epsilon may have become a float32 on the way.
+            same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
+            if not same or bounds != expected_bounds:
+                raise ValueError(
+                    f"stage {stage.name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
+                    f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
+                )
 
 
 def call_stage(
@@ -199,5 +219,5 @@ def _gradient(logits_fn: Any, number: Array, images: Array, labels: Array, keys)
 
 
 def _configuration() -> str:
-    """Every setting of JAX, for some of them change programs."""
+    """All settings of JAX, since many of them change programs."""
     return repr([(name, getattr(jax.config, name, value)) for name, value in jax.config.values.items()])

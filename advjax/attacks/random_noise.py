@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Candidate, Observed, keep_rule, unobserved
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import margin
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel, is_concrete, l2
+from advjax.attacks.threat_model import ThreatModel, l2
 from advjax.types import Array
 
 READINGS = ("std", "variance")
@@ -37,8 +38,7 @@ def gaussian_noise(level: float | Array, *, reading: str = "std", bounds: tuple[
     """
     if reading not in READINGS:
         raise ValueError(f"reading must be one of {', '.join(READINGS)}, got {reading!r}")
-    if is_concrete(level) and not float(level) >= 0:
-        raise ValueError(f"level must be 0 or more, got {level}")
+    require_number("level", level)
     threat_model = l2(math.inf, bounds)
 
     def init(problem: Problem) -> GaussianNoiseState:
@@ -71,6 +71,8 @@ def random_points(threat_model: ThreatModel, *, num_points: int = 20) -> Attack:
       threat_model: the allowed images; epsilon must be finite.
       num_points: number of points.
     """
+    threat_model.require("random_points", finite_epsilon=True)
+    require_count("num_points", num_points)
     keep = keep_rule("best")
 
     def draw(problem: Problem, number: Array) -> Array:

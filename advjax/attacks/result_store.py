@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 AGREEING_ROWS = 0.75
 """Share of an array's rows that have to be equal.
 
-Gradients jump where a unit of the network is at a kink, so rounding, which differs between CPUs, changes single ones.
+Gradients jump where a ReLU is near 0, so rounding, which differs between CPUs, can change those of single images.
 """
 _IDENTITY, _FINGERPRINT, _CONTENTS, _INCOMPLETE = "identity.json", "fingerprint", "contents.json", ".incomplete."
 _KINDS = "biufc"
@@ -45,7 +45,7 @@ class ResultStore:
       fingerprint: arrays that decide them up to rounding (``TOLERANCE``, ``AGREEING_ROWS``).
 
     Raises:
-      UserError: the folder holds results of another computation, is damaged, or is something else.
+      UserError: the folder holds results of another computation, is damaged, or is a file.
     """
 
     folder: str | os.PathLike[str] | None
@@ -70,7 +70,7 @@ class ResultStore:
         """The finished parts in order, with arrays that stay on disk until they are used.
 
         Raises:
-          UserError: a file is missing, cut short, or is not what was written.
+          UserError: a file is missing, truncated or altered.
         """
         folder = self._existing()
         if folder is None:
@@ -82,13 +82,13 @@ class ResultStore:
         return [_read_arrays(folder, folder / f"{number:05}") for number in range(len(numbers))]
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds the next part, as a whole.
+        """Adds the next part atomically.
 
         Args:
-          arrays: numbers or bools under names that can be names of files.
+          arrays: numbers or bools, under names made of letters, digits and underscores.
 
         Raises:
-          UserError: the disk does not take it; nothing is left of the part then.
+          UserError: the part cannot be written, e.g. because the disk is full; nothing of it is left behind.
         """
         if self.folder is None:
             return
@@ -129,7 +129,7 @@ def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reproduced(stored: np.ndarray, here: np.ndarray) -> bool:
-    """Whether two arrays are equal up to rounding, in most of their rows."""
+    """Whether most rows of two arrays are equal up to rounding."""
     here = np.asarray(here)
     if stored.shape != here.shape or stored.dtype != here.dtype:
         return False
@@ -159,7 +159,7 @@ def _read_json(folder: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays that ``contents.json`` names, as they were written."""
+    """The arrays listed in ``contents.json``, with the dtypes and shapes given there."""
     arrays = {}
     for name, (dtype, shape, digest) in _checked_contents(folder, part).items():
         path = part / f"{name}.npy"
@@ -167,26 +167,26 @@ def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarr
             # Empty arrays cannot be mapped.
             array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
         except Exception as error:
-            # numpy raises a dozen kinds of errors for what is not, or is only half, one of its files.
+            # numpy raises many kinds of errors for files that are truncated or not its own.
             raise _damaged(folder, f"{part.name}/{path.name}: {error}") from error
         if not isinstance(array, np.ndarray) or array.dtype.str != dtype or list(array.shape) != shape:
             raise _damaged(folder, f"{part.name}/{path.name} does not hold {dtype} {shape}")
         if _digest(array) != digest:
-            raise _damaged(folder, f"{part.name}/{path.name} is not what was written")
+            raise _damaged(folder, f"{part.name}/{path.name} has been altered")
         arrays[name] = array
     return arrays
 
 
 def _digest(array: np.ndarray) -> str:
     """Of the content of an array: a flipped bit could turn a success of the attack into one of the defense."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _checked_contents(folder: pathlib.Path, part: pathlib.Path) -> dict[str, list[Any]]:
     contents = _read_json(folder, part / _CONTENTS)
     for entry in contents.values():
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[1], list):
-            raise _damaged(folder, f"{part.name}/{_CONTENTS} is not what was written")
+            raise _damaged(folder, f"{part.name}/{_CONTENTS} has been altered")
     return contents
 
 
@@ -204,7 +204,7 @@ def _write_arrays(part: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def _written_whole(folder: pathlib.Path, target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill, which then becomes ``target`` in one step; after an error nothing is left of it."""
+    """A temporary folder to fill, which becomes ``target`` in one step; after an error it is removed."""
     temporary = target.with_name(_INCOMPLETE + target.name)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -221,7 +221,7 @@ def _written_whole(folder: pathlib.Path, target: pathlib.Path) -> Iterator[pathl
 
 
 def _synchronize(path: pathlib.Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks import input_checks, resume
-from advjax.attacks.base import Attack
+from advjax.attacks import input_checks, resume, run_identity
 from advjax.attacks.batching import batch_sizes, batches
 from advjax.attacks.combine import Stage
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
-from advjax.attacks.programs import Programs, bind_model, describe, owner_of
+from advjax.attacks.programs import Programs, bind_model, check_stages, owner_of
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.threat_model import ThreatModel
 from advjax.attacks.verdicts import MISCLASSIFIED as MISCLASSIFIED
@@ -95,6 +93,7 @@ def run_stages(
       UserError: the folder belongs to another run, or is damaged.
       ValueError: shapes, dtypes or values make no sense, or a stage attacks in another threat model.
     """
+    started = time.monotonic()
     images, labels = np.asarray(images), np.asarray(labels)
     input_checks.check_inputs(images, labels, threat_model.bounds)
     if len(images) == 0:
@@ -103,30 +102,31 @@ def run_stages(
     index = np.arange(len(images)) if index is None else np.asarray(index)
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
-    _check_stages(stages, threat_model)
+    check_stages(stages, threat_model)
     programs = _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices)
     root = root_words(seed)
     keys = np.asarray(image_words(root, index))
-    problem = resume.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
+    problem = run_identity.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
     options = {"has_variables": variables is not None}
     store = ResultStore(None, {})
     if state_file is not None:
-        facts = resume.identity(problem, stages, programs, survivors_only=survivors_only, **options)
-        store = ResultStore(state_file, facts, resume.fingerprint(problem, programs, **options))
-    found = _run(_Run(programs, stages, problem, survivors_only, store, progress or (lambda at: None)))
+        facts = run_identity.identity(problem, stages, programs, survivors_only=survivors_only, **options)
+        store = ResultStore(state_file, facts, run_identity.fingerprint(problem, programs, **options))
+    found = _run(_Run(programs, stages, problem, survivors_only, store, progress or (lambda at: None), started))
     warn_of_doubtful(found, survivors_only=survivors_only)
     return found
 
 
 class _Run(NamedTuple):
-    """A run, ready to begin or to go on."""
+    """A run, ready to start or resume."""
 
     programs: Programs
     stages: tuple[Stage, ...]
-    problem: resume.Problem
+    problem: run_identity.Problem
     survivors_only: bool
     store: ResultStore
     progress: Callable[[Progress], None]
+    started: float
 
     def keys(self, stage: int, number: int) -> np.ndarray:
         """Words of the images' keys in a round."""
@@ -142,7 +142,7 @@ class _Run(NamedTuple):
         images, labels, closest = self.problem.images[rows], self.problem.labels[rows], self.is_closest
         shown = images
         if not self.survivors_only and not closest:
-            # As ``with_restarts`` does: the first success is kept, whatever comes of it now.
+            # As in ``with_restarts``: the first success is kept in any case.
             shown = np.where((found.broken_by[rows] >= 0)[:, None, None, None], found.images[rows], images)
         run = functools.partial(self.programs.attack, self.stages[stage], self.survivors_only, number)
         adversarial, steps, claimed, nonfinite = run(shown, labels, keys)
@@ -170,7 +170,7 @@ def _run(run: _Run) -> Verdicts:
     else:
         resume.check_stored(stored, problem, run.programs, run.keys, run.store)
     found = no_verdicts(problem.images, stored.misclassified)
-    recorder = resume.Recorder(run.store, stored.seconds)
+    recorder = resume.Recorder(run.store, run.started, stored.seconds)
     for stage in stages:
         began = time.perf_counter()
         for number in range(run.num_rounds(stage)):
@@ -203,23 +203,6 @@ def _run_round(
             run.progress(Progress(name, number, run.num_rounds(stage), *counts, seconds))
     finally:
         recorder.save()
-
-
-def _check_stages(stages: Sequence[Stage], threat_model: ThreatModel) -> None:
-    if not stages:
-        raise ValueError("run_stages needs at least one stage")
-    for stage in stages:
-        attack = stage.attack(jnp.int32(0))
-        if isinstance(attack, Attack):
-            norm, epsilon, bounds = describe(attack.threat_model)
-            expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
-            # An epsilon may have become a float32 on the way.
-            same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
-            if not same or bounds != expected_bounds:
-                raise ValueError(
-                    f"stage {stage.name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
-                    f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
-                )
 
 
 def _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices) -> Programs:

@@ -10,6 +10,7 @@ import numpy as np
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.candidate import Candidate, keep_rule, unobserved
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import margin
 from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.threat_model import ThreatModel
@@ -66,8 +67,8 @@ def square(
       targeted: labels are the classes to reach.
     """
     threat_model.require("square", *MOVES, finite_epsilon=True)
-    if not 0 < initial_share <= 1:
-        raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
+    require_count("num_queries", num_queries)
+    require_number("initial_share", initial_share, 0, 1, open_low=True)
     moves, keep = MOVES[threat_model.norm.name], keep_rule("best")
     shares = initial_share * _shrinking(num_queries, rescale_schedule)
 

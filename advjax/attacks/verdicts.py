@@ -1,4 +1,4 @@
-"""What attacks on a data set found, and how the results of one round are merged into it."""
+"""Verdicts on the images of a data set, and merging the results of a round into them."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from advjax.attacks.input_checks import NONFINITE
 
 ROBUST, MISCLASSIFIED = -1, -2
-"""Values of ``broken_by`` where no success is kept: the clean image is classified correctly, or it is not."""
+"""Values of ``broken_by`` without a success: the clean image is classified correctly, or it is misclassified."""
 
 
 class Verdicts(NamedTuple):
@@ -28,7 +28,7 @@ class Verdicts(NamedTuple):
     steps: np.ndarray
     """int32 [n]: steps of all attacks on the image."""
     refused: np.ndarray
-    """int32 [n]: successes claimed by an attack that did not hold when verified, e.g. of a search in low precision."""
+    """int32 [n]: successes claimed by an attack that verification refused, e.g. of a search in low precision."""
     nonfinite: np.ndarray
     """bool [n]: gradients were NaN or infinite in some attack on the image (``AttackResult.nonfinite``)."""
     seconds: float = 0.0
@@ -109,12 +109,12 @@ def joined(parts: Sequence[RoundResults]) -> RoundResults:
 
 
 def warn_of_doubtful(found: Verdicts, *, survivors_only: bool) -> None:
-    """Warns of images that look robust because attacks failed for another reason; called by ``run_stages`` alone."""
+    """Warns of images that may look robust only because attacks failed; called directly by ``run_stages``."""
     robust = found.broken_by == ROBUST
     images = f"{int(np.sum(robust))} robust images"
     if nonfinite := int(np.sum(found.nonfinite[robust])):
         warnings.warn(f"gradients are NaN or infinite on {nonfinite} of {images}: {NONFINITE}", stacklevel=3)
-    # The claims of an attack in other labels are about these, so only verdicts can refuse them.
+    # Attacks on other labels (predicted ones) make other claims, which occurs outside of verdicts only.
     if survivors_only and (refused := int(np.sum(found.refused[robust] > 0))):
         message = (
             f"attacks claimed successes on {refused} of {images} that did not hold when verified: search and verdict "

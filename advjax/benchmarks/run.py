@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from advjax.benchmarks import measure, results
-from advjax.benchmarks.contenders import ATTACKS, CONTENDERS, ENSEMBLES, AttackOutput
+from advjax.benchmarks.attack_calls import ATTACKS, ENSEMBLES, AttackOutput
+from advjax.benchmarks.contenders import CONTENDERS
 from advjax.benchmarks.networks import Network, forward_flops, make_network, predict
 from advjax.benchmarks.results import Measurement
 

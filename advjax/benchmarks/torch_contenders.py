@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advjax.benchmarks.contenders import AttackCall, AttackOutput, batch_slices
+from advjax.benchmarks.attack_calls import AttackCall, AttackOutput, batch_slices
 from advjax.benchmarks.networks import CIFAR_STRIDES, Network
 
 TorchAttack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -19,18 +19,15 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from advjax.cpu.matmul import Padding, Strides, matmul, output_size
 from advjax.cpu.winograd import winograd
 from advjax.types import Array
-
-Strides: TypeAlias = tuple[int, ...]
-Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _exact = contextvars.ContextVar("exact_convolutions", default=False)
@@ -129,7 +126,7 @@ def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, paddin
     """Selects by shape; the thresholds are the crossover points on x86 CPUs (AVX2 and AVX-512)."""
     *window, channels, features = kernel
     pointwise, minimal = window == [1, 1], window == [3, 3] and strides == (1, 1)
-    height, width = _output_size(images, kernel, strides, padding)
+    height, width = output_size(images, kernel, strides, padding)
     affordable = images[0] * height * width * math.prod(kernel[:3]) <= _MAX_PATCHES
 
     forward = input_gradient = "lax"
@@ -159,17 +156,9 @@ def _is_channels_last(images: Sequence[int], kernel: Sequence[int], dimension_nu
 
 def _is_supported(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> bool:
     """Whether nothing is empty, channels match, and the padding is no wider than the flipped kernel can undo."""
-    not_empty = min(*images, *kernel, *_output_size(images, kernel, strides, padding)) > 0
+    not_empty = min(*images, *kernel, *output_size(images, kernel, strides, padding)) > 0
     pads_fit = all(0 <= pad < size for pads, size in zip(padding, kernel[:2], strict=True) for pad in pads)
     return not_empty and pads_fit and images[3] == kernel[2]
-
-
-def _output_size(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> tuple[int, int]:
-    height, width = (
-        (extent + sum(pads) - size) // stride + 1
-        for extent, size, stride, pads in zip(images[1:3], kernel[:2], strides, padding, strict=True)
-    )
-    return height, width
 
 
 # --- the differentiable convolution ----------------------------------------------------------------------------------
@@ -236,66 +225,8 @@ def _winograd(images: Array, kernel: Array, strides: Strides, padding: Padding) 
     return winograd(images, kernel, padding)
 
 
-def _matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
-    """One matrix product that computes ``tile`` neighboring outputs of a row at once.
-
-    The patch of a tile is ``span`` = (tile - 1) * stride + columns pixels wide, and the matrix contains ``tile``
-    shifted copies of the kernel, padded with zeros: more multiplications than im2col (tile = 1), but, for kernels with
-    few features, a matrix wide enough to use the processor, and fewer copies of every pixel.
-    """
-    batch, _, _, channels = images.shape
-    rows, columns, _, features = kernel.shape
-    height, width = _output_size(images.shape, kernel.shape, strides, padding)
-    num_tiles, tile = _tiling(width, features)
-    span = (tile - 1) * strides[1] + columns
-
-    patches = _patches(images, height, num_tiles, tile * strides[1], (rows, span), strides[0], padding)
-    if tile > 1:
-        copies = jnp.asarray(_shifted_copies(columns, tile, strides[1]), kernel.dtype)
-        kernel = jnp.einsum("jpt,ijcf->ipctf", copies, kernel, precision="highest")
-    # Both factors are matrices, so the transposes are plain matrix products as well.
-    matrix = kernel.reshape(rows * span * channels, tile * features)
-    outputs = patches.reshape(-1, len(matrix)) @ matrix
-    return outputs.reshape(batch, height, num_tiles * tile, features)[:, :, :width]
-
-
-def _tiling(width: int, features: int) -> tuple[int, int]:
-    """(number, size) of the tiles in a row: of equal size, with at most 64 matrix columns each."""
-    num_tiles = -(-width // max(1, 64 // features))
-    return num_tiles, -(-width // num_tiles)
-
-
-def _shifted_copies(columns: int, tile: int, stride: int) -> np.ndarray:
-    """[columns, span, tile]: 1 where kernel column j meets pixel p of the patch for output t of the tile."""
-    column, pixel, output = np.ogrid[:columns, : (tile - 1) * stride + columns, :tile]
-    return pixel == column + output * stride
-
-
-def _patches(
-    images: Array, height: int, num_tiles: int, step: int, window: tuple[int, int], row_stride: int, padding: Padding
-) -> Array:
-    """[n, height, num_tiles, rows * span * channels]: windows of rows x span pixels, ``step`` pixels apart in a row."""
-    batch, image_height, image_width, _ = images.shape
-    rows, span = window
-    (above, _), (left, _) = padding
-    padded_height, padded_width = (height - 1) * row_stride + rows, (num_tiles - 1) * step + span
-    below, right = padded_height - image_height - above, padded_width - image_width - left
-    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (above, below, 0), (left, right, 0), (0, 0, 0)))
-    last = (height - 1) * row_stride + 1
-    bands = [lax.slice_in_dim(padded, row, row + last, row_stride, axis=1) for row in range(rows)]
-    if num_tiles < span:  # Few wide tiles: slice each in one piece.
-        tiles = [
-            jnp.concatenate([b[:, :, i * step : i * step + span].reshape(batch, height, -1) for b in bands], axis=-1)
-            for i in range(num_tiles)
-        ]
-        return jnp.stack(tiles, axis=2)
-    last = (num_tiles - 1) * step + 1
-    pixels = [lax.slice_in_dim(b, pixel, pixel + last, step, axis=2) for b in bands for pixel in range(span)]
-    return jnp.concatenate(pixels, axis=-1)
-
-
 _ALGORITHMS: dict[str, Callable[[Array, Array, Strides, Padding], Array]] = {
     "lax": _lax,
-    "matmul": _matmul,
+    "matmul": matmul,
     "winograd": _winograd,
 }

@@ -1,7 +1,9 @@
 """Datasets, splits, and the order in which examples are visited."""
 
+from advjax.data.arrays import from_arrays
 from advjax.data.dataset import KNOWN_NAMES, Dataset, check, fingerprint, pixels
 from advjax.data.index_file import read_index, write_index
+from advjax.data.indexable import from_indexable
 from advjax.data.load import load, open_source
 from advjax.data.order import batch_positions, eval_batches, steps_per_epoch
 from advjax.data.sampling import concatenate, undersample
@@ -31,7 +33,9 @@ __all__ = [
     "eval_batches",
     "fingerprint",
     "fractions",
+    "from_arrays",
     "from_dataset",
+    "from_indexable",
     "have_common_examples",
     "index_hash",
     "k_fold",

@@ -7,8 +7,8 @@ import numpy as np
 
 from advjax.types import UserError
 
-KNOWN_NAMES = ("digits", "cifar10", "mnist", "fashion_mnist", "folder")
-"""Datasets that ``load`` provides by itself; other tfds datasets must be prepared first."""
+KNOWN_NAMES = ("digits", "cifar10", "mnist", "fashion_mnist", "folder", "npz", "cifar10_c")
+"""Datasets that ``load`` knows by itself; other tfds datasets must be prepared first."""
 
 
 class Dataset(NamedTuple):

@@ -9,34 +9,42 @@ import PIL.Image
 MAX_SIZE = 4096
 """The largest side length, in pixels, that images are resized to."""
 _MODES = {1: "L", 3: "RGB"}
+_GRAY = frozenset({"1", "L", "LA", "La"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"})
 
 
-def decode(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
-    """Decodes an image file, or the bytes of one, to uint8 [h, w, channels].
+def decode(file: str | os.PathLike | bytes | PIL.Image.Image, channels: int | None = 3) -> np.ndarray:
+    """Decodes an image file, the bytes of one, or an image that Pillow has opened, to uint8 [h, w, channels].
 
     Gray and color are converted into each other as needed; transparency is dropped; orientation tags are ignored.
     Pillow is the decoder no matter what else is installed, so that all machines with the same Pillow see the same
     pixels.
 
     Args:
-      file: path or content.
-      channels: 1 for gray or 3 for color.
+      file: path, content, or image.
+      channels: 1 for gray, 3 for color, None for gray if the image is.
 
     Raises:
       OSError: the file cannot be read, is not an image, is damaged, or has more than 8 bits per channel.
     """
     try:
-        with PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            if image.mode not in _EIGHT_BIT:
-                raise OSError(f"an image of mode {image.mode} has no 8-bit channels")
-            pixels = np.asarray(image.convert(_MODES[channels]))
+        if isinstance(file, PIL.Image.Image):
+            pixels = _converted(file, channels)
+        else:
+            with PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                pixels = _converted(image, channels)
     except OSError:
         raise
     # Pillow's plugins report damage in various ways: SyntaxError, struct.error, zlib.error, ValueError, and others.
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _converted(image: PIL.Image.Image, channels: int | None) -> np.ndarray:
+    if image.mode not in _EIGHT_BIT:
+        raise OSError(f"an image of mode {image.mode} has no 8-bit channels")
+    return np.asarray(image.convert(_MODES[channels or (1 if image.mode in _GRAY else 3)]))
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
@@ -48,11 +56,11 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     cropping are one operation, so the crop is exactly centered, by half pixels if necessary.
 
     Args:
-      image: uint8 [h, w, c].
+      image: uint8 [h, w, c], or float32, which is not rounded.
       size: pixels, at least 1.
 
     Returns:
-      uint8 [size, size, c]; the image itself if it already has that size.
+      [size, size, c] of the same dtype; the image itself if it already has that size.
     """
     height, width, channels = image.shape
     if height == width == size:
@@ -62,4 +70,6 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     box = (left, top, left + side, top + side)
     planes = (PIL.Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels))
     resized = [plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box) for plane in planes]
-    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
+    pixels = np.stack([np.asarray(plane) for plane in resized], axis=-1)
+    # Means of pixels in [0, 1] may leave it by rounding.
+    return pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)

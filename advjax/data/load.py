@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from advjax.data import digits, image_folder, images, sampling, split_name, tfds
+from advjax.data import arrays, digits, image_folder, images, sampling, split_name, tfds
 from advjax.data.dataset import Dataset, check
-from advjax.data.source import Source, check_memory, from_dataset, joined
+from advjax.data.source import Source, check_memory, from_dataset, joined, read_all
+from advjax.runtime.named_function import named_function
 from advjax.types import UserError
 
 _Examples = TypeVar("_Examples", Dataset, Source)
@@ -17,10 +18,12 @@ _Examples = TypeVar("_Examples", Dataset, Source)
 def load(name: str, split: str, *, directory: str | os.PathLike | None = None, image_size: int = 0) -> Dataset:
     """Loads one split of a dataset, or several concatenated, in the original order.
 
-    ``digits`` ships with scikit-learn. ``folder`` is the image folder with a manifest at ``directory``, see
-    ``image_folder``. Everything else is read from a prepared TensorFlow Datasets directory, without TensorFlow.
-    ``cifar10``, ``mnist``, and ``fashion_mnist`` are prepared on first use if the network or their archives are
-    available.
+    ``digits`` ships with scikit-learn. ``folder`` is the image folder at ``directory``, with one directory per class or
+    a manifest, see ``image_folder``; ``npz`` is the file at ``directory``, see ``arrays.load_npz``; and
+    ``cifar10_c/<corruption>_<severity>`` is read from the folder of CIFAR-10-C. ``package.module:function`` is a
+    function of your own, ``split -> Dataset`` or ``split -> Source``. Everything else is read from a prepared
+    TensorFlow Datasets directory, without TensorFlow. ``cifar10``, ``mnist``, and ``fashion_mnist`` are prepared on
+    first use if the network or their archives are available.
 
     Example:
       >>> dataset = load("digits", "test")
@@ -28,33 +31,33 @@ def load(name: str, split: str, *, directory: str | os.PathLike | None = None, i
       ((359, 8, 8, 1), 10)
 
     Args:
-      name: one of ``KNOWN_NAMES``, or any tfds image classification dataset prepared as array_record, such as
-        ``"cats_vs_dogs"`` or, with a config, ``"imagenette/320px-v2"``.
+      name: one of ``KNOWN_NAMES``, a function, or any tfds image classification dataset prepared as array_record, such
+        as ``"cifar100"``, ``"svhn_cropped"`` or, with a config, ``"imagenette/320px-v2"``.
       split: a split of the dataset, such as "train" or "test"; several, as in "train+test", in that order; or slices,
         as in "train[1024:]" and "train[:1024]+test". The index is the position in the full splits and continues from
         one split to the next.
       directory: directory of prepared data; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``. Not needed for
-        ``digits``.
+        ``digits``, and refused for functions.
       image_size: if positive, images are resized so that the shorter side has this length, and center-cropped to a
         square (see ``images.square``); 0 keeps the stored size, which must then be the same for all images.
 
     Returns:
-      A validated ``Dataset`` of uint8 images. An image folder gives its own name to the dataset.
+      A validated ``Dataset``: of uint8 images, unless an npz file or a function has float32 ones. A folder, a file, and
+      a function give their own name to the dataset.
 
     Raises:
       UserError: for an unknown dataset or split, and for data that is neither present nor obtainable.
     """
 
     def one(part: str) -> Dataset:
-        if name == "digits":
-            dataset = digits.load_digits(part)
-            if not image_size:
-                return dataset
-            check_memory(name, len(dataset.labels), (image_size, image_size, 1))
-            return dataset._replace(images=np.stack([images.square(image, image_size) for image in dataset.images]))
         if name == "folder":
-            return image_folder.load_folder(_required(directory), part, image_size=image_size)
-        return tfds.load_tfds(name, part, directory=directory, image_size=image_size)
+            return image_folder.load_folder(_required(directory, name), part, image_size=image_size)
+        found = _held(name, part, directory)
+        if found is None:
+            return tfds.load_tfds(name, part, directory=directory, image_size=image_size)
+        return (
+            _resized(found, image_size) if isinstance(found, Dataset) else read_all(_resized_source(found, image_size))
+        )
 
     pieces = _pieces(split, image_size)
     datasets = [one(part) for part in split_name.whole(pieces)]
@@ -66,20 +69,60 @@ def open_source(name: str, split: str, *, directory: str | os.PathLike | None = 
     """Like ``load``, but images are decoded only when they are read."""
 
     def one(part: str) -> Source:
-        if name == "digits":
-            return from_dataset(load(name, part, image_size=image_size))
         if name == "folder":
-            return image_folder.open_folder(_required(directory), part, image_size=image_size)
-        return tfds.open_tfds(name, part, directory=directory, image_size=image_size)
+            return image_folder.open_folder(_required(directory, name), part, image_size=image_size)
+        found = _held(name, part, directory)
+        if found is None:
+            return tfds.open_tfds(name, part, directory=directory, image_size=image_size)
+        return _resized_source(from_dataset(check(found)) if isinstance(found, Dataset) else found, image_size)
 
     pieces = _pieces(split, image_size)
     sources = [one(part) for part in split_name.whole(pieces)]
     return _take(joined(sources), pieces, [len(part.labels) for part in sources])
 
 
-def _required(directory: str | os.PathLike | None) -> str | os.PathLike:
+def _held(name: str, split: str, directory: str | os.PathLike | None) -> Dataset | Source | None:
+    """One split of what is held in memory or opened by the user's own function; None for all other datasets."""
+    if name == "digits":
+        return digits.load_digits(split)
+    if name == "npz":
+        return arrays.load_npz(_required(directory, name), split)
+    if name.partition("/")[0] == "cifar10_c":
+        return arrays.load_cifar10_c(name, _required(directory, "cifar10_c"), split)
+    if ":" not in name:
+        return None
+    if directory:
+        raise UserError(f"data.dir has no effect on the function {name}, which finds its own data; leave it out")
+    found = named_function(name, "data.name")(split)
+    if not isinstance(found, Dataset | Source):
+        raise UserError(f"{name} must return an advjax.data.Dataset or Source, and returned {type(found).__name__}")
+    return found
+
+
+def _resized(dataset: Dataset, image_size: int) -> Dataset:
+    if not image_size:
+        return dataset
+    check_memory(dataset.name, len(dataset.labels), (image_size, image_size, dataset.image_shape[-1]))
+    return dataset._replace(images=np.stack([images.square(image, image_size) for image in check(dataset).images]))
+
+
+def _resized_source(source: Source, image_size: int) -> Source:
+    if not image_size:
+        return source
+    shape = (image_size, image_size, source.image_shape[-1])
+    return source._replace(image_shape=shape, read=lambda position: images.square(source.read(position), image_size))
+
+
+_DIRECTORIES = {
+    "folder": "the folder of images, with one directory per class or a manifest.csv",
+    "npz": "the .npz file",
+    "cifar10_c": "the folder of the .npy files",
+}
+
+
+def _required(directory: str | os.PathLike | None, name: str) -> str | os.PathLike:
     if not directory:
-        raise UserError("dataset 'folder' needs the folder that contains manifest.csv: set --config.data.dir")
+        raise UserError(f"dataset {name!r} needs {_DIRECTORIES[name]}: set --config.data.dir")
     return directory
 
 

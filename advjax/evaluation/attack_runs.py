@@ -126,7 +126,7 @@ def run_attack(
     label, start = title or attack.name, time.perf_counter()
     if resources.stop_requested():
         raise PreemptedError(f"{label}: stopped before it, state saved")
-    with _RoundBars(title) as bars:
+    with _RoundBars(title, only=len(attack.stages) == 1) as bars:
 
         def show(at: Progress) -> None:
             bars.show(at)
@@ -175,7 +175,8 @@ def _store(resources: Resources, name: str) -> str | None:
 class _RoundBars:
     """A progress bar for one round of one stage after the other."""
 
-    def __init__(self, title: str | None) -> None:
+    def __init__(self, title: str | None, only: bool) -> None:
+        self._only = only
         self._title, self._resources, self._here, self._bar, self._done = title, contextlib.ExitStack(), None, None, 0
 
     def __enter__(self) -> "_RoundBars":
@@ -189,7 +190,11 @@ class _RoundBars:
             return
         if self._here != (at.stage, at.round):
             self._resources.close()
-            title = f"{self._title}: {at.stage} {at.round + 1}/{at.num_rounds}"
+            title = (
+                self._title
+                if self._only and at.num_rounds == 1
+                else f"{self._title}: {at.stage} {at.round + 1}/{at.num_rounds}"
+            )
             self._bar = self._resources.enter_context(progress(title, at.total))
             self._here, self._done = (at.stage, at.round), 0
         assert self._bar is not None

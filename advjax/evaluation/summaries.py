@@ -7,7 +7,8 @@ import numpy as np
 from advjax.evaluation.attacker_knowledge import EVERYTHING, OBLIVIOUS, SCORES, TRANSFER
 from advjax.evaluation.outcomes import CLEAN, Outcome
 from advjax.evaluation.report import CurvePoint, Summary, SummaryCell
-from advjax.evaluation.report_card import SIGNIFICANT, Check
+from advjax.evaluation.report_card import Check
+from advjax.evaluation.report_card_checks import SIGNIFICANT
 from advjax.evaluation.statistics import mcnemar, wilson_interval
 
 WORST_CASE = "worst case"
@@ -148,7 +149,7 @@ def _white_box_check(itself: Outcome, elsewhere: Outcome) -> Check:
     p_value = mcnemar(own, other)
     passed = own.mean() <= other.mean() or p_value >= SIGNIFICANT
     finding = (
-        f"{itself.attack} leaves {own.mean():.1%} made on the model itself, {other.mean():.1%} made on the "
+        f"accuracy under {itself.attack}: {own.mean():.1%} crafted on the model itself, {other.mean():.1%} on the "
         f"{elsewhere.knowledge}"
     )
     numbers = {"itself": float(own.mean()), "elsewhere": float(other.mean()), "p_value": p_value}
@@ -159,7 +160,8 @@ def _converged_check(few: Outcome, many: Outcome) -> Check:
     first, second = _correct(few), _correct(many)
     p_value = mcnemar(first, second)
     finding = (
-        f"{few.attack} leaves {first.mean():.1%} with {few.eot_samples} draws for each gradient, {second.mean():.1%} "
+        f"accuracy under {few.attack}: {first.mean():.1%} with {few.eot_samples} draws per gradient, "
+        f"{second.mean():.1%} "
         f"with {many.eot_samples} (p = {p_value:.2g})"
     )
     numbers = {"few": float(first.mean()), "many": float(second.mean()), "p_value": p_value}

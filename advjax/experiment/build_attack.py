@@ -54,6 +54,9 @@ def build_attack(
         raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(ATTACK_ENSEMBLES)}")
     built = build({**table, **ATTACK_ENSEMBLES}, arguments, where, threat_model)
     if not is_ensemble:
+        if not isinstance(built, attacks.Attack):
+            kind = type(built).__name__
+            raise UserError(f"{where}: {spec['name']} must return an advjax.attacks.Attack, and returned {kind}")
         return _single(name, built, num_restarts, spec)
     return NamedAttack(name, threat_model, built, None, False, False, search_dtype, dict(spec))
 

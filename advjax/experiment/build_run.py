@@ -113,7 +113,10 @@ def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mappi
         raise UserError(f"{where}: num_classes must be {num_classes}, as the data have, got {given!r}")
     if not isinstance(width, int | float) or not 0 < width < 1e3:
         raise UserError(f"{where}: width must be a positive factor, got {width!r}")
-    return build(MODELS, {"num_classes": num_classes, **spec}, where)
+    built = build(MODELS, {"num_classes": num_classes, **spec}, where)
+    if not isinstance(built, nn.Module):
+        raise UserError(f"{where}: {spec['name']} must return a flax.linen module, and returned {type(built).__name__}")
+    return built
 
 
 def _copies(spec: Mapping[str, Any], where: str) -> AdversarialCopies | None:

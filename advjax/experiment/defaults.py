@@ -11,9 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 DATA = {
-    # Dataset: "digits", "cifar10", "mnist", "fashion_mnist", "folder", or another that tfds has prepared.
+    # A data set by its name, see `advjax.data.load`, or a function of your own: "package.module:function".
     "name": "",
-    # Directory of the prepared tfds data; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    # The folder or file of "folder", "npz" and "cifar10_c", or the directory of prepared tfds data; "" for
+    # $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     "dir": "",
     # Images held out of the training split to select checkpoints; 0 needs select="last" and patience=0 in every run.
     "num_validation": 0,

@@ -2,7 +2,7 @@
 
 Strings become functions here; an unknown name is an error that lists the known ones.  Functions that belong to a single
 paper are not registered: "configs.MODULE:FUNCTION" refers to one beside the configs, and "package.module:function" to
-the user's own, see `advjax.runtime.named_function`.
+the user's own, see ``advjax.runtime.named_function``.
 """
 
 import inspect

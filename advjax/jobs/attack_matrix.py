@@ -132,7 +132,8 @@ class _Matrix:
             return self.finished[name]._replace(protocol=protocol, is_verdict=survivors_only)
         dataset = self.test if labels == "true" else self.test._replace(labels=self.clean[source.name].predictions)
         draws = f", {source.num_samples} draws" if source.is_stochastic else ""
-        title = f"{attack.name} on {source.name}{draws}"
+        purpose = "" if survivors_only or attack.is_noise else " (transfer)"
+        title = f"{attack.name} on {source.name}{draws}{purpose}"
         result = run_attack(
             source, attack, dataset, self.resources, survivors_only=survivors_only, title=title, name=name
         )

@@ -2,14 +2,14 @@
 
 The config key ``published`` says which rows those are.  It is a sequence of mappings with these keys:
 
-  ``table``: one of `published.TABLES`.
-  ``model``, ``dataset``, ``training``, ``attack``: in the terms of the table; as many as are needed to select one
-    accuracy.
-  ``run``, ``our_attack``: of the row; the attack by its name in the config, or "clean".
-  ``defense``, ``subset``, ``adaptive``: of the row; the defaults are "none", "all" and False.
-  ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row; needed only if several rows match otherwise.
-  ``when``: config key -> value, as in ``{"run.mixed.epochs": 10}``, if the number is for other values than those of the
-    config.
+* ``table``: one of `published.TABLES`.
+* ``model``, ``dataset``, ``training``, ``attack``: in the terms of the table; as many as are needed to select one
+  accuracy.
+* ``run``, ``our_attack``: of the row; the attack by its name in the config, or "clean".
+* ``defense``, ``subset``, ``adaptive``: of the row; the defaults are "none", "all" and False.
+* ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row; needed only if several rows match otherwise.
+* ``when``: config key -> value, as in ``{"run.mixed.epochs": 10}``, if the number is for other values than those of the
+  config.
 
 A published number never stands next to a result of a different experiment.  `publish` records in ``published_for`` the
 experiment that the entries were written for, and an entry applies only while every setting that its row depends on is

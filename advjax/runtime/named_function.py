@@ -8,6 +8,7 @@ Such names are therefore taken from the command line and from config files that 
 
 import importlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -50,8 +51,10 @@ def named_function(name: str, where: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}: {name!r} is not a function")
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {name!r} is not a function, or has no signature") from None
     return found
 
 

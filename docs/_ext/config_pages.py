@@ -102,7 +102,8 @@ def config_names() -> str:
         "# Names in configs",
         "",
         "Generated from `advjax/experiment/registry.py`, where a `name` in a config becomes a function; the other keys",
-        'beside the name are its arguments. `"configs.MODULE:FUNCTION"` names a function beside the configs instead.',
+        'beside the name are its arguments. `"configs.MODULE:FUNCTION"` names a function beside the configs instead,',
+        'and `"package.module:function"` one of your own.',
     ]
     for table, names in vars(registry).items():
         if not table.isupper() or not isinstance(names, Mapping):

@@ -240,7 +240,7 @@ def test_one_constant_returns_the_closest_success_or_the_end():
             {},
             "carlini_wagner_linf needs linf, got l2",
         ),
-        (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "at least 1, got 200 and 0"),
+        (functools.partial(attack_of, "l2"), {"binary_search_steps": 0}, "search_steps must be at least 1, got 0"),
         (functools.partial(attack_of, "linf"), {"num_steps": 0}, "at least 1"),
         (functools.partial(attack_of, "linf"), {"decrease": 1.0}, "between 0 and 1"),
     ],

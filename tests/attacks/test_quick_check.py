@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from advjax.attacks import auto_attack_stages, l1, l2, linf, quick_check_stages, run_stages
-from advjax.benchmarks.contenders import stage_passes
+from advjax.benchmarks.advjax_contender import stage_passes
 from advjax.benchmarks.networks import random_weights
 
 

@@ -1,4 +1,4 @@
-"""A run goes on where it was interrupted, and takes nothing for its own that is not."""
+"""Interrupted runs resume to equal verdicts, and refuse results of other runs or damaged ones."""
 
 import functools
 import json
@@ -232,11 +232,15 @@ def changed(part, name, change):
 
 
 FALSE = {
-    "an image that is not adversarial": ("images", lambda images: 0.5 + 0 * images, "holds successes that are none"),
-    "an image outside": ("images", lambda images: np.where(images > 0.5, 0, 1).astype(np.float32), "successes that"),
-    "NaN": ("images", lambda images: images * np.nan, "holds successes that are none"),
+    "an image that is not adversarial": (
+        "images",
+        lambda images: 0.5 + 0 * images,
+        "holds successes that this model does not confirm",
+    ),
+    "an image outside": ("images", lambda images: np.where(images > 0.5, 0, 1).astype(np.float32), "does not confirm"),
+    "NaN": ("images", lambda images: images * np.nan, "holds successes that this model does not confirm"),
     "half the rows": ("rows", lambda rows: rows[: len(rows) // 2], "is damaged"),
-    "other rows": ("rows", lambda rows: rows[::-1], "is damaged|successes that are none"),
+    "other rows": ("rows", lambda rows: rows[::-1], "is damaged|does not confirm"),
     "rows twice": ("rows", lambda rows: 0 * rows, "is damaged"),
     "rows outside": ("rows", lambda rows: rows + COUNT, "is damaged"),
     "rows of another type": ("rows", lambda rows: rows.astype(np.int32), "is damaged"),

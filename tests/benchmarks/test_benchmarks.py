@@ -16,7 +16,7 @@ from rich.console import Console
 from advjax.attacks import auto_attack_stages, in_precision, linf
 from advjax.attacks.runner import MISCLASSIFIED, ROBUST
 from advjax.benchmarks import __main__ as command
-from advjax.benchmarks import contenders, measure, networks, results
+from advjax.benchmarks import advjax_contender, attack_calls, contenders, measure, networks, results
 from advjax.types import UserError
 
 
@@ -39,8 +39,8 @@ def row(attack="pgd-20", contender="advjax", seconds=(2.0, 1.0, 4.0), **kwargs):
 
 
 def test_the_default_lists_match_the_registered_names():
-    assert tuple(contenders.ATTACKS) == (*command.ATTACK_NAMES, *command.ADVJAX_ONLY_NAMES)
-    assert tuple(contenders.ADVJAX_ONLY) == command.ADVJAX_ONLY_NAMES
+    assert tuple(attack_calls.ATTACKS) == (*command.ATTACK_NAMES, *command.ADVJAX_ONLY_NAMES)
+    assert tuple(attack_calls.ADVJAX_ONLY) == command.ADVJAX_ONLY_NAMES
     assert tuple(contenders.CONTENDERS) == command.CONTENDER_NAMES
 
 
@@ -86,7 +86,7 @@ def test_passes_of_an_ensemble():
     broken_by = np.array([MISCLASSIFIED, ROBUST, 0, 2])
     steps = np.array([0, full.sum(), 7, 100 + 900 + 30])
     expected = (200 + 1800 + 2700 + 5000) + 14 + (200 + 1800 + 90)
-    assert contenders.stage_passes(stages, broken_by, steps) == expected
+    assert advjax_contender.stage_passes(stages, broken_by, steps) == expected
 
 
 def test_rounds_are_interleaved_and_compilation_is_separate():

@@ -102,7 +102,7 @@ def test_patches_that_would_not_fit_in_memory_are_not_built():
     assert small == ("matmul", "matmul", "swap") and large == ("lax", "lax", "swap")
 
 
-@pytest.mark.parametrize("algorithm", ["_matmul", "_winograd", "_correlate"])
+@pytest.mark.parametrize("algorithm", ["matmul", "_winograd", "_correlate"])
 def test_algorithms_are_exact_in_double_precision(algorithm):
     with jax.enable_x64(True):
         x, kernel, _, reference, _ = case("many", np.float64)

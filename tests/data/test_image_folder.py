@@ -76,6 +76,24 @@ def test_whole_numbers_are_classes_in_their_order(folder):
     np.testing.assert_array_equal(train.labels, [2, 1, 0, 2, 1])
 
 
+def test_the_case_of_column_names_makes_no_difference(folder):
+    expected = data.fingerprint(data.load("folder", "train", directory=folder))
+    text = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(text.replace("file,split,label,patient", "File, SPLIT ,Label,Patient", 1))
+    train = data.load("folder", "train", directory=folder)
+    assert data.fingerprint(train) == expected and train.groups is not None
+
+
+def test_what_is_read_is_what_was_checked(folder, tmp_path):
+    """Through a link to a directory, ``link/..`` is another place than the spelling suggests."""
+    elsewhere = tmp_path / "elsewhere" / "below"
+    elsewhere.mkdir(parents=True)
+    PIL.Image.fromarray(255 - IMAGES[0]).save(elsewhere.parent / "0.png")
+    (folder / "link").symlink_to(elsewhere)
+    write(folder, rows(file=["link/../0.png", *(f"{i}.png" for i in range(1, 8))]))
+    np.testing.assert_array_equal(data.load("folder", "train", directory=folder).images[0], IMAGES[0])
+
+
 def test_image_size_and_source_agree_with_load(folder):
     loaded = data.load("folder", "train", directory=folder, image_size=4)
     assert loaded.images.shape == (5, 4, 4, 3)
@@ -125,6 +143,12 @@ def test_folder_and_manifest_are_needed(tmp_path):
 def test_missing_column_is_named(folder, column):
     write(folder, rows(**{column: []}))
     assert f"has no column {column!r}" in error_of(folder)
+
+
+@pytest.mark.parametrize("header", ["file,split,label,LABEL", "file,File,split,label"])
+def test_columns_that_differ_in_case_alone_are_refused(folder, header):
+    (folder / "manifest.csv").write_text(f"{header}\n0.png,train,a,b\n")
+    assert f"{folder}/manifest.csv has two columns " in error_of(folder)
 
 
 def test_empty_manifests(folder):

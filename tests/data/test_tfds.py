@@ -75,6 +75,18 @@ def test_ids_restore_the_original_order(root):
     assert (dataset.name, dataset.class_names) == ("toy", ("a", "b", "c", "d"))
 
 
+@pytest.mark.parametrize(
+    "name, more", [("cifar100", {"coarse_label": tfds.features.ClassLabel(num_classes=2)}), ("svhn_cropped", {})]
+)
+def test_other_known_data_sets_are_read_once_they_are_prepared(root, name, more):
+    with pytest.raises(UserError, match=f"{name} is not prepared in {root}"):
+        data.load(name, "test", directory=root)
+    ids = [{"id": f"test_{i:05d}"} | dict.fromkeys(more, i % 2) for i in range(len(RECORDS))]
+    records = [record | others for record, others in zip(RECORDS, ids, strict=True)]
+    write(root, name, records, id=tfds.features.Text(), **more)
+    assert_original(data.load(name, "test", directory=root))
+
+
 def test_hash_restores_the_original_order_where_keys_are_positions(root):
     write(root, "mnist")
     for split in ("train", "test"):

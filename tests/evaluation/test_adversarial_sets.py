@@ -43,7 +43,7 @@ def test_files_that_are_no_sets(tmp_path):
     with pytest.raises(UserError, match=r"no adversarial images at .*evaluate with --save_adversarial=float32"):
         adversarial_sets.load(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", images=CLEAN)
-    with pytest.raises(UserError, match="is no file of adversarial images"):
+    with pytest.raises(UserError, match="is not an adversarial-set file"):
         adversarial_sets.load(tmp_path / "other.npz")
 
 
@@ -54,7 +54,7 @@ def test_the_clean_images_are_found_and_others_refused():
     changed = CLEAN.copy()
     changed[5, 0, 0, 0] ^= 1
     for other in (TEST._replace(images=changed), TEST.take(np.arange(7)), TEST._replace(labels=LABELS[::-1].copy())):
-        with pytest.raises(UserError, match="were made of 6 images of noise that are not in the test split"):
+        with pytest.raises(UserError, match="were made from 6 images of noise that are not in the test split"):
             adversarial_sets.clean_images(part, other)
 
 
@@ -102,5 +102,5 @@ def test_where_rounding_up_would_leave_the_ball_it_does_not():
 
 
 def test_8_bits_need_8_bits():
-    with pytest.raises(UserError, match="8-bit adversarial images need 8-bit clean images, not float32"):
+    with pytest.raises(UserError, match="8-bit adversarial images need 8-bit clean images, got float32"):
         quantized(attacks.linf(0.1), pixels(CLEAN), pixels(CLEAN))

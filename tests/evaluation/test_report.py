@@ -160,10 +160,10 @@ def test_equal_evaluations_give_equal_bytes(tmp_path):
     "content, message",
     [
         (None, "no report at"),
-        ("not json", "no JSON file"),
+        ("not json", "not a JSON file"),
         ("[]", "schema_version None"),
         ('{"schema_version": 99}', "99"),
-        ('{"schema_version": 1, "title": ""}', "no whole report"),
+        ('{"schema_version": 1, "title": ""}', "not a complete report"),
     ],
 )
 def test_reading_something_else_is_a_user_error(tmp_path, content, message):

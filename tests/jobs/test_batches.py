@@ -15,7 +15,7 @@ from support.experiments import built, devices, fresh, small_config
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused_before_anything_is_done(tmp_path):
-    with pytest.raises(UserError, match=r"^run.base.batch_size: batch size 10 does not divide by the 4 devices"):
+    with pytest.raises(UserError, match=r"^run.base.batch_size: batch size 10 is not divisible by the 4 devices"):
         train.train(small_config(20, batch_size=10), str(tmp_path), devices(), print)
     assert not list(tmp_path.iterdir())
 

@@ -83,7 +83,7 @@ def test_a_run_may_be_validated_with_another_attack_than_it_trains_with():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        (DIVERGENT, "run.base.validation_attack: unknown name 'most_divergent'; known are fgsm"),
+        (DIVERGENT, "run.base.validation_attack: unknown name 'most_divergent'; known are auto_pgd"),
         ({"name": "auto_attack", "epsilon": 0.1}, "run.base.validation_attack: auto_attack is for evaluation only"),
         ({"name": "fgsm", "epsilon": 0.1, "made_on": "x"}, "run.base: no earlier run is named 'x'"),
     ],

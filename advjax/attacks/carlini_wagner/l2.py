@@ -1,5 +1,6 @@
 """Carlini and Wagner's l2 attack (2017, section VI.A)."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, margin_hinge, quality_of, smaller, tanh_box
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
@@ -58,12 +60,12 @@ def carlini_wagner_l2(
 ) -> Attack:
     """Carlini & Wagner's l2 attack (2017, section VI.A; semantics of the authors' implementation).
 
-    Adam minimizes ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with ``x' = (tanh(w) + 1) / 2`` scaled
-    to the bounds, starting at the w of the image.  Every image searches its own c: it is multiplied by 10 until an
-    adversarial image is found, and then bisected between the largest c that failed and the smallest that succeeded;
-    Adam restarts for each c.  An image moves on to its next c early if its loss has not decreased by 0.01% in a tenth
-    of the steps (the authors consider the sum over the batch).  The smallest successful perturbation ever seen is
-    returned, or the image itself if there was none or if it is misclassified to begin with.
+    Adam minimizes ``||x' - x||_2^2 + c max(0, confidence - margin(x'))`` over w, with ``x' = (tanh(w) + 1) / 2``,
+    starting at the w of the image; pixels are scaled to [0, 1] for that.  Every image searches its own c: it is
+    multiplied by 10 until an adversarial image is found, and then bisected between the largest c that failed and the
+    smallest that succeeded; Adam restarts for each c.  An image moves on to its next c early if its loss has not
+    decreased by 0.01% in a tenth of the steps (the authors consider the sum over the batch).  The smallest successful
+    perturbation ever seen is returned, or the image itself if there was none or if it is misclassified to begin with.
 
     With ``binary_search_steps=1, abort_early=False`` this is the attack with a fixed c = ``initial_const``: it returns
     the closest success among the image and the points after each of the first num_steps - 1 steps of Adam, or the point
@@ -86,16 +88,17 @@ def carlini_wagner_l2(
       returns: "closest" for the smallest success, or "last" for the final point of Adam, success or not; the latter
         requires ``binary_search_steps=1``.
     """
-    threat_model.require("carlini_wagner_l2", "l2")
-    if num_steps < 1 or binary_search_steps < 1:
-        raise ValueError(
-            f"num_steps and binary_search_steps must be at least 1, got {num_steps} and {binary_search_steps}"
-        )
+    threat_model.require("carlini_wagner_l2", "l2", finite_bounds=True)
+    require_count("num_steps", num_steps)
+    require_count("binary_search_steps", binary_search_steps)
+    require_number("learning_rate", learning_rate, open_low=True)
+    require_number("initial_const", initial_const, open_low=True)
+    require_number("confidence", confidence, -math.inf)
     if returns not in RETURNS:
         raise ValueError(f"returns must be one of {', '.join(RETURNS)}, got {returns!r}")
     if returns == "last" and binary_search_steps > 1:
         raise ValueError(f"returns='last' requires binary_search_steps=1, got {binary_search_steps}")
-    to_variable, to_image = tanh_box(threat_model.bounds)
+    pixel_range, (to_variable, to_image) = threat_model.pixel_range, tanh_box(threat_model.bounds)
     hinge = margin_hinge(confidence, targeted)
     quality = quality_of(hinge, targeted)
     adam = optax.adam(learning_rate)
@@ -162,9 +165,10 @@ def carlini_wagner_l2(
         """Loss at w, and its gradient."""
         image, pullback = jax.vjp(to_image, state.variable)
         # Both images come from tanh space, so the distance is 0 at the start.
-        perturbation = image - to_image(to_variable(problem.image))
+        perturbation = (image - to_image(to_variable(problem.image))) / pixel_range
         loss = jnp.sum(perturbation**2) + state.const * hinge(logits, problem.label)
-        return loss.astype(image.dtype), pullback(2 * perturbation + state.const * hinge_gradient)[0]
+        gradient = 2 * perturbation / pixel_range + state.const * hinge_gradient
+        return loss.astype(image.dtype), pullback(gradient)[0]
 
     def descend(problem, state, gradient):
         updates, optimizer = adam.update(gradient, state.optimizer)

@@ -3,6 +3,7 @@
 It is weaker than ``carlini_wagner_l2``, and serves to reproduce results obtained with that library.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from advjax.attacks.carlini_wagner.tanh_space import (
     smaller,
     tanh_box,
 )
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
@@ -90,18 +92,19 @@ def carlini_wagner_l2_line_search(
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("carlini_wagner_l2_line_search", "l2")
-    line_search.require_positive(
-        num_steps=num_steps,
-        binary_search_steps=binary_search_steps,
-        max_halvings=max_halvings,
-        max_doublings=max_doublings,
-    )
-    to_variable, to_image = tanh_box(threat_model.bounds)
+    threat_model.require("carlini_wagner_l2_line_search", "l2", finite_bounds=True)
+    for name, count in (("num_steps", num_steps), ("max_halvings", max_halvings), ("max_doublings", max_doublings)):
+        require_count(name, count)
+    require_count("binary_search_steps", binary_search_steps)
+    require_number("learning_rate", learning_rate, open_low=True)
+    require_number("initial_const", initial_const, open_low=True)
+    require_number("confidence", confidence, -math.inf)
+    pixel_range, (to_variable, to_image) = threat_model.pixel_range, tanh_box(threat_model.bounds)
     hinge, deficit = margin_hinge(confidence, targeted), margin_deficit(confidence, targeted)
     quality = quality_of(hinge, targeted)
 
     def init(problem: Problem) -> LineSearchL2State:
+        line_search.require_precise(problem.clean_logits)
         image = problem.image
         point = image if problem.start is None else problem.start
         dtype = jnp.result_type(image, problem.clean_logits)
@@ -148,9 +151,10 @@ def carlini_wagner_l2_line_search(
     def evaluated(problem, state, variable, gradient, missing):
         """The point with the total loss and its gradient in tanh space, given those of the margin at its image."""
         image, pullback = jax.vjp(to_image, variable)
-        perturbation = image - problem.image
+        perturbation = (image - problem.image) / pixel_range
         loss = jnp.sum(perturbation**2) + state.const * missing
-        return Seen(variable, pullback(2 * perturbation + state.const * gradient)[0], loss.astype(missing.dtype))
+        gradient = 2 * perturbation / pixel_range + state.const * gradient
+        return Seen(variable, pullback(gradient)[0], loss.astype(missing.dtype))
 
     def searched(problem, state, missing, gradient):
         """The state after a trial, which may move on to the next const."""

@@ -79,13 +79,12 @@ def most_trials(max_halvings: int, max_doublings: int) -> int:
     return max(max_halvings, 1 + max_doublings)
 
 
+def require_precise(logits: Array) -> None:
+    """Raises a ValueError for logits in half precision, whose rounding hides the decrease of the loss in a step."""
+    if jnp.finfo(logits.dtype).bits < 32:
+        raise ValueError(f"attacks by line search need logits in float32 or float64, got {logits.dtype}")
+
+
 def where(condition: Array, if_true: T, if_false: T) -> T:
     """Selects one of two states."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
-
-
-def require_positive(**counts: int) -> None:
-    """Raises a ValueError for a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -9,6 +9,7 @@ import optax
 
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, margin_hinge, quality_of, smaller, tanh_box
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
@@ -66,13 +67,13 @@ def carlini_wagner_linf(
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("carlini_wagner_linf", "linf")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    threat_model.require("carlini_wagner_linf", "linf", finite_bounds=True)
+    require_count("num_steps", num_steps)
+    require_number("learning_rate", learning_rate, open_low=True)
+    require_number("confidence", confidence, -math.inf)
     if not 0 < decrease < 1:
         raise ValueError(f"decrease must be between 0 and 1, got {decrease}")
-    pixel_range = threat_model.bounds[1] - threat_model.bounds[0]
-    to_variable, to_image = tanh_box(threat_model.bounds)
+    pixel_range, (to_variable, to_image) = threat_model.pixel_range, tanh_box(threat_model.bounds)
     hinge = margin_hinge(confidence, targeted)
     quality = quality_of(hinge, targeted)
     adam = optax.adam(learning_rate)
@@ -116,7 +117,7 @@ def carlini_wagner_linf(
         def excess(variable):
             # Both images come from tanh space, so the change is 0 at the start.
             change = to_image(variable) - to_image(to_variable(problem.image))
-            return jnp.sum(jnp.maximum(jnp.abs(change) - state.tau, 0))
+            return jnp.sum(jnp.maximum(jnp.abs(change) - state.tau, 0)) / pixel_range
 
         loss, gradient = jax.value_and_grad(excess)(state.variable)
         pullback = jax.vjp(to_image, state.variable)[1]

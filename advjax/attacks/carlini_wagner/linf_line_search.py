@@ -3,6 +3,7 @@
 It is weaker than ``carlini_wagner_linf``, and serves to reproduce results obtained with that library.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from advjax.attacks.carlini_wagner.tanh_space import (
     smaller,
     tanh_box,
 )
+from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array
 
@@ -62,8 +64,11 @@ def carlini_wagner_linf_line_search(
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("carlini_wagner_linf_line_search", "linf", finite_epsilon=True)
-    line_search.require_positive(num_steps=num_steps, max_halvings=max_halvings, max_doublings=max_doublings)
+    threat_model.require("carlini_wagner_linf_line_search", "linf", finite_epsilon=True, finite_bounds=True)
+    for name, count in (("num_steps", num_steps), ("max_halvings", max_halvings), ("max_doublings", max_doublings)):
+        require_count(name, count)
+    require_number("learning_rate", learning_rate, open_low=True)
+    require_number("confidence", confidence, -math.inf)
     low, high = threat_model.bounds
     hinge, deficit = margin_hinge(confidence, targeted), margin_deficit(confidence, targeted)
     quality = quality_of(hinge, targeted)
@@ -73,6 +78,7 @@ def carlini_wagner_linf_line_search(
         return tanh_box((jnp.maximum(problem.image - epsilon, low), jnp.minimum(problem.image + epsilon, high)))
 
     def init(problem: Problem) -> LineSearchLinfState:
+        line_search.require_precise(problem.clean_logits)
         image = problem.image
         point = image if problem.start is None else problem.start
         dtype = jnp.result_type(image, problem.clean_logits)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import ThreatModel, cross_entropy
+from advjax.attacks.input_checks import require_count
 from advjax.attacks.keys import keys_per_image
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
@@ -88,8 +89,7 @@ def art_auto_pgd(
     """
     threat_model.require("art_auto_pgd", "linf", "l2", finite_epsilon=True)
     for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        require_count(name, value)
     windows = _windows(num_steps)
 
     def attack(logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None) -> AttackResult:

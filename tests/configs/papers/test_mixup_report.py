@@ -127,7 +127,8 @@ def test_published_numbers_apply_only_to_the_method_of_the_report(name):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("os:getcwd", "run.a.attack: 'os:getcwd' is not in the package configs"),
+        ("os:path.join", "run.a.attack: 'os:path.join' is not a function's name; write package.module:function"),
+        ("no.such.module:attack", "run.a.attack: 'no.such.module:attack' cannot be imported: No module named 'no'"),
         (
             "configs.papers.mixup_report.nothing:attack",
             "'configs.papers.mixup_report.nothing:attack' cannot be imported",
@@ -139,7 +140,7 @@ def test_published_numbers_apply_only_to_the_method_of_the_report(name):
         ("configs.papers.mixup_report.attack:np", "'configs.papers.mixup_report.attack:np' is not a function"),
     ],
 )
-def test_configs_can_name_only_functions_of_the_package_configs(name, message):
+def test_functions_that_cannot_be_imported_are_one_line(name, message):
     with pytest.raises(UserError, match=message):
         build_attack("a", {"name": name, "norm": "linf", "epsilon": "0.6"}, "run.a.attack")
 
