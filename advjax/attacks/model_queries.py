@@ -10,14 +10,15 @@ import numpy as np
 
 from advjax.attacks.eot import Expectation, log_mean_probability
 from advjax.attacks.input_checks import as_logits
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.types import Array, Key, LogitsFn
 
 
 def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:
     """Logits [n, classes].  Only a stochastic model uses the keys [n]."""
     if isinstance(logits_fn, Expectation):
-        return log_mean_probability(logits_fn.draws(images, rngs))
-    return as_logits(logits_fn(images))
+        return log_mean_probability(fast_on_cpu(logits_fn.draws)(images, rngs))
+    return as_logits(fast_on_cpu(logits_fn)(images))
 
 
 def differentiate(
@@ -29,11 +30,12 @@ def differentiate(
     classes] for one function, with gradients [n, h, w, c], or [n, k, classes] for k, with gradients [n, k, h, w, c].
     """
     if isinstance(logits_fn, Expectation):
-        draws, pullback = jax.vjp(lambda x: logits_fn.draws(x, rngs), images)
+        draws, pullback = jax.vjp(lambda x: fast_on_cpu(logits_fn.draws)(x, rngs), images)
         derivatives = jax.vmap(cotangents, in_axes=1, out_axes=-2)(draws) / logits_fn.num_samples
         logits = log_mean_probability(draws)
     else:
-        logits, pullback = jax.vjp(lambda x: as_logits(logits_fn(x)), images)
+        fast = fast_on_cpu(logits_fn)
+        logits, pullback = jax.vjp(lambda x: as_logits(fast(x)), images)
         draws, derivatives = logits, cotangents(logits)
     derivatives = derivatives.astype(draws.dtype)
     if derivatives.ndim == draws.ndim:

@@ -20,7 +20,8 @@ ADVJAX_ONLY_NAMES = (
     *("cw-linf-line-search", "fab-t-100", "square-1000"),
 )
 """Attacks timed for advjax only, on request."""
-CONTENDER_NAMES = ("advjax", "advjax-bfloat16", "torch", "torchattacks", "foolbox", "art")
+CONTENDER_NAMES = ("advjax", "advjax-bfloat16", "advjax-exact", "torch", "torchattacks", "foolbox", "art")
+DEFAULT_CONTENDERS = tuple(name for name in CONTENDER_NAMES if name != "advjax-exact")
 DEFAULTS = {"num_examples": 64, "rounds": 3, "budget": 120.0, "attacks": ",".join(ATTACK_NAMES), "memory": True}
 QUICK = {"num_examples": 32, "rounds": 2, "budget": 15.0, "attacks": ",".join(ATTACK_NAMES[:4]), "memory": False}
 PACKAGES = ("advjax", "jax", "jaxlib", "flax", "numpy", "torch", "torchattacks", "foolbox")
@@ -39,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--num-examples", type=int, help="number of images to attack")
     made.add_argument("--batch-size", type=int, help="default: all examples at once")
     made.add_argument("--attacks", help=f"comma-separated, from {','.join((*ATTACK_NAMES, *ADVJAX_ONLY_NAMES))}")
-    made.add_argument("--contenders", default=",".join(CONTENDER_NAMES), help="comma-separated, from %(default)s")
+    made.add_argument(
+        "--contenders", default=",".join(DEFAULT_CONTENDERS), help=f"comma-separated, from {','.join(CONTENDER_NAMES)}"
+    )
     made.add_argument("--rounds", type=int, help="timed calls per contender after the warm-up call")
     made.add_argument("--budget", type=float, help="seconds after which a contender is not called again")
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="number of CPUs to bind all contenders to")

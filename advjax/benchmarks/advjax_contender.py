@@ -44,6 +44,7 @@ from advjax.benchmarks.attack_calls import (
     batch_slices,
 )
 from advjax.benchmarks.networks import Network
+from advjax.cpu.convolution import exact
 from advjax.types import LogitsFn, PyTree
 
 Bind: TypeAlias = Callable[[Any], LogitsFn | Expectation]
@@ -81,6 +82,12 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
         return AttackOutput(adversarial, None if attack in ADVJAX_ONLY else passes)
 
     return run
+
+
+def prepare_advjax_exact(attack: str, network: Network, batch_size: int) -> AttackCall | None:
+    """The attack by advjax without its convolutions and pooling for CPUs."""
+    run = prepare_advjax(attack, network, batch_size)
+    return run and exact()(run)  # Programs are traced in the first call.
 
 
 def _advjax_attacks(epsilon: float) -> dict[str, Attack]:

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import NamedTuple
 
-from advjax.benchmarks.advjax_contender import prepare_advjax
+from advjax.benchmarks.advjax_contender import prepare_advjax, prepare_advjax_exact
 from advjax.benchmarks.attack_calls import ADVJAX_ONLY, AttackCall
 from advjax.benchmarks.networks import Network
 
@@ -55,6 +55,9 @@ CONTENDERS = {
             "jax",
             functools.partial(prepare_advjax, bfloat16=True),
             "searches with the network in bfloat16; results are scored in float32",
+        ),
+        Contender(
+            "advjax-exact", "jax", prepare_advjax_exact, "convolutions and pooling as XLA computes them, also on a CPU"
         ),
         Contender("torch", "torch", _lazily("prepare_torch"), "a plain loop: the cost of the network itself in torch"),
         Contender(

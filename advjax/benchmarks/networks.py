@@ -12,8 +12,6 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from advjax.cpu.convolution import conv_general_dilated, exact
-from advjax.cpu.pooling import max_pool
 from advjax.models.blocks import apply, init
 from advjax.models.layers import global_average_pool
 from advjax.models.resnet import ResNet18
@@ -44,7 +42,7 @@ def mnist_cnn(weights: Mapping[str, Array], images: Array) -> Array:
     """[conv 5x5, ReLU, max-pool 2] twice, dense, ReLU, dense: 16 and 32 channels, 100 hidden units."""
     x = images
     for i in (1, 2):
-        x = max_pool(jax.nn.relu(_conv(weights, i, x, stride=1, padding=2)), (2, 2))
+        x = nn.max_pool(jax.nn.relu(_conv(weights, i, x, stride=1, padding=2)), (2, 2), (2, 2))
     x = x.reshape(len(x), -1)
     x = jax.nn.relu(x @ weights["fc1_kernel"] + weights["fc1_bias"])
     return x @ weights["fc2_kernel"] + weights["fc2_bias"]
@@ -60,7 +58,7 @@ def cifar_cnn(weights: Mapping[str, Array], images: Array) -> Array:
 
 def _conv(weights, number, x, *, stride, padding):
     pads = [(padding, padding)] * 2
-    y = conv_general_dilated(x, weights[f"conv{number}_kernel"], (stride, stride), pads, dimension_numbers=LAYOUT)
+    y = lax.conv_general_dilated(x, weights[f"conv{number}_kernel"], (stride, stride), pads, dimension_numbers=LAYOUT)
     return y + weights[f"conv{number}_bias"]
 
 
@@ -191,8 +189,7 @@ def forward_flops(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> flo
 
     Convolutions are counted as direct ones.  The gradient with respect to the image costs about as much again.
     """
-    with exact():
-        jaxpr = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    jaxpr = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     return 2.0 * _multiply_adds(jaxpr.jaxpr)
 
 

@@ -75,7 +75,7 @@ def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> 
     """
     bound = model.bind(variables)
     if not model.is_stochastic:
-        return jnp.argmax(bound(images), axis=-1)
+        return jnp.argmax(evaluate(bound, images, keys), axis=-1)
     mean = expectation(bound, model.num_draws)
 
     def vote(number: Array) -> Array:

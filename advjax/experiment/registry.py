@@ -21,6 +21,7 @@ from advjax.data import Dataset, Source, read_all
 from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
     custom_cnn,
+    deepmind_resnet,
     denoise,
     distribution_regression,
     fixer,
@@ -100,6 +101,8 @@ MODELS = {
     "custom_cifar": custom_cnn.CustomCifar,
     "resnet9": resnet9.ResNet9,
     "wide_resnet": wide_resnet.WideResNet,
+    "dm_wide_resnet": deepmind_resnet.DMWideResNet,
+    "dm_preact_resnet18": deepmind_resnet.DMPreActResNet18,
 }
 PATCHES = {
     "fixers": fixer.with_fixers,

@@ -6,6 +6,7 @@ seconds; nothing is compiled or computed.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 
 import flax.errors
@@ -13,9 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks import Stage
+from advjax.attacks import Stage, ThreatModel
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
+from advjax.experiment.registry import NORMS
 from advjax.experiment.spec import DataFacts, DefensePlan, Experiment, Run
 from advjax.models import blocks
 from advjax.runtime.devices import Devices
@@ -67,6 +69,8 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
     if plan.curve is not None:
         with _explained("evaluation.curve"):
             curve = plan.curve
+            for epsilon in curve.epsilons:
+                _check_epsilon(NORMS[curve.norm](epsilon), facts)
             jax.eval_shape(
                 lambda epsilon, *batch: curve.attack_at(epsilon)(_linear(facts.num_classes), *batch),
                 jax.ShapeDtypeStruct((), jnp.float32),
@@ -128,7 +132,20 @@ def _check_start(run: Run, shapes: Variables, start: Variables) -> None:
         raise UserError(f"the model has other parameters than run {run.start!r}, which it starts from")
 
 
+def _check_epsilon(threat_model: ThreatModel, facts: DataFacts) -> None:
+    """Refuses a ball that contains every image, such as that of epsilon 8 where 8/255 is meant."""
+    epsilon, norm = float(threat_model.epsilon), threat_model.norm
+    whole = float(norm.size(jnp.ones(facts.image_shape)))
+    if whole < epsilon < math.inf:
+        raise UserError(
+            f"epsilon is {epsilon:g}, but no two images in [0, 1] of shape {list(facts.image_shape)} are further apart "
+            f"than {whole:g} in {norm.name}: 8-bit units are written as '8/255'"
+        )
+
+
 def _trace_attack(attack: NamedAttack, facts: DataFacts) -> None:
+    if not attack.is_noise:
+        _check_epsilon(attack.threat_model, facts)
     if attack.attack is not None:
         jax.eval_shape(lambda *batch: attack.attack(_linear(facts.num_classes), *batch), *_batch(facts))  # pyright: ignore
         return

@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from advjax.cpu.pooling import max_pool
 from advjax.models.layers import Hidden, ImageClassifier, conv
 from advjax.types import Array
 
@@ -50,7 +49,7 @@ class Custom1(ImageClassifier):
             return nn.avg_pool(x, window, strides)
 
         return {
-            "conv1": ConvLayer(conv1, 5, pool=lambda x: max_pool(x, window, strides)),
+            "conv1": ConvLayer(conv1, 5, pool=lambda x: nn.max_pool(x, window, strides)),
             "conv2": ConvLayer(conv2, 8, pool=average),
             "conv3": ConvLayer(conv3, 8, pool=average),
             "hidden": Hidden(hidden, relu=self.hidden_relu),

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from advjax.models.blocks import Classifier, Patched
-from advjax.models.layers import Conv
 from advjax.types import Array
 
 ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
@@ -41,8 +40,8 @@ class Fixer(nn.Module):
         channels = h.shape[-1]
         glorot = nn.initializers.glorot_uniform()
         last = nn.initializers.zeros if self.zero_last else glorot
-        squeezed = Conv(max(1, channels // self.reduction), (1, 1), kernel_init=glorot, name="squeeze")(h)
-        correction = Conv(channels, (3, 3), kernel_init=last, name="expand")(nn.relu(squeezed))
+        squeezed = nn.Conv(max(1, channels // self.reduction), (1, 1), kernel_init=glorot, name="squeeze")(h)
+        correction = nn.Conv(channels, (3, 3), kernel_init=last, name="expand")(nn.relu(squeezed))
         corrected = h + self.delta * ACTIVATIONS[self.activation](correction)
         return corrected, nn.relu(corrected)
 

@@ -10,28 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.cpu.convolution import conv_general_dilated
 from advjax.models.blocks import Between, Classifier
 from advjax.types import Array
 
 he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / fan_out: torchvision's initialization of convolutions."""
-
-
-class Conv(nn.Conv):
-    """Two-dimensional ``flax.linen.Conv`` that computes with ``cpu.convolution.conv_general_dilated``.
-
-    ``kernel_size`` may be a single number for a square kernel. Everything else, including the names and shapes of the
-    parameters, is as in ``flax.linen.Conv``; for PyTorch's initialization pass ``kernel_init=torch_kernel_init`` and
-    ``bias_init=torch_bias_init(fan_in)``.
-    """
-
-    conv_general_dilated: Any = conv_general_dilated
-
-    def __post_init__(self) -> None:
-        if isinstance(self.kernel_size, int):
-            self.kernel_size = (self.kernel_size, self.kernel_size)
-        super().__post_init__()
 
 
 torch_kernel_init: Callable[..., Array] = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -72,7 +55,10 @@ class ImageClassifier(Classifier):
 
     def prepare(self, images: Array) -> Array:
         """The input of the first block."""
-        return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+        normalized = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+        if normalized.shape != images.shape:
+            raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of shape {images.shape[1:]}")
+        return normalized
 
     def channels(self, *features: int) -> tuple[int, ...]:
         """Channel counts at this width."""
@@ -168,12 +154,12 @@ def conv(
     fan_in: int | None = None,
     kernel_init: Callable[..., Array] = torch_kernel_init,
     name: str = "conv",
-) -> Conv:
+) -> nn.Conv:
     """A square convolution, padded with ``size // 2`` zeros on every side unless ``padding`` is given.
 
     The bias is initialized uniformly in ±1/sqrt(fan_in) if ``fan_in`` is given, otherwise to 0.
     """
-    return Conv(
+    return nn.Conv(
         features,
         (size, size),
         strides=(stride, stride),

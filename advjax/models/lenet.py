@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 
-from advjax.cpu.pooling import max_pool
 from advjax.models.layers import GaussianNoise, Hidden, ImageClassifier, conv
 from advjax.types import Array
 
@@ -19,7 +18,7 @@ class ConvPool(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         x = GaussianNoise(self.noise)(x)
         x = conv(self.features, self.size, padding="VALID", use_bias=True, fan_in=self.size**2 * x.shape[-1])(x)
-        return max_pool(nn.relu(x), (2, 2))
+        return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
 
 
 class Net62k(ImageClassifier):

@@ -5,11 +5,11 @@ Convolutions are initialized as in torchvision, normal with variance 2 / fan_out
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from advjax.cpu.pooling import max_pool
 from advjax.models.layers import AverageHead, ConvNormRelu, ImageClassifier, he_fan_out
 from advjax.types import Array
 
@@ -76,7 +76,8 @@ class ResNetStem(nn.Module):
             self.features, size, stride, kernel_init=he_fan_out, axis_name=self.axis_name, name="conv1"
         )
         x = layer(x, train=train)
-        return max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.kind == "imagenet" else x
+        padding: Any = ((1, 1), (1, 1))
+        return nn.max_pool(x, (3, 3), (2, 2), padding) if self.kind == "imagenet" else x
 
 
 class ResNet18(ImageClassifier):

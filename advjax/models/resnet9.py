@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 
-from advjax.cpu.pooling import max_pool
 from advjax.models.layers import ConvNormRelu, ImageClassifier, dense, global_average_pool
 from advjax.types import Array, UserError
 
@@ -17,7 +16,7 @@ class ConvBlock(ConvNormRelu):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         x = super().__call__(x, train=train)
-        return max_pool(x, (2, 2)) if self.pool else x
+        return nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +60,7 @@ class Head(nn.Module):
                 raise UserError(
                     f"head {self.pooling!r} needs features of 4x4 or more, got {x.shape[1]}x{x.shape[2]}: use 'average'"
                 )
-            x = max_pool(x, (4, 4))
+            x = nn.max_pool(x, (4, 4), (4, 4))
         x = x.reshape(len(x), -1) if self.pooling == "max4" else global_average_pool(x)
         return dense(x, self.num_classes)
 

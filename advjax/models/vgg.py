@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from advjax.cpu.pooling import max_pool
 from advjax.models.layers import AverageHead, GaussianNoise, Hidden, ImageClassifier, batch_norm, conv, he_fan_out
 from advjax.types import Array
 
@@ -34,7 +33,7 @@ class VGGStage(nn.Module):
             if self.norm:
                 x = batch_norm(f"norm{i}", train, self.axis_name)(x)
             x = nn.relu(x)
-        return max_pool(x, (2, 2))
+        return nn.max_pool(x, (2, 2), (2, 2))
 
 
 class VGG16(ImageClassifier):

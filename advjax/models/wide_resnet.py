@@ -32,4 +32,5 @@ class WideResNet(ImageClassifier):
         return ("images", "stage1", "stage2")
 
     def make_blocks(self) -> dict[str, nn.Module]:
-        return preact_blocks(self, (16, *self.channels(16, 32, 64)), (self.depth - 4) // 6, (1, 2, 2), True)
+        features, stage_sizes = (16, *self.channels(16, 32, 64)), ((self.depth - 4) // 6,) * 3
+        return preact_blocks(self, features, stage_sizes, (1, 2, 2), True)

@@ -105,7 +105,10 @@ def _is_installed(name: str, where: str) -> bool:
     path = INSTALLED_CONFIGS.joinpath(*parts)
     if first != "configs" or not any(file.is_file() for file in (path.with_suffix(".py"), path / "__init__.py")):
         return False
-    function = named_function(name, where)
+    try:
+        function = named_function(name, where)
+    except UserError:
+        return False
     file = pathlib.Path(str(sys.modules[module].__file__)).resolve()
     return INSTALLED_CONFIGS.resolve() in file.parents and getattr(function, "__module__", None) == module
 

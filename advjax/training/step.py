@@ -1,5 +1,6 @@
 """One training step: the state it updates (``TrainState``), how (``Method``), and the replica functions that do it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.runtime import collectives
 from advjax.training.averaging import Averaging
 from advjax.training.objectives import Metrics, Objective
@@ -155,7 +157,7 @@ def update(
         return method.objective(params, state.model_state, batch._replace(images=images), rng, axis_name)
 
     params = collectives.varying(state.params, axis_name)
-    gradient_fn = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    gradient_fn = jax.value_and_grad(fast_on_cpu(objective), argnums=(0, 1), has_aux=True)
     (loss, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
     gradients, metrics, loss = collectives.mean_over((gradients, metrics, loss), axis_name)
     # Only some optimizers use the loss.
@@ -188,7 +190,8 @@ def refresh_step(
     """Updates the batch statistics of the averaged model as a training step would, and nothing else."""
     variables = evaluation_variables(state)
     batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
-    _, (model_state, _) = method.objective(variables.params, variables.model_state, batch, rng, axis_name)
+    objective = fast_on_cpu(functools.partial(method.objective, axis_name=axis_name))
+    _, (model_state, _) = objective(variables.params, variables.model_state, batch, rng)
     return state.replace(average={**state.average, "model_state": model_state})
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.runtime import collectives
 from advjax.training.objectives import Objective
 from advjax.types import Array, Batch, Key, PyTree
@@ -37,7 +38,7 @@ def with_weight_perturbation(objective: Objective, gamma: float = 0.005, trainab
         def loss(params: PyTree) -> Array:
             return objective(params, model_state, jax.lax.stop_gradient(batch), rng, axis_name)[0]
 
-        gradients = collectives.mean_over(jax.grad(loss)(jax.lax.stop_gradient(params)), axis_name)
+        gradients = collectives.mean_over(jax.grad(fast_on_cpu(loss))(jax.lax.stop_gradient(params)), axis_name)
         learns = jax.tree.map(lambda _: True, params) if trainable is None else trainable
         return objective(jax.tree.map(moved, params, gradients, learns), model_state, batch, rng, axis_name)
 

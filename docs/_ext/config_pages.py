@@ -144,7 +144,7 @@ def command_line_flags() -> str:
         "| `ADVJAX_NUM_PROCESSES`, `ADVJAX_PROCESS_ID` | the number of processes, and which one this is |",
         "| `ADVJAX_COMPILATION_CACHE` | default of `--compilation_cache` |",
         "| `ADVJAX_CACHE` | cache of decoded data; default `~/.cache/advjax` |",
-        "| `ADVJAX_EXACT_CONVOLUTIONS` | 1: plain XLA convolutions on a CPU as well |",
+        "| `ADVJAX_EXACT_CONVOLUTIONS` | 1: plain XLA convolutions and pooling on a CPU as well |",
         "| `TFDS_DATA_DIR` | folder of prepared TensorFlow Datasets |",
         "",
         "## python -m advjax.papers",

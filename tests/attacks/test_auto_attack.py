@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.cpu import convolution
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from support import attack_models as am
 from support.reference import reference_networks
 
@@ -84,18 +84,9 @@ def test_mistakes(threat_model, version, message):
         attacks.auto_attack(threat_model, version=version)
 
 
-def network(shared, name, *, fast):
-    """The recorded network; if ``fast``, with the library's convolutions, which are fast inside loops on CPU."""
+def network(shared, name):
+    """The recorded network."""
     networks = reference_networks(shared)
-
-    def conv(x, kernel, bias, stride, padding):
-        pads = ((padding, padding), (padding, padding))
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        y = convolution.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=dimensions)
-        return y + bias
-
-    if fast:
-        networks._conv = conv
     return networks.NETWORKS[name], networks.load(name)
 
 
@@ -104,9 +95,9 @@ def network(shared, name, *, fast):
 def test_robust_images_after_each_stage_of_the_original(shared, name):
     data = np.load(shared / "reference" / f"{name}_images.npz")
     images, labels = data["images"][:128].astype(np.float32) / 255, data["labels"][:128].astype(np.int32)
-    logits_fn, params = network(shared, name, fast=True)
-    exact, _ = network(shared, name, fast=False)
-    np.testing.assert_allclose(logits_fn(params, images), exact(params, jnp.asarray(images)), atol=2e-5)
+    logits_fn, params = network(shared, name)
+    fast = fast_on_cpu(logits_fn)
+    np.testing.assert_allclose(fast(params, images), logits_fn(params, jnp.asarray(images)), atol=2e-5)
     theirs = np.load(shared / "reference" / f"{name}_autoattack.npz")["linf_seed0_robust_after_stage"][:, :128]
     threat_model = attacks.linf(EPSILON[name])
     stages = attacks.auto_attack_stages(threat_model)
@@ -125,7 +116,7 @@ def test_auto_pgd_towards_the_next_likely_class(shared):
     images, labels = data["images"].astype(np.float32) / 255, data["labels"].astype(np.int32)
     noise = recorded["linf_start_noise_int8"].astype(np.float32) / 127
     start = np.clip(images + np.float32(EPSILON[name]) * noise, 0, 1)
-    logits_fn, params = network(shared, name, fast=True)
+    logits_fn, params = network(shared, name)
     attack = attacks.auto_pgd(attacks.linf(EPSILON[name]), loss="dlr", aim=attacks.next_likely_class(1))
     run = jax.jit(lambda params, *batch: attack(functools.partial(logits_fn, params), *batch))
     result = run(params, images, labels, jax.random.key(0), start)

@@ -1,6 +1,5 @@
-"""The fast convolutions against ``lax.conv_general_dilated``: values, gradients, transformations."""
+"""Convolutions made fast on CPU against ``lax.conv_general_dilated``: values, gradients, transformations."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from advjax.cpu import convolution
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.cpu.winograd import winograd
 from advjax.models import layers
 
@@ -50,11 +50,11 @@ def case(name, dtype=np.float32):
     fan_in = rows * columns * images[-1]
     kernel = jnp.asarray(rng.normal(size=(rows, columns, images[-1], features)) / np.sqrt(fan_in), dtype)
 
-    def conv(function):
-        return lambda x, kernel: function(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+    def conv(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
 
     tolerance = WINOGRAD_TOLERANCE if name.startswith("winograd") else TOLERANCE
-    return x, kernel, conv(convolution.conv_general_dilated), conv(lax.conv_general_dilated), tolerance
+    return x, kernel, fast_on_cpu(conv), conv, tolerance
 
 
 def value_and_gradients(conv, x, kernel):
@@ -216,15 +216,12 @@ def test_exact_mode_is_lax_bit_for_bit():
         np.testing.assert_array_equal(a, e)
 
 
-def test_exact_mode_by_environment_and_on_other_backends(monkeypatch):
+def test_exact_mode_by_environment(monkeypatch):
     x, kernel, ours, *_ = case("many")
-    with monkeypatch.context() as patch:
-        patch.setenv("ADVJAX_EXACT_CONVOLUTIONS", "1")
-        assert not uses_custom_rule(ours, x, kernel)
-        patch.setenv("ADVJAX_EXACT_CONVOLUTIONS", "0")
-        assert uses_custom_rule(ours, x, kernel)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("ADVJAX_EXACT_CONVOLUTIONS", "1")
     assert not uses_custom_rule(ours, x, kernel)
+    monkeypatch.setenv("ADVJAX_EXACT_CONVOLUTIONS", "0")
+    assert uses_custom_rule(ours, x, kernel)
 
 
 def test_exact_mode_allows_forward_mode():
@@ -241,7 +238,6 @@ def test_exact_mode_allows_forward_mode():
         {"kernel_dilation": 2},
         {"input_dilation": 2},
         {"dtype": jnp.bfloat16},
-        {"precision": "highest"},
         {"kernel_size": (3,)},
         {"kernel_size": (3, 3, 3)},
         {"padding": [(0, 0), (4, 4)]},
@@ -251,36 +247,42 @@ def test_exact_mode_allows_forward_mode():
 def test_what_is_not_supported_is_the_program_of_lax(options):
     options = {"kernel_size": (3, 3), "padding": 1} | options
     x = jnp.ones((2, *(8,) * len(options["kernel_size"]), 4))
+    module = nn.Conv(6, **options)
+    variables = jax.eval_shape(module.init, jax.random.key(1), x)
+    assert program(fast_on_cpu(module.apply), variables, x) == program(module.apply, variables, x)
 
-    def program(module):
-        variables = jax.eval_shape(module.init, jax.random.key(1), x)
-        return str(jax.make_jaxpr(lambda variables, x: module.apply(variables, x))(variables, x))
 
-    assert program(layers.Conv(6, **options)) == program(nn.Conv(6, **options))
+def program(function, *args):
+    return str(jax.make_jaxpr(lambda *args: function(*args))(*args))
+
+
+def test_every_precision_is_that_of_float32():
+    x, kernel, ours, reference, tolerance = case("many")
+    for precision in ("bfloat16", "tensorfloat32", "highest"):
+        with jax.default_matmul_precision(precision):
+            assert uses_custom_rule(ours, x, kernel)
+            assert_close(value_and_gradients(ours, x, kernel), value_and_gradients(reference, x, kernel), tolerance)
 
 
 class _TwoConvs(nn.Module):
-    conv: type[nn.Module]
-
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(self.conv(4, (5, 5), padding="CIRCULAR", use_bias=False)(x))
-        return self.conv(5, (3, 3), strides=2)(x)
+        x = nn.relu(nn.Conv(4, (5, 5), padding="CIRCULAR", use_bias=False)(x))
+        return nn.Conv(5, (3, 3), strides=2)(x)
 
 
-def test_conv_has_the_parameters_of_linen_conv():
+def test_linen_conv():
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
-    ours, reference = _TwoConvs(layers.Conv), _TwoConvs(nn.Conv)
-    variables = jax.jit(ours.init)(jax.random.key(1), x)
-    chex.assert_trees_all_equal(variables, jax.jit(reference.init)(jax.random.key(1), x))
-    assert uses_custom_rule(ours.apply, variables, x) and not uses_custom_rule(reference.apply, variables, x)
+    reference = _TwoConvs().apply
+    variables, ours = jax.jit(_TwoConvs().init)(jax.random.key(1), x), fast_on_cpu(reference)
+    assert uses_custom_rule(ours, variables, x) and not uses_custom_rule(reference, variables, x)
     for images in (x, x[0]):  # linen gives one image a batch of its own
-        expected = jax.jit(reference.apply)(variables, images)
-        assert_close(jax.jit(ours.apply)(variables, images), expected, TOLERANCE)
+        expected = jax.jit(reference)(variables, images)
+        assert_close(jax.jit(ours)(variables, images), expected, TOLERANCE)
 
 
-def test_torch_initialization_and_square_kernel_size():
-    module = layers.Conv(64, 5, kernel_init=layers.torch_kernel_init, bias_init=layers.torch_bias_init(5 * 5 * 4))
+def test_torch_initialization():
+    module = layers.conv(64, 5, use_bias=True, fan_in=5 * 5 * 4)
     params = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))["params"]
     assert params["kernel"].shape == (5, 5, 4, 64) and params["bias"].shape == (64,)
     for values, least in ((params["kernel"], 0.099), (params["bias"], 0.08)):

@@ -7,6 +7,7 @@ import pytest
 
 from advjax.models import blocks
 from advjax.models.custom_cnn import Custom1, Custom2, CustomCifar
+from advjax.models.deepmind_resnet import DMPreActResNet18, DMWideResNet
 from advjax.models.denoise import with_denoising
 from advjax.models.keras_resnet import ResNet20v1
 from advjax.models.layers import ImageClassifier
@@ -56,6 +57,9 @@ def shapes(model, image_shape):
         (CustomCifar(pool_stride=2), COLOR, 433_354),
         (WideResNet(), COLOR, 36_479_194),
         (WideResNet(depth=34), COLOR, 46_160_474),
+        (DMWideResNet(), COLOR, 36_479_194),
+        (DMWideResNet(depth=70, width=16), COLOR, 266_796_506),
+        (DMPreActResNet18(), COLOR, 12_548_426),
         (with_denoising(ResNet9()), COLOR, 6_588_490 + 279_808),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "apply") else str(value),
@@ -83,6 +87,9 @@ TINY = {
     "custom1": (Custom1(num_classes=3, width=1 / 16), GRAY),
     "custom2": (Custom2(num_classes=3, width=1 / 32), GRAY),
     "custom_cifar": (CustomCifar(num_classes=3, width=1 / 16, pool_stride=2), COLOR),
+    "preact_resnet18_raw": (PreActResNet18(num_classes=3, width=1 / 32, shortcut_input="raw"), (8, 8, 3)),
+    "dm_wide_resnet": (DMWideResNet(num_classes=3, depth=10, width=0.2, padding=1), (6, 6, 3)),
+    "dm_preact_resnet18": (DMPreActResNet18(num_classes=3, width=1 / 32), (8, 8, 3)),
     "wide_resnet": (WideResNet(num_classes=3, depth=10, width=0.2), (8, 8, 3)),
 }
 ORDER = np.array([2, 0, 3, 1])
@@ -214,6 +221,9 @@ def test_input_is_normalized_inside_and_gray_images_are_repeated():
         (lambda: ResNet18(stage_sizes=(1, 2)), r"stage_sizes must be four numbers of at least 1, got \(1, 2\)"),
         (lambda: VGG16(head="gap"), "head must be 'linear' or 'classic', got 'gap'"),
         (lambda: VGG16(noise=(0.1,)), r"noise must be two numbers of at least 0 \(first, others\), got \(0.1,\)"),
+        (lambda: PreActResNet18(shortcut_input="x"), "shortcut_input must be one of activation, raw, got 'x'"),
+        (lambda: DMWideResNet(activation="gelu"), "activation must be one of relu, silu, got 'gelu'"),
+        (lambda: DMPreActResNet18(stage_sizes=(2, 2)), r"stage_sizes must be four numbers .* got \(2, 2\)"),
         (lambda: WideResNet(depth=30), "depth must be 6n \\+ 4, such as 10, 28, or 34, got 30"),
         (
             lambda: with_denoising(ResNet9(), weighting="dot"),

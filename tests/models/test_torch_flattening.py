@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.cpu.pooling import max_pool
 from advjax.models import blocks
 from advjax.models.custom_cnn import Custom1, Custom2, CustomCifar
 from advjax.models.keras_resnet import ResNet20v1
@@ -25,7 +24,7 @@ class PoolingHead(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = max_pool(x, (2, 2))
+        x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.transpose(0, 3, 1, 2) if self.order == "torch" else x
         return nn.Dense(7, name="dense")(nn.relu(x.reshape(len(x), -1)))
 

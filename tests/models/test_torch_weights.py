@@ -7,24 +7,28 @@ import numpy as np
 import pytest
 
 from advjax.models import blocks
+from advjax.models.deepmind_resnet import DMPreActResNet18, DMWideResNet
 from advjax.models.fixer import with_fixers
 from advjax.models.lenet import LeNet5, Net62k
 from advjax.models.preact_resnet import PreActResNet18
-from advjax.models.resnet import ResNet18, ResNet50, ResNet101
+from advjax.models.resnet import ResNet18, ResNet50
 from advjax.models.torch.weights import load_torch
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.types import UserError
-from support.files import module_from
-from support.paths import REPOSITORY
+from support import torch_families
+from support.torch_families import CIFAR, fixture
 
-FIXTURES = REPOSITORY / "tests" / "models" / "torch_fixtures"
+pytestmark = pytest.mark.filterwarnings("ignore:the logits of .* have not been compared")
 MODELS = {
     "resnet18_torchvision": ResNet18(width=1 / 32),
     "resnet50_torchvision": ResNet50(width=1 / 32, stage_sizes=(1, 2, 1, 1)),
     "resnet18_cifar": ResNet18(width=1 / 32, stem="cifar"),
-    "preact_resnet18": PreActResNet18(width=1 / 32),
-    "preact_resnet18_norm": PreActResNet18(width=1 / 32, final_norm=True),
+    "preact_resnet18": PreActResNet18(width=1 / 32, shortcut_input="activation"),
+    "preact_resnet18_norm": PreActResNet18(width=1 / 32, final_norm=True, shortcut_input="activation"),
+    "preact_resnet18_raw": PreActResNet18(width=1 / 32, final_norm=True, shortcut_input="raw", **CIFAR),
+    "dm_wide_resnet16": DMWideResNet(depth=16, width=1 / 4, **CIFAR),
+    "dm_preact_resnet18": DMPreActResNet18(width=1 / 32, **CIFAR),
     "wide_resnet16": WideResNet(depth=16, width=1 / 2),
     "vgg16": VGG16(width=1 / 32),
     "vgg16_bn": VGG16(width=1 / 32, batch_norm=True),
@@ -38,17 +42,10 @@ class Nameless(blocks.Classifier):
     """An unsupported architecture."""
 
 
-def fixture(name):
-    """State dict, images in [0, 1], and PyTorch's logits for them."""
-    with np.load(FIXTURES / f"torch_{name}.npz") as file:
-        state = {key.removeprefix("state/"): file[key] for key in file.files if key.startswith("state/")}
-        return state, file["images"].astype(np.float32) / 255, file["logits"]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_pytorch(name):
     state, images, expected = fixture(name)
-    variables = load_torch(state, MODELS[name], images.shape[1:])
+    variables = load_torch(state, MODELS[name], images=images, logits=expected)
     found = jax.jit(lambda variables, images: blocks.apply(MODELS[name], variables, images))(variables, images)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     assert np.ptp(expected, axis=0).max() > 1e-2, "logits that hardly depend on the images would prove little"
@@ -187,41 +184,7 @@ def test_a_missing_reader_is_named_with_its_extra(tmp_path, monkeypatch, suffix,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "build, model",
-    [
-        (lambda t: t.ResNet((64, 64, 128, 256, 512), (2, 2, 2, 2)), ResNet18()),
-        (
-            lambda t: t.ResNet((64, 64, 128, 256, 512), (3, 4, 6, 3), bottleneck=True, stem="cifar"),
-            ResNet50(stem="cifar"),
-        ),
-        (lambda t: t.ResNet((64, 64, 128, 256, 512), (3, 4, 23, 3), bottleneck=True), ResNet101()),
-        (lambda t: t.PreActResNet((64, 64, 128, 256, 512)), PreActResNet18()),
-        (lambda t: t.WideResNet((16, 160, 320, 640), 4), WideResNet()),
-        (lambda t: t.WideResNet((16, 160, 320, 640), 5), WideResNet(depth=34)),
-        (lambda t: t.VGG((64, 128, 256, 512, 512), norm=True), VGG16(batch_norm=True)),
-        (lambda t: t.LeNet(3, (6, 16, 120, 84)), Net62k()),
-    ],
-    ids=[
-        "resnet18",
-        "resnet50",
-        "resnet101",
-        "preact_resnet18",
-        "wide_resnet28",
-        "wide_resnet34",
-        "vgg16_bn",
-        "net62k",
-    ],
-)
-def test_networks_of_full_size_agree_with_pytorch(build, model):
+@pytest.mark.parametrize("name", torch_families.FAMILIES)
+def test_networks_of_full_size_agree_with_pytorch(name):
     pytest.importorskip("torch")
-    torch_networks = module_from(FIXTURES / "make_torch_fixtures.py")
-    images = torch_networks.random_images((32, 32, 3))
-    network = torch_networks.with_logits_of_order_one(torch_networks.trained_looking(build(torch_networks)), images)
-    expected = torch_networks.logits_of(network, images)
-    variables = load_torch(network.state_dict(), model)
-    found = jax.jit(lambda variables, images: blocks.apply(model, variables, images))(
-        variables, images / np.float32(255)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
-    assert np.ptp(expected, axis=0).max() > 1e-2
+    assert max(torch_families.largest_difference(name)) < 1e-4

@@ -1,10 +1,13 @@
 """Shipped configs: loaded by name, changed, and shrunk to experiments that take seconds."""
 
+from advjax.runtime.named_function import make_configs_importable
 from support.files import module_from
 from support.paths import REPOSITORY
 
 
 def config_of(name, *arguments):
+    # Configs import one another, wherever the tests are run from.
+    make_configs_importable()
     return module_from(REPOSITORY / "configs" / f"{name}.py").get_config(*arguments)
 
 

@@ -5,6 +5,7 @@ One layout is supported for each, the most common one if there is one:
 * ``Net62k``, ``LeNet5``: the tutorial's, conv1, conv2, fc1, fc2, fc3.
 * ``ResNet18`` to ``ResNet101``: torchvision's, or its variant for CIFAR-10 with "shortcut" and "linear".
 * ``PreActResNet18``: the usual one for CIFAR-10. ``WideResNet``: that of TRADES. ``VGG16``: torchvision's.
+* ``DMWideResNet``, ``DMPreActResNet18``: DeepMind's, with "batchnorm" and "logits", as in RobustBench.
 * ``ResNet9``: conv1 to conv4, each ``Sequential(Conv2d, BatchNorm2d, ReLU)`` and perhaps a pooling, res1 and res2, each
   a ``Sequential`` of two of these, and ``classifier``, a ``Sequential`` whose third or fourth entry is linear. The
   best-known one pools in conv3 and therefore is ``ResNet9(pool3=True)``. Its convolutions may have biases.
@@ -23,6 +24,7 @@ import numpy as np
 
 from advjax.models.blocks import Classifier
 from advjax.models.custom_cnn import Custom1, Custom2
+from advjax.models.deepmind_resnet import DMPreActResNet18, DMWideResNet
 from advjax.models.keras_resnet import ResNet20v1
 from advjax.models.lenet import Net62k
 from advjax.models.preact_resnet import PreActResNet18
@@ -78,6 +80,28 @@ _WIDE_RESNET = _by_rules(
     (r"head/norm", ["bn1"]),
     (r"head/dense", ["fc"]),
 )
+
+
+def _deepmind(convs: str, stem: str, block: str, first_conv: int) -> TorchNames:
+    """DeepMind's layers, which are numbered from 0: stages and BatchNorms always, convolutions from ``first_conv``."""
+
+    def names(path: str) -> Sequence[str]:
+        if fixed := {"stem/conv": stem, "head/norm": "batchnorm", "head/dense": "logits"}.get(path):
+            return [fixed]
+        stage, index, layer = path.split("/")
+        prefix = block.format(int(stage.removeprefix("stage")) - 1, index.removeprefix("block"))
+        if layer == "shortcut":
+            return [f"{prefix}.shortcut"]
+        number = int(layer[-1]) - 1
+        return [
+            f"{prefix}.batchnorm_{number}" if layer.startswith("norm") else f"{prefix}.{convs}{number + first_conv}"
+        ]
+
+    return names
+
+
+_DM_WIDE_RESNET = _deepmind("conv_", "init_conv", "layer.{}.block.{}", 0)
+_DM_PREACT_RESNET = _deepmind("conv_2d_", "conv_2d", "layer_{}.{}", 1)
 _RESNET9 = _by_rules(
     (r"(conv\d)(?:/conv_block)?/conv", [r"\1.0"]),
     (r"(conv\d)(?:/conv_block)?/norm", [r"\1.1"]),
@@ -104,6 +128,9 @@ _FAMILIES = {
     Net62k: _LENET,
     ResNet18: _RESNET,
     PreActResNet18: _PREACT_RESNET,
+    # Before WideResNet, of which it is a subclass.
+    DMWideResNet: _DM_WIDE_RESNET,
+    DMPreActResNet18: _DM_PREACT_RESNET,
     WideResNet: _WIDE_RESNET,
     ResNet9: _RESNET9,
     ResNet20v1: _RESNET20V1,
