@@ -85,6 +85,10 @@ def main(argv: Sequence[str]) -> int:
         _run(lambda line: console.print(line, markup=False, soft_wrap=True))
     except (UserError, OSError) as error:
         return _refuse(error)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse(UserError(f"out of memory ({error}): choose a smaller batch_size or image_size, or data.stream"))
     except PreemptedError as error:
         console.print(f"{error}; repeat the command to go on", markup=False, soft_wrap=True)
         if not jax.distributed.is_initialized():
@@ -195,7 +199,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """Flags from the command line; whatever is wrong with them or with the config file is one line and exit code 2."""
     try:
         argv = config_flag.find_config(argv)
-        return FLAGS(argv)
+        argv, emptied = config_flag.without_none(argv)
+        # The flag of the config reads its overrides from here.
+        sys.argv = argv
+        parsed = FLAGS(argv)
+        config_flag.set_none(_CONFIG.value, emptied)
+        return parsed
     except Exception as error:
         sys.exit(_refuse(config_flag.explained(error, argv)))
 

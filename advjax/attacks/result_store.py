@@ -2,7 +2,7 @@
 
     <folder>/identity.json        the facts that results belong to, as readable JSON
     <folder>/fingerprint/*.npy    arrays that must be reproduced, up to rounding, before results are used again
-    <folder>/00000/*.npy          the first part, and what it contains in contents.json
+    <folder>/00000/*.npy          the first part; contents.json has dtype, shape and SHA-256 of each array
     <folder>/00001/*.npy          the second part, ...
 
 A part is written into a temporary folder, synchronized with the disk and renamed, so it is either complete or absent.
@@ -11,6 +11,7 @@ One process writes; any number may read.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -160,7 +161,7 @@ def _read_json(folder: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
 def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays listed in ``contents.json``, with the dtypes and shapes given there."""
     arrays = {}
-    for name, (dtype, *shape) in _checked_contents(folder, part).items():
+    for name, (dtype, shape, digest) in _checked_contents(folder, part).items():
         path = part / f"{name}.npy"
         try:
             # Empty arrays cannot be mapped.
@@ -170,14 +171,21 @@ def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarr
             raise _damaged(folder, f"{part.name}/{path.name}: {error}") from error
         if not isinstance(array, np.ndarray) or array.dtype.str != dtype or list(array.shape) != shape:
             raise _damaged(folder, f"{part.name}/{path.name} does not hold {dtype} {shape}")
+        if _digest(array) != digest:
+            raise _damaged(folder, f"{part.name}/{path.name} has been altered")
         arrays[name] = array
     return arrays
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of the content of an array: a flipped bit could turn a success of the attack into one of the defense."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _checked_contents(folder: pathlib.Path, part: pathlib.Path) -> dict[str, list[Any]]:
     contents = _read_json(folder, part / _CONTENTS)
     for entry in contents.values():
-        if not isinstance(entry, list) or not entry or not all(isinstance(size, int) for size in entry[1:]):
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[1], list):
             raise _damaged(folder, f"{part.name}/{_CONTENTS} has been altered")
     return contents
 
@@ -190,7 +198,7 @@ def _write_arrays(part: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         if array.dtype.kind not in _KINDS or not re.fullmatch(r"\w+", name):
             raise ValueError(f"a result store takes arrays of numbers under plain names, got {array.dtype} {name!r}")
         np.save(part / f"{name}.npy", array, allow_pickle=False)
-        contents[name] = [array.dtype.str, *array.shape]
+        contents[name] = [array.dtype.str, list(array.shape), _digest(array)]
     (part / _CONTENTS).write_text(json.dumps(contents) + "\n")
 
 

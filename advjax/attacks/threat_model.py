@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,8 +111,17 @@ class ThreatModel:
 
 
 def linf(epsilon: float | Array, bounds: tuple[float, float] = (0.0, 1.0)) -> ThreatModel:
-    """Every pixel may change by at most ``epsilon``, e.g. ``linf(8 / 255)``."""
-    return ThreatModel(LINF, epsilon, bounds)
+    """Every pixel may change by at most ``epsilon``, e.g. ``linf(8 / 255)``.
+
+    An epsilon beyond the range of the pixels, such as 8 in [0, 1], allows every image: there is a warning.
+    """
+    threat_model = ThreatModel(LINF, epsilon, bounds)
+    if is_concrete(epsilon) and bounds[1] - bounds[0] < float(epsilon) < math.inf:
+        warnings.warn(
+            f"epsilon {epsilon} allows every image in {list(bounds)}; for 8-bit units in [0, 1], write {epsilon} / 255",
+            stacklevel=2,
+        )
+    return threat_model
 
 
 def l2(epsilon: float | Array, bounds: tuple[float, float] = (0.0, 1.0)) -> ThreatModel:

@@ -68,6 +68,11 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("num_examples", "batch_size", "rounds", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    for flag in ("weights", "images"):
+        if (path := getattr(options, flag)) is not None and not pathlib.Path(path).is_file():
+            raise UserError(f"--{flag}: there is no file {path}")
+    if options.json is not None:
+        _check_writable(options.json)
     # Measure memory in use rather than reserved by the backend, and leave some for other processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from advjax.benchmarks import measure
@@ -86,7 +91,19 @@ def main(arguments: Sequence[str]) -> None:
     measured = run.run(options, lambda contender, attack: _memory_in_child(arguments, contender, attack))
     report = provenance(arguments, processors) | measured
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        from advjax.runtime.files import write_atomically
+
+        write_atomically(options.json, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Refuses, before minutes of measurements, a file that could not be written after them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--json: the folder of {path} cannot be created ({error.strerror})") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--json: {path} cannot be written")
 
 
 def _chosen(flag: str, text: str, known: Sequence[str]) -> list[str]:
@@ -145,5 +162,6 @@ def _processor() -> str:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(str(error))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -16,6 +16,7 @@ from advjax.models.blocks import apply, init
 from advjax.models.layers import global_average_pool
 from advjax.models.resnet import ResNet18
 from advjax.models.resnet9 import ResNet9
+from advjax.runtime.files import read_npz
 from advjax.types import Array, LogitsFn, PyTree, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -101,29 +102,34 @@ def load_weights(name: str, path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads weights from an npz file: biases and kernels named as in ``SHAPES``, in HWIO or (in, out) layout.
 
     Raises:
-      UserError: a weight of the network is missing.
+      UserError: the file cannot be read, or a weight of the network is missing.
     """
-    with np.load(path) as stored:
-        weights = {key: stored[key].astype(np.float32) for key in stored.files}
+    weights = {key: value.astype(np.float32) for key, value in _arrays(path, "--weights").items()}
     missing = sorted(set(random_weights(name)) - set(weights))
     if missing:
         raise UserError(f"--weights {os.fspath(path)} has no {', '.join(missing)}: it does not fit {name}")
     return weights
 
 
+def _arrays(path: str | os.PathLike, flag: str) -> dict[str, np.ndarray]:
+    try:
+        return read_npz(path, f"give another file with {flag}")
+    except FileNotFoundError:
+        raise UserError(f"{flag}: there is no file {os.fspath(path)}") from None
+
+
 def load_images(path: str | os.PathLike, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads the first ``count`` of ``images`` (uint8, or float in [0, 1]) and ``labels`` from an npz file.
 
     Raises:
-      UserError: an array is missing.
+      UserError: the file cannot be read, or an array is missing.
     """
-    with np.load(path) as stored:
-        missing = {"images", "labels"} - set(stored.files)
-        if missing:
-            raise UserError(
-                f"--images {os.fspath(path)} has no {', '.join(sorted(missing))}: it must contain images and labels"
-            )
-        images, labels = stored["images"][:count], stored["labels"][:count].astype(np.int32)
+    stored = _arrays(path, "--images")
+    if missing := {"images", "labels"} - set(stored):
+        raise UserError(
+            f"--images {os.fspath(path)} has no {', '.join(sorted(missing))}: it must contain images and labels"
+        )
+    images, labels = stored["images"][:count], stored["labels"][:count].astype(np.int32)
     scale = 255 if images.dtype == np.uint8 else 1
     return images.astype(np.float32) / scale, labels
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from advjax.data import arrays, digits, image_folder, images, sampling, split_name, tfds
 from advjax.data.dataset import Dataset, check
-from advjax.data.source import Source, from_dataset, joined, read_all
+from advjax.data.source import Source, check_memory, from_dataset, joined, read_all
 from advjax.runtime.named_function import named_function
 from advjax.types import UserError
 
@@ -102,6 +102,7 @@ def _held(name: str, split: str, directory: str | os.PathLike | None) -> Dataset
 def _resized(dataset: Dataset, image_size: int) -> Dataset:
     if not image_size:
         return dataset
+    check_memory(dataset.name, len(dataset.labels), (image_size, image_size, dataset.image_shape[-1]))
     return dataset._replace(images=np.stack([images.square(image, image_size) for image in check(dataset).images]))
 
 

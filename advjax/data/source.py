@@ -12,6 +12,8 @@ from advjax.types import UserError
 
 _IMAGES_PER_TASK = 64
 """Passing a tiny image between threads takes longer than decoding it."""
+_LARGEST_SHARE = 0.5
+"""Of the memory of this machine, for the images of one split: they are copied at least once."""
 _SMALL = 64 * 64
 """Up to this many pixels, reading an image is mostly Python, which only one thread can run at a time."""
 
@@ -97,9 +99,11 @@ def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
       num_workers: number of threads that read and decode; default: one per core, or a single one for small images.
 
     Raises:
-      UserError: an image cannot be read; if there are several, the error names the first.
+      UserError: an image cannot be read (if there are several, the error names the first), or they do not fit into
+        the memory of this machine.
     """
     count = len(source.labels)
+    check_memory(source.name, count, source.image_shape)
     images: np.ndarray | None = None
 
     def read_some(start: int) -> list[np.ndarray]:
@@ -118,6 +122,18 @@ def read_all(source: Source, *, num_workers: int | None = None) -> Dataset:
             raise
     images = np.empty((0, *source.image_shape), np.uint8) if images is None else images
     return check(Dataset(source.name, images, source.labels, source.index, source.class_names, source.groups))
+
+
+def check_memory(name: str, count: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuses to hold 8-bit images that would need most of the memory of this machine."""
+    needed = count * int(np.prod(image_shape, dtype=np.int64))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > _LARGEST_SHARE * there:
+        size, memory = f"{image_shape[0]} x {image_shape[1]}", f"{there / 2**30:.1f} GiB"
+        raise UserError(
+            f"{count} images of {name} at {size} pixels need {needed / 2**30:.1f} of {memory} of memory: choose a "
+            "smaller --config.data.image_size, or --config.data.stream=True"
+        )
 
 
 def read_checked(source: Source, position: int) -> np.ndarray:

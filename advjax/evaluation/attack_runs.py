@@ -55,8 +55,8 @@ class NamedAttack(NamedTuple):
 
     @property
     def is_examinable(self) -> bool:
-        """Whether a report card can be about its threat model: linf or l2 with a finite epsilon."""
-        return self.threat_model.norm.dense and self.threat_model.is_bounded
+        """Whether a report card can be about its threat model: linf or l2, and a finite epsilon above 0."""
+        return self.threat_model.norm.dense and self.threat_model.is_bounded and float(self.threat_model.epsilon) > 0
 
 
 class AttackRun(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from advjax.evaluation.attacker_knowledge import ADAPTIVE, NOTHING
-from advjax.runtime.files import plain, write_atomically
+from advjax.runtime.files import plain, read_npz, write_atomically
+from advjax.types import UserError
 
 CLEAN = "clean"
 """Name of the attack in outcomes on clean images."""
@@ -109,12 +110,20 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) ->
 
 
 def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
-    """Reads what `write_outcomes` wrote; images are in data set order."""
-    with np.load(path, allow_pickle=False) as entries:
+    """Reads what `write_outcomes` wrote; images are in data set order.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it is damaged, or holds something else.
+    """
+    entries = read_npz(path, "evaluate again")
+    try:
         facts = json.loads(entries["outcomes"].item())
         return [
             Outcome(**fact, **{field: entries[f"{i}/{field}"] for field in _ARRAYS}) for i, fact in enumerate(facts)
         ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold the outcomes of an evaluation ({error}): evaluate again") from error
 
 
 def _check_one(outcome: Outcome) -> None:

@@ -125,6 +125,13 @@ class Report(NamedTuple):
     curve: list[CurvePoint]
 
 
+_KINDS = {
+    **dict.fromkeys(("config", "environment"), dict),
+    **dict.fromkeys(("rows", "notes", "summary", "checks", "curve"), list),
+}
+"""JSON types of the fields of a report."""
+
+
 def is_robust_accuracy(row: Row) -> bool:
     """Whether the row may be called robust accuracy: the attack ``is_on_itself``, and its perturbations are bounded.
 
@@ -186,15 +193,24 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no report at {path}; evaluate first, or give the path of a report.json") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not a JSON file ({error}); give the path of a report.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file ({error}); give the path of a report.json") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this advjax reads {SCHEMA_VERSION}: evaluate again")
     try:
-        return Report(**content)
+        found = Report(**content)
     except TypeError as error:
         raise UserError(f"{path} is not a complete report ({error}): evaluate again") from None
+    for field, kind in _KINDS.items():
+        value = getattr(found, field)
+        if not isinstance(value, kind) or (kind is list and field != "notes" and not _are_objects(value)):
+            raise UserError(f"{path} is not a complete report ({field} is not what it should be): evaluate again")
+    return found
+
+
+def _are_objects(value: Sequence[Any]) -> bool:
+    return all(isinstance(entry, dict) for entry in value)
 
 
 def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:

@@ -77,6 +77,8 @@ def _check_splits(config: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"data.{key} has no effect beside data.{way}, which divides data.train_split; leave it out"
                 )
+    if config["name"] == "digits" and config["dir"]:
+        raise UserError("data.dir has no effect on digits, which come with scikit-learn; leave it out")
     if config["by_patient"] and not config["fractions"]:
         raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
     if config["fold"] and not config["num_folds"]:

@@ -5,13 +5,26 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from advjax.evaluation.outcomes import CLEAN
+from advjax.evaluation.scored_model import NO_DEFENSE
+from advjax.evaluation.summaries import WORST_CASE
 from advjax.experiment import defaults
+from advjax.experiment.presets import PAPER, PRESETS
 from advjax.experiment.registry import number
 from advjax.types import UserError
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,63}")
 """Names of runs, attacks and defenses become names of files and folders."""
+_TAKEN = {
+    "run": ("copies", "adversarial", "unfinished", *(name for name in PRESETS if name != PAPER)),
+    "evaluation.attacks": (CLEAN, WORST_CASE),
+    "evaluation.defenses": (NO_DEFENSE,),
+}
+"""Names that reports and workdirs use for something else."""
+_WORDS = ("name", "norm", "base", "made_on", "labels", "returns")
+"""Keys whose values are words wherever they occur."""
 _LARGEST_SIDE = 4096
+_LARGEST_BATCH = 2**16
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "between 0 and 4294967295"),
     "data.num_workers": (lambda value: value >= 1, "at least 1"),
@@ -20,12 +33,14 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "data.num_folds": (lambda value: value >= 0, "0 or more"),
     "data.fold": (lambda value: value >= 0, "0 or more"),
     "data.image_size": (lambda value: 0 <= value <= _LARGEST_SIDE, f"between 0 and {_LARGEST_SIDE}"),
-    "run.batch_size": (lambda value: value >= 1, "at least 1"),
+    "run.batch_size": (lambda value: 1 <= value <= _LARGEST_BATCH, f"between 1 and {_LARGEST_BATCH}"),
     "run.epochs": (lambda value: value >= 0, "0 or more"),
     "run.num_steps": (lambda value: value >= 0, "0 or more"),
     "run.weight_perturbation": (lambda value: 0 <= value < math.inf, "0 or more"),
     "run.optimizer.weight_decay": (lambda value: 0 <= value < math.inf, "0 or more"),
     "run.optimizer.clip": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "evaluation.batch_size": (lambda value: 1 <= value <= _LARGEST_BATCH, f"between 1 and {_LARGEST_BATCH}"),
+    "evaluation.num_examples": (lambda value: value >= 0, "0 or more"),
     "evaluation.num_pictures": (lambda value: value >= 0, "0 or more"),
     "evaluation.num_checked": (lambda value: value >= 0, "0 or more"),
 }
@@ -43,10 +58,11 @@ def check_values(config: Mapping[str, Any]) -> None:
     _check_part(config, defaults.EXPERIMENT, "", "")
     for name, run in config["run"].items():
         _check_part(run, defaults.RUN, f"run.{name}.", "run.")
-        _check_names([name], "run")
         _check_names(run["copies"]["order"], f"run.{name}.copies")
+    _check_names(config["run"], "run")
     for table in ("attacks", "defenses"):
         _check_names(config["evaluation"][table]["order"], f"evaluation.{table}")
+    _check_words({key: config[key] for key in ("run", "evaluation")}, "")
 
 
 def _check_part(given: Mapping[str, Any], known: Mapping[str, Any], path: str, kind: str) -> None:
@@ -94,10 +110,25 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
+def _check_words(value: Any, path: str) -> None:
+    """Keys such as ``name`` and ``norm`` have words for values, at any depth, and an ``order`` consists of words."""
+    for key, entry in value.items() if isinstance(value, Mapping) else ():
+        where = f"{path}.{key}" if path else key
+        if key in _WORDS and not (entry is None or isinstance(entry, str | Mapping) or where == "evaluation.made_on"):
+            raise UserError(f"{where} must be a string, got {entry!r}")
+        if key == "order" and not (isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)):
+            raise UserError(f"{where} must be a list of names, got {entry!r}")
+        _check_words(entry, where)
+
+
 def _check_names(names: Any, where: str) -> None:
+    if repeated := [name for name in names if list(names).count(name) > 1]:
+        raise UserError(f"{where}: {repeated[0]!r} is named twice")
+    if taken := [name for name in names if name in _TAKEN.get(where, ())]:
+        raise UserError(f"{where}: {taken[0]!r} cannot be a name: advjax uses it for something else; choose another")
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(
                 f"{where}: {name!r} cannot be a name: names consist of letters, digits and _ . + = -, "
-                "and begin with a letter, a digit or _"
+                "begin with a letter, a digit or _, and have at most 64 characters"
             )

@@ -3,6 +3,7 @@
 import pathlib
 import runpy
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,6 +33,47 @@ def find_config(argv: Sequence[str]) -> list[str]:
     if "=" in argv[last]:
         return [*argv[:last], f"--config={found}", *argv[last + 1 :]]
     return [*argv[: last + 1], found, *argv[last + 2 :]]
+
+
+def without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without overrides such as ``--config.evaluation.curve=None``, and their keys.
+
+    The flags cannot parse them: they give a mapping or None no other type.
+    """
+    kept, emptied, number = [], [], 0
+    while number < len(argv):
+        word = argv[number]
+        _, equals, value = word.partition("=")
+        value = value if equals else "".join(argv[number + 1 : number + 2])
+        if word.startswith("-") and _key(word).startswith("config.") and value == "None":
+            emptied.append(_key(word).removeprefix("config."))
+            number += 1 if equals else 2
+        else:
+            kept.append(word)
+            number += 1
+    return kept, emptied
+
+
+def set_none(config: ConfigDict | None, keys: Sequence[str]) -> None:
+    """Sets keys of a config to None.
+
+    Raises:
+      UserError: a key is unknown, or its value can be neither None nor described by keys of its own.
+    """
+    for key in keys:
+        if config is None:
+            raise UserError(f"--config.{key}=None needs --config")
+        *parents, last = key.split(".")
+        if problem := _mistaken_key(config, [*parents, ""] if parents else []):
+            raise problem
+        node: Any = config
+        for parent in parents:
+            node = node[parent]
+        if last in node and not (node[last] is None or isinstance(node[last], ConfigDict | str)):
+            raise UserError(f"config key {key} cannot be None: it is {node[last]!r} in the config file")
+        with config.unlocked(), config.ignore_type():
+            # A string may be meant.
+            node[last] = "None" if isinstance(node.get(last), str) else None
 
 
 def explained(error: Exception, argv: Sequence[str]) -> Exception:

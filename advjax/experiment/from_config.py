@@ -27,6 +27,9 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
       UserError: a key that is unknown, or a part that is not described as it must be.
     """
     spec = defaults.changed(_plain(defaults.EXPERIMENT), plain(config))
+    for part in ("data", "run", "evaluation"):
+        if not isinstance(spec[part], Mapping):
+            raise UserError(f"{part} must have keys of its own, got {spec[part]!r}")
     for name, run in spec["run"].items():
         if not isinstance(run, Mapping):
             raise UserError(f"run.{name} must describe a run, got {run!r}")

@@ -14,9 +14,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from advjax import attacks, defenses
-from advjax.data import Dataset
+from advjax.data import Dataset, Source, read_all
 from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
     custom_cnn,
@@ -161,8 +162,16 @@ def _random_resize_pad(smallest: int = 26, largest: int = 31) -> DefenseRecipe:
 def _mixup_inference(
     mode: str = "other", num_mixes: int = 30, mix_weight: float = 0.5, pool_size: int = 1000
 ) -> DefenseRecipe:
-    def pool(train: Dataset) -> PyTree:
-        return defenses.make_pool(train.images[:pool_size], train.labels[:pool_size], train.num_classes)
+    if pool_size < 1:
+        raise UserError(f"mixup_inference: pool_size must be at least 1, got {pool_size}")
+
+    def pool(train: Dataset | Source) -> PyTree:
+        # The first images of each class, however the training images are sorted.
+        per_class = max(1, pool_size // train.num_classes)
+        of_class = [np.flatnonzero(train.labels == label)[:per_class] for label in range(train.num_classes)]
+        few = train.take(np.sort(np.concatenate(of_class)))
+        few = few if isinstance(few, Dataset) else read_all(few)
+        return defenses.make_pool(few.images, few.labels, train.num_classes)
 
     def wrap(f: LogitsFn, arrays: PyTree) -> StochasticLogitsFn:
         return defenses.mixup_inference(f, arrays, mode=mode, num_mixes=num_mixes, mix_weight=mix_weight)
@@ -238,7 +247,7 @@ def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
     """``table[name]``, or the function that "package.module:function" names; a UserError lists the known names."""
     if isinstance(name, str) and ":" in name:
         return named_function(name, where)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise UserError(f"{where}: unknown name {name!r}; known are {', '.join(table)}")
     return table[name]
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from advjax import data
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
 from advjax.evaluation.scored_model import ScoredModel, variables_hash
@@ -22,8 +21,8 @@ class DefenseRecipe(NamedTuple):
 
     wrap: Callable[[nn.Module, PyTree, PyTree], StochasticLogitsFn]
     """``(model, its variables, arrays of the defense) -> one draw``."""
-    arrays: Callable[[Dataset], PyTree] = lambda train: {}
-    """``training images -> arrays`` that the defense needs."""
+    arrays: Callable[[Dataset | Source], PyTree] = lambda train: {}
+    """``training images -> arrays`` that the defense needs; of a source, it reads only the images that it uses."""
     check: Callable[[nn.Module, tuple[int, int, int]], None] = lambda model, image_shape: None
     """``(model, image shape)``: raises a UserError where the defense would have no effect or another one."""
 
@@ -49,7 +48,10 @@ class DefensePlan(NamedTuple):
 
     def defend(self, model: nn.Module, variables: Variables, train: Dataset | Source) -> ScoredModel:
         """The trained run with the defense around it."""
-        arrays = self.recipe.arrays(train if isinstance(train, Dataset) else data.read_all(train))
+        try:
+            arrays = self.recipe.arrays(train)
+        except ValueError as error:
+            raise UserError(f"evaluation.defenses.{self.name}: {error}") from error
         return ScoredModel(
             run=self.run,
             defense=self.name,

@@ -26,6 +26,7 @@ from advjax.evaluation.scoring import clean_outcome
 from advjax.experiment.from_config import complete
 from advjax.experiment.spec import CurvePlan, EvaluationPlan, Experiment, Run
 from advjax.jobs.attack_matrix import Measured, measure
+from advjax.jobs.dry_run import check_evaluation
 from advjax.jobs.workdir import Notify, open_experiment, restore
 from advjax.reporting import html_page, plots
 from advjax.runtime.devices import Devices, is_main_process, process_count
@@ -68,6 +69,7 @@ def evaluate(
     config, folder = complete(config), workdir if folder is None else folder
     experiment = open_experiment(config, workdir)
     plan, test = experiment.evaluation, test_images(experiment)
+    check_evaluation(experiment, experiment.load_data().train)
     models = scored_models(experiment, workdir, notify)
     store = os.path.join(folder, UNFINISHED)
     resources = Resources(devices, plan.batch_size, experiment.seed, store, stop_requested)

@@ -58,8 +58,8 @@ def rescore(
     experiment = open_experiment(complete(config), workdir)
     kept = adversarial_sets.load(path)
     facts = kept.provenance
-    if facts["format"] != FORMAT:
-        raise UserError(f"{path} has format {facts['format']}; this advjax reads {FORMAT}: make it again")
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{path} has format {facts.get('format')}; this advjax reads {FORMAT}: make it again")
     clean = adversarial_sets.clean_images(kept, experiment.load_data().test)
     adversarial_sets.check_allowed(kept, clean, _threat_model(facts))
     resources = Resources(devices, experiment.evaluation.batch_size, experiment.seed, None)

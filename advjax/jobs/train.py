@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.errors
 import flax.linen as nn
 import jax
 
@@ -15,12 +14,13 @@ from advjax.experiment.build_data import training_subset
 from advjax.experiment.from_config import complete
 from advjax.experiment.spec import Experiment, Run
 from advjax.jobs.adversarial_augmentation import with_copies
+from advjax.jobs.dry_run import check_evaluation, check_runs
 from advjax.jobs.validation import validation
 from advjax.jobs.workdir import Notify, claim, open_experiment, restore, write_experiment
 from advjax.models import blocks
 from advjax.runtime.devices import Devices
 from advjax.training.loop import fit
-from advjax.types import UserError, Variables
+from advjax.types import Variables
 
 
 def train(
@@ -40,16 +40,14 @@ def train(
       stop_requested: asked after every step.
 
     Raises:
-      UserError: the config makes no sense, the folder holds another experiment's runs, a checkpoint cannot be used, or
-        a batch does not divide by the devices; nothing has been trained then.
+      UserError: something in the config makes no sense, its evaluation included, or the folder holds another
+        experiment's runs (nothing has been trained then); or a checkpoint cannot be used.
       PreemptedError: asked to stop; the state has been saved.
     """
     config = complete(config)
     experiment = open_experiment(config, workdir)
-    _check_models(experiment)
-    for run in experiment.runs:
-        if not run.checkpoint:
-            _check_batch(run, devices)
+    check_runs(experiment, devices)
+    check_evaluation(experiment, experiment.load_data().train)
     for run in experiment.runs:
         claim(run, workdir)
     write_experiment(experiment, config, workdir)
@@ -124,19 +122,3 @@ def _untrained(run: Run, experiment: Experiment, done: Mapping[str, Variables]) 
     start = done[run.start]
     # A model that is put around that of an earlier run has its variables under this name.
     return blocks.graft(variables, start) if "base" in variables.params else start
-
-
-def _check_models(experiment: Experiment) -> None:
-    """Refuses a model that does not fit its images, such as one patched after a block that it has not, in seconds."""
-    for run in experiment.runs:
-        try:
-            jax.eval_shape(lambda run=run: blocks.init(run.model, jax.random.key(0), experiment.facts.image_shape))
-        except (TypeError, ValueError, flax.errors.FlaxError) as error:
-            raise UserError(f"run.{run.name}.model: {str(error).splitlines()[0]}") from error
-
-
-def _check_batch(run: Run, devices: Devices) -> None:
-    try:
-        devices.local_rows(run.plan.batch_size)
-    except UserError as error:
-        raise UserError(f"run.{run.name}.batch_size: {error}") from None

@@ -55,7 +55,10 @@ class ImageClassifier(Classifier):
 
     def prepare(self, images: Array) -> Array:
         """The input of the first block."""
-        return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+        normalized = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+        if normalized.shape != images.shape:
+            raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of shape {images.shape[1:]}")
+        return normalized
 
     def channels(self, *features: int) -> tuple[int, ...]:
         """Channel counts at this width."""

@@ -70,7 +70,7 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """Reads the report in ``folder`` and the outcomes it summarizes.
 
     Raises:
-      UserError: a file is missing, or the two files are from different evaluations.
+      UserError: a file is missing or damaged, or the two files are from different evaluations.
     """
     folder = pathlib.Path(folder)
     report = read_report(folder / "report.json")
@@ -78,7 +78,11 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         outcomes = read_outcomes(folder / "outcomes.npz")
     except FileNotFoundError:
         raise UserError(f"{folder} has report.json but no outcomes.npz: evaluate again") from None
-    if rows(outcomes) != [row for row in report.rows if row["subset"] == "all"]:
+    try:
+        agree = rows(outcomes) == [row for row in report.rows if row["subset"] == "all"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"report.json or outcomes.npz in {folder} is damaged ({error}): evaluate again") from error
+    if not agree:
         raise UserError(f"report.json and outcomes.npz in {folder} are from different evaluations: evaluate again")
     return Evaluation(report, outcomes)
 

@@ -11,6 +11,8 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from advjax.types import UserError
+
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Writes a file in one step: neither a reader nor a crash ever sees it half written.
@@ -41,6 +43,27 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file, whose checksums reveal damage.
+
+    Args:
+      path: the file.
+      remedy: what to do about a damaged file, for the error message.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it cannot be read, is damaged, or is not an npz file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    # Damage shows in many ways: zip structure, checksum, compression, array header.
+    except Exception as error:
+        raise UserError(f"{path} is damaged or not an npz file ({type(error).__name__}: {error}): {remedy}") from error
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

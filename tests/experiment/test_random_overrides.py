@@ -1,15 +1,15 @@
-"""A random override of a config is one clear error, or an experiment that can be built."""
+"""A random override of a config is one clear error, or an experiment whose computations can be traced."""
 
-import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from advjax.experiment.from_config import from_config
-from advjax.jobs.train import _check_models
+from advjax.jobs.dry_run import check_evaluation, check_runs
 from advjax.types import UserError
 from support.configs import config_of
+from support.experiments import devices
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +56,7 @@ def test_a_random_override_is_one_line_or_an_experiment(path, value, extra):
             node[path[-1]] = value
     try:
         experiment = from_config(config)
-        _check_models(experiment)
-        for run in experiment.runs:
-            jax.eval_shape(lambda run=run: jax.random.key(run.plan.seed))
+        check_runs(experiment, devices())
+        check_evaluation(experiment, experiment.load_data().train)
     except UserError as error:
         assert str(error) and "\n" not in str(error)

@@ -24,13 +24,17 @@ def read_weights(source: Any) -> dict[str, np.ndarray]:
     """The arrays of a state dict, of a file with one, or of a module, by name.
 
     Raises:
-      UserError: the file cannot be read, or holds several networks.
+      UserError: the file cannot be read, holds several networks, or has entries that are NaN or infinite.
     """
     if is_torch_module(source):
         state = source.state_dict()
     else:
         state = source if isinstance(source, Mapping) else _read(os.fspath(source))
-    return {name: _array(value) for name, value in _network_in(state).items() if not _IGNORED.search(name)}
+    weights = {name: _array(value) for name, value in _network_in(state).items() if not _IGNORED.search(name)}
+    for name, value in weights.items():
+        if not np.all(np.isfinite(value)):
+            raise UserError(f"{name} has entries that are NaN or infinite: the network has diverged in training")
+    return weights
 
 
 def import_torch() -> Any:

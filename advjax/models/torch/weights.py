@@ -71,8 +71,8 @@ def load_torch(
       tolerance: largest difference of logits that is accepted, relative to the largest logit in size.
 
     Raises:
-      UserError: the file cannot be read; a weight is missing, unused, or has another shape; the normalization is not
-        the model's; the logits differ from PyTorch's; or the weights are ambiguous and there are no logits.
+      UserError: the file cannot be read; a weight is missing, unused, NaN, or has another shape; the normalization is
+        not the model's; the logits differ from PyTorch's; or the weights are ambiguous and there are no logits.
       ValueError: ``images`` or ``logits`` are missing, or malformed.
     """
     if image_shape is None:
