@@ -39,11 +39,19 @@ def test_a_stored_program_gives_the_logits_of_pytorch():
     program, variables, images, logits = stored("mixed")
     logits_fn = jax.jit(graph.function_of(program))
     np.testing.assert_allclose(logits_fn(variables, images), logits, atol=1e-5)
-    np.testing.assert_allclose(logits_fn(variables, images[:1]), logits[:1], atol=1e-5)
     assert np.ptp(logits, axis=0).max() > 1e-2
     gradient = jax.grad(lambda params, x: logits_fn(variables._replace(params=params), x)[:, 0].sum(), (0, 1))
     by_params, by_images = gradient(variables.params, jnp.asarray(images))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((by_params, by_images))) and by_images.any()
+
+
+def test_a_batch_size_that_the_export_has_fixed_is_kept():
+    program, variables, images, _ = stored("mixed")
+    assert program.image_shape[0] is None
+    limited = graph.for_possible_batches(program, variables, len(images))
+    assert limited.image_shape == (len(images), 3, 32, 32)
+    with pytest.raises(ValueError, match=r"shape of the example, \[4, 32, 32, 3\], got \(1, 32, 32, 3\)"):
+        graph.function_of(limited)(variables, images[:1])
 
 
 def test_images_of_another_shape_are_refused():

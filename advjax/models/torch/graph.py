@@ -88,6 +88,7 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
     images = checked_images(example)
     exported, logits = exported_program(source, images)
     program, variables = converted(exported)
+    program = for_possible_batches(program, variables, len(images))
     logits_fn = function_of(program)
     call = jax.jit(logits_fn)
     worst = difference(max_precision(lambda x: call(variables, x), images), Reference(images, logits), tolerance)
@@ -119,6 +120,19 @@ def function_of(program: Program) -> ConvertedFn:
         return values[program.output.name]
 
     return logits_fn
+
+
+def for_possible_batches(program: Program, variables: Variables, count: int) -> Program:
+    """The program, limited to batches of ``count`` images if its export has fixed that number somewhere inside."""
+    number, channels, *sides = program.image_shape
+    if number is not None:
+        return program
+    single = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
+    try:
+        jax.eval_shape(function_of(program), variables, single)
+    except (TypeError, ValueError):
+        return program._replace(image_shape=(count, channels, *sides))
+    return program
 
 
 def _map(function: Callable[[Any], Any], value: Any, kind: type) -> Any:
