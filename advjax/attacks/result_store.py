@@ -179,7 +179,7 @@ def _read_arrays(folder: pathlib.Path, part: pathlib.Path) -> dict[str, np.ndarr
 
 def _digest(array: np.ndarray) -> str:
     """Of the content of an array: a flipped bit could turn a success of the attack into one of the defense."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _checked_contents(folder: pathlib.Path, part: pathlib.Path) -> dict[str, list[Any]]:

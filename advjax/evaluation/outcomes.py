@@ -116,7 +116,7 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
       FileNotFoundError: there is no such file.
       UserError: it is damaged, or holds something else.
     """
-    entries = read_npz(path, "evaluate again")
+    entries: dict[str, Any] = read_npz(path, "evaluate again")
     try:
         facts = json.loads(entries["outcomes"].item())
         return [
