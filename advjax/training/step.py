@@ -1,6 +1,5 @@
 """One training step: the state it updates (``TrainState``), how (``Method``), and the replica functions that do it."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -190,8 +189,11 @@ def refresh_step(
     """Updates the batch statistics of the averaged model as a training step would, and nothing else."""
     variables = evaluation_variables(state)
     batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method, variables)
-    objective = fast_on_cpu(functools.partial(method.objective, axis_name=axis_name))
-    _, (model_state, _) = objective(variables.params, variables.model_state, batch, rng)
+
+    def objective(params: PyTree, model_state: PyTree):
+        return method.objective(params, model_state, batch, rng, axis_name)
+
+    _, (model_state, _) = fast_on_cpu(objective)(variables.params, variables.model_state)
     return state.replace(average={**state.average, "model_state": model_state})
 
 
