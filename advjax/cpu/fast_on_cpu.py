@@ -14,7 +14,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax import lax
@@ -23,11 +23,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from advjax.cpu.convolution import uses_exact_convolutions
 from advjax.cpu.substitutes import substitute, takes
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _jitted: "weakref.WeakKeyDictionary[ClosedJaxpr, Callable[..., Any]]" = weakref.WeakKeyDictionary()
 """Rewritten functions by the jaxpr they come from, so that a jitted function called again is not compiled again."""
 
 
-def fast_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
+def fast_on_cpu(fn: Callable[P, T]) -> Callable[P, T]:
     """Returns a function that computes ``fn`` with algorithms that are fast on CPU.
 
     Two-dimensional float32 convolutions (in any layout, without groups or dilation) and max and average pooling with
@@ -45,7 +48,7 @@ def fast_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
       fn: a traceable function of arrays, or trees of arrays; it may close over others.
     """
 
-    def fast(*args: Any, **kwargs: Any) -> Any:
+    def fast(*args: P.args, **kwargs: P.kwargs) -> T:
         if uses_exact_convolutions():
             return fn(*args, **kwargs)
         # JAX remembers traces by function, and this one may close over arrays that are different in the next call.
