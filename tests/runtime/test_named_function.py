@@ -64,7 +64,7 @@ def test_a_package_configs_of_the_user_stays_what_it_is(elsewhere, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("KEPT = 1")
     (package / "mine.py").write_text("def function():\n    pass\n")
-    monkeypatch.syspath_prepend(str(elsewhere))
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
     configs = importlib.import_module("configs")
     assert named.named_function(OWN, "here").__name__ == "noisy_center_pgd"
     assert named.named_function("configs.mine:function", "here").__name__ == "function"
@@ -107,7 +107,7 @@ def test_the_installed_configs_are_accepted_as_stored(name, tmp_path):
         ("evaluation__curve", {"attack": {"name": "foreign:f"}}),
         ("evaluation__defenses", {"order": ["a"], "a": {"name": "foreign:f", "run": "base"}}),
         ("data__name", "configs.foreign:f"),
-        ("data__name", "configs.cifar_fixer:UserError"),
+        ("data__name", "configs.papers.mixup_report.mnist:adversarial_run"),
         ("data__name", "os:getcwd"),
         ("data__name", "advjax.data:load"),
     ],
@@ -118,7 +118,7 @@ def test_the_config_of_a_folder_runs_no_code(elsewhere, path, value, monkeypatch
     for file in ("foreign.py", "configs/foreign.py", "configs/__init__.py"):
         (elsewhere / file).parent.mkdir(exist_ok=True)
         (elsewhere / file).write_text(code)
-    monkeypatch.syspath_prepend(str(elsewhere))
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
     folder = stored(elsewhere, config_of("digits_fixer"), **{path: value})
     for load in (read_config, lambda folder: advjax.load(folder, "base")):
         with pytest.raises(UserError, match=r"config.json: .* a function outside advjax.*--trust_workdir") as error:
