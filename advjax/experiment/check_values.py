@@ -16,7 +16,7 @@ from advjax.types import UserError
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,63}")
 """Names of runs, attacks and defenses become names of files and folders."""
 _TAKEN = {
-    "run": ("copies", "adversarial", "unfinished", *(name for name in PRESETS if name != PAPER)),
+    "run": ("copies", "unfinished", *(name for name in PRESETS if name != PAPER)),
     "evaluation.attacks": (CLEAN, WORST_CASE),
     "evaluation.defenses": (NO_DEFENSE,),
 }

@@ -53,8 +53,8 @@ def pad_crop(padding: int, mode: PadMode = "reflect") -> Augmentation:
       mode: how to pad: "reflect" mirrors at the center of the border pixel, "edge" repeats it, "constant" pads with 0.
 
     Raises:
-      ValueError: the padding is negative, not an integer, or (when applied) not below the size of the image; or the
-        mode is unknown.
+      ValueError: the padding is negative, not an integer, or (when applied) more than four times the size of the
+        image; or the mode is unknown.
     """
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"pad_crop: padding is {padding!r}; give an integer number of pixels, 0 or more")
@@ -63,7 +63,7 @@ def pad_crop(padding: int, mode: PadMode = "reflect") -> Augmentation:
 
     # Gathers of whole rows and columns are three times faster on CPU than padding and a batch of dynamic slices.
     def apply(image: Array, rng: Key) -> Array:
-        if padding >= min(image.shape[:2]):
+        if padding > 4 * min(image.shape[:2]):
             raise ValueError(f"pad_crop: padding is {padding}, too much for images of {image.shape[:2]} pixels")
         offsets = jax.random.randint(rng, (2,), -padding, padding + 1)
         return _shift(_shift(image, offsets[0], 0, mode), offsets[1], 1, mode)

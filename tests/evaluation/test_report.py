@@ -160,7 +160,7 @@ def test_equal_evaluations_give_equal_bytes(tmp_path):
     "content, message",
     [
         (None, "no report at"),
-        ("not json", "not a JSON file"),
+        ("not json", "not a readable JSON file"),
         ("[]", "schema_version None"),
         ('{"schema_version": 99}', "99"),
         ('{"schema_version": 1, "title": ""}', "not a complete report"),
