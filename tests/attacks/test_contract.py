@@ -12,12 +12,19 @@ import pytest
 from advjax.attacks import Attack
 from advjax.attacks.keys import keys_per_image
 from support import attack_models as am
-from support.attack_rows import ATTACKS, FIRST, LOOPS, NORMS, QUICK
+from support.attack_rows import ATTACKS, FIRST, NORMS, QUICK
 
 pytestmark = pytest.mark.optimized
 
 CASES = [(name, norm) for name, row in ATTACKS.items() for norm in row.norms]
-AIMED = [(name, norm, targeted) for name, norm in CASES for targeted in (False, True)[: 1 + ATTACKS[name].targetable]]
+AIMED = [
+    pytest.param(name, norm, targeted, marks=pytest.mark.slow if targeted and ATTACKS[name].variant_of else ())
+    for name, norm in CASES
+    for targeted in (False, True)[: 1 + ATTACKS[name].targetable]
+]
+LOOPS = [pytest.param(name, norm, marks=pytest.mark.slow if ATTACKS[name].variant_of else ()) for name, norm in FIRST]
+"""Every attack with the first of its norms; the fast tests take one attack of every structure."""
+
 
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 every_goal = pytest.mark.parametrize(("name", "norm", "targeted"), AIMED)
@@ -124,7 +131,7 @@ def test_is_a_function_of_its_key(data, name, norm):
     assert np.all(moved) if ATTACKS[name].random else not np.any(moved)
 
 
-@first_norm
+@every_loop
 def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
     epsilon = middle_epsilon(data, norm)
     images, labels = data.images.copy(), data.labels.copy()

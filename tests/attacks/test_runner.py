@@ -13,6 +13,8 @@ from advjax.attacks import combine, runner
 from support import attack_models as am
 from support.stage_runs import COUNT, StageRuns, same
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -53,7 +55,6 @@ def test_only_survivors_are_attacked(data, found):
     assert np.all(found.steps[found.broken_by == 0] <= 2)
 
 
-@pytest.mark.optimized
 def test_independent_of_batch_size_and_of_the_other_images(data, found):
     same(data.run(batch_size=64), found)
     some = np.asarray([3, 20, 5, 11, 0])
