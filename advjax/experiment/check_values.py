@@ -112,9 +112,12 @@ def _is_finite(value: Any) -> bool:
 
 def _check_words(value: Any, path: str) -> None:
     """Keys such as ``name`` and ``norm`` have words for values, at any depth, and an ``order`` consists of words."""
+    # Runs, and what has an order, may be named like one of these keys: "base" is the usual name of a run.
+    names_are_free = isinstance(value, Mapping) and (path == "run" or "order" in value)
     for key, entry in value.items() if isinstance(value, Mapping) else ():
         where = f"{path}.{key}" if path else key
-        if key in _WORDS and not (entry is None or isinstance(entry, str | Mapping) or where == "evaluation.made_on"):
+        is_word = entry is None or isinstance(entry, str) or where == "evaluation.made_on"
+        if key in _WORDS and not (is_word or (names_are_free and isinstance(entry, Mapping))):
             raise UserError(f"{where} must be a string, got {entry!r}")
         if key == "order" and not (isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)):
             raise UserError(f"{where} must be a list of names, got {entry!r}")
