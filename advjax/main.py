@@ -1,6 +1,7 @@
 """Command line: ``advjax --config=digits_fixer``, or ``python -m advjax.main --config=configs/digits_fixer.py``.
 
-Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM with everything saved.
+Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM or Ctrl-C with everything saved,
+130 stopped by a second Ctrl-C without saving.
 """
 
 import os
@@ -35,7 +36,7 @@ from advjax.types import UserError
 
 FLAGS = flags.FLAGS
 MODES = ("train_and_evaluate", "train", "evaluate", "compare")
-PREEMPTED = 42
+PREEMPTED, INTERRUPTED = 42, 130
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -91,12 +92,19 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(UserError(f"out of memory ({error}): choose a smaller batch_size or image_size, or data.stream"))
     except PreemptedError as error:
         console.print(f"{error}; repeat the command to go on", markup=False, soft_wrap=True)
-        if not jax.distributed.is_initialized():
-            # Everything is saved, but the interpreter would wait for a report card that is being made.
-            sys.stdout.flush()
-            os._exit(PREEMPTED)
-        return PREEMPTED
+        return _leave(PREEMPTED)
+    except KeyboardInterrupt:
+        console.print("stopped without saving; repeat the command to go on from what was saved before", soft_wrap=True)
+        return _leave(INTERRUPTED)
     return 0
+
+
+def _leave(code: int) -> int:
+    """Ends the process; the interpreter would wait for a report card that is being made."""
+    if not jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _run(notify: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ _KEY = "fault"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults_table", help="Markdown file for the table of faults, how often each occurred, and its outcome")
+    parser.addoption("--faults_table", help="Markdown file for the table of faults")
 
 
 @pytest.fixture

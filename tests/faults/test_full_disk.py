@@ -12,13 +12,13 @@ pytestmark = pytest.mark.slow
 OUTCOME = "one line, no temporary file is left, and the job repeated with space ends with the same bits"
 
 # From the first file to the last: which one is too large differs.
-SIZES = (2_000, 4_000, 6_000, 30_000, 60_000, 120_000)
+SIZES = (1_000, 2_000, 3_000, 4_000, 5_000, 6_000, 12_000, 80_000)
 
 
 @pytest.mark.parametrize("largest_file", SIZES)
 def test_files_that_cannot_grow(largest_file, tmp_path, undisturbed, fault):
     workdir = tmp_path / "work"
-    with fault("a file cannot be written", "RLIMIT_FSIZE of 2 to 120 kB", OUTCOME):
+    with fault("a file cannot be written", "RLIMIT_FSIZE of 1 to 80 kB", OUTCOME):
         refused = job.run(*job.arguments(workdir), "--compilation_cache=", largest_file=largest_file)
         assert refused.error and job.leftovers(workdir) == []
         finished = job.run(*job.arguments(workdir))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import runpy
 import signal
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from support.paths import REPOSITORY
@@ -49,12 +51,12 @@ class Finished(NamedTuple):
 
 
 class Job:
-    """A job that runs; ``arguments`` are those of ``python -m advjax.main``."""
+    """A job that runs; ``arguments`` are those of ``python -m advjax.main``, or of another module."""
 
-    def __init__(self, *arguments, largest_file=None, umask=None):
+    def __init__(self, *arguments, largest_file=None, umask=None, module=None):
         reader, writer = _SERVER.Pipe(duplex=False)
         given = [str(argument) for argument in arguments]
-        self._process = _SERVER.Process(target=_work, args=(writer, given, largest_file, umask), daemon=True)
+        self._process = _SERVER.Process(target=_work, args=(writer, given, largest_file, umask, module), daemon=True)
         self._process.start()
         writer.close()
         self._said = bytearray()
@@ -137,23 +139,24 @@ def files(workdir):
     return {str(path): path.read_bytes() for path in paths if path.is_file() and path.name != ".lock"}
 
 
-def _work(writer, given, largest_file, umask):
-    """The process of a job: its terminal is a pipe, and the environment is a user's, not that of the tests."""
+def _work(writer, given, largest_file, umask, module):
+    """The process of a job: its output is a pipe, and the environment is a user's, not that of the tests."""
     os.dup2(writer.fileno(), 1)
     os.dup2(writer.fileno(), 2)
     writer.close()
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
-    sys.stdin = open(os.devnull)
-    from advjax import main
-    import jax
-
     jax.config.update("jax_num_cpu_devices", 1)
     if umask is not None:
         os.umask(umask)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["advjax", *given]
+    if module is not None:
+        runpy.run_module(module, run_name="__main__")
+        return
     programs = os.path.join(tempfile.gettempdir(), f"advjax_fault_programs.{os.getuid()}")
     if not any(argument.startswith("--compilation_cache") for argument in given):
-        given = [*given, f"--compilation_cache={programs}"]
-    sys.argv = ["advjax", *given]
+        sys.argv.append(f"--compilation_cache={programs}")
+    from advjax import main
+
     main.run()
