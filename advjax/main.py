@@ -1,6 +1,6 @@
 """Command line: ``advjax --config=digits_fixer``, or ``python -m advjax.main --config=configs/digits_fixer.py``.
 
-Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM or Ctrl-C with everything saved,
+Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM or Ctrl-C, everything saved,
 130 stopped by a second Ctrl-C without saving.
 """
 

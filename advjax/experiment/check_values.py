@@ -11,6 +11,7 @@ from advjax.evaluation.summaries import WORST_CASE
 from advjax.experiment import defaults
 from advjax.experiment.presets import PAPER, PRESETS
 from advjax.experiment.registry import number
+from advjax.runtime.devices import MAPPINGS
 from advjax.types import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,63}")
@@ -56,6 +57,8 @@ def check_values(config: Mapping[str, Any]) -> None:
       UserError: a value of the wrong type or out of range, or a name that cannot be a file name.
     """
     _check_part(config, defaults.EXPERIMENT, "", "")
+    if config["mapping"] not in MAPPINGS:
+        raise UserError(f"mapping must be one of {', '.join(MAPPINGS)}, got {config['mapping']!r}")
     for name, run in config["run"].items():
         _check_part(run, defaults.RUN, f"run.{name}.", "run.")
         _check_names(run["copies"]["order"], f"run.{name}.copies")
