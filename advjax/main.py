@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped b
 130 stopped by a second Ctrl-C without saving.
 """
 
+import errno
 import os
 import pathlib
 import sys
@@ -84,8 +85,12 @@ def main(argv: Sequence[str]) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         _run(lambda line: console.print(line, markup=False, soft_wrap=True))
-    except (UserError, OSError) as error:
+    except UserError as error:
         return _refuse(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = ": free some disk space; the same command continues from what was saved" if full else ""
+        return _refuse(UserError(f"{error}{remedy}"))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

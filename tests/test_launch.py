@@ -162,10 +162,10 @@ def test_a_killed_process_is_a_failure():
 
 def test_others_are_killed_when_one_fails_even_if_they_ignore_sigterm(monkeypatch):
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.3)
-    deaf = start("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+    deaf = start("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)")
     begin = time.monotonic()
     assert local.wait([deaf, start("import time; time.sleep(1); raise SystemExit(3)")]) == 3
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 300
     assert deaf.returncode == -signal.SIGKILL
 
 
