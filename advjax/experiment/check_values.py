@@ -63,6 +63,7 @@ def check_values(config: Mapping[str, Any]) -> None:
         _check_part(run, defaults.RUN, f"run.{name}.", "run.")
         _check_names(run["copies"]["order"], f"run.{name}.copies")
     _check_names(config["run"], "run")
+    _check_runs(config["runs"], config["run"])
     for table in ("attacks", "defenses"):
         _check_names(config["evaluation"][table]["order"], f"evaluation.{table}")
     _check_words({key: config[key] for key in ("run", "evaluation")}, "")
@@ -125,6 +126,13 @@ def _check_words(value: Any, path: str) -> None:
         if key == "order" and not (isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)):
             raise UserError(f"{where} must be a list of names, got {entry!r}")
         _check_words(entry, where)
+
+
+def _check_runs(named: Any, described: Mapping[str, Any]) -> None:
+    if not named or not all(isinstance(name, str) for name in named) or len(set(named)) != len(named):
+        raise UserError(f"runs must name one or more different runs, got {named}")
+    if unknown := [name for name in named if name not in described]:
+        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(described)}")
 
 
 def _check_names(names: Any, where: str) -> None:

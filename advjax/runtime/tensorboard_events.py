@@ -22,7 +22,8 @@ class EventFile:
     """
 
     def __init__(self, folder: str | os.PathLike[str], purge_step: int | None) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # Slow to import.
+        # Slow to import, and of generated names.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         path = os.path.join(folder, f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}")
         self._event = Event
