@@ -50,5 +50,6 @@ def pytest_terminal_summary(terminalreporter, config):
     lines += [f"| {' | '.join(row)} | {sum(held)} of {len(held)} |" for row, held in rows.items()]
     terminalreporter.section("faults")
     terminalreporter.write("\n".join(lines) + "\n")
-    if path := config.getoption("faults_table"):
+    # The option is there only if this folder was named on the command line.
+    if path := config.getoption("faults_table", None):
         pathlib.Path(path).write_text("\n".join(lines) + "\n")

@@ -72,8 +72,7 @@ def test_two_jobs_do_not_share_a_folder(tmp_path, undisturbed, fault):
     workdir = tmp_path / "work"
     with fault("two jobs in one folder", "the same command while it runs", "one line; the first is not disturbed"):
         first = job.Job(*job.arguments(workdir))
-        while first.is_running and not (workdir / "base" / "run.json").exists():
-            pass
+        first.wait_for(lambda: (workdir / "base" / "run.json").exists())
         second = job.run(*job.arguments(workdir))
         message = f"error: another process is working in {workdir}: wait for it, or choose another --workdir"
         assert second.only_line == message

@@ -79,14 +79,18 @@ class Job:
         self._listener.join()
         return Finished(self._process.exitcode, self.said())
 
+    def wait_for(self, condition):
+        """Waits until ``condition()`` is true, or the job has ended."""
+        while self.is_running and not condition():
+            time.sleep(0.002)
+
     def kill_when(self, condition, delay=0.0) -> bool:
         """Kills the job a while after ``condition()`` has become true; False if it ended before."""
         return self.signal_when(signal.SIGKILL, condition, delay)
 
     def signal_when(self, number, condition, delay=0.0) -> bool:
         """Sends a signal a while after ``condition()`` has become true; False if the job ended before."""
-        while self.is_running and not condition():
-            time.sleep(0.002)
+        self.wait_for(condition)
         time.sleep(delay)
         came = self.is_running
         self.send(number)
