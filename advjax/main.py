@@ -1,8 +1,10 @@
 """Command line: ``advjax --config=digits_fixer``, or ``python -m advjax.main --config=configs/digits_fixer.py``.
 
-Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM with everything saved.
+Exit codes: 0 done, 2 a mistake that the one printed line explains, 42 stopped by SIGTERM or Ctrl-C, everything saved,
+130 stopped by a second Ctrl-C without saving.
 """
 
+import errno
 import os
 import pathlib
 import sys
@@ -35,7 +37,7 @@ from advjax.types import UserError
 
 FLAGS = flags.FLAGS
 MODES = ("train_and_evaluate", "train", "evaluate", "compare")
-PREEMPTED = 42
+PREEMPTED, INTERRUPTED = 42, 130
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -83,20 +85,31 @@ def main(argv: Sequence[str]) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         _run(lambda line: console.print(line, markup=False, soft_wrap=True))
-    except (UserError, OSError) as error:
+    except UserError as error:
         return _refuse(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = ": free some disk space; the same command continues from what was saved" if full else ""
+        return _refuse(UserError(f"{error}{remedy}"))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _refuse(UserError(f"out of memory ({error}): choose a smaller batch_size or image_size, or data.stream"))
     except PreemptedError as error:
         console.print(f"{error}; repeat the command to go on", markup=False, soft_wrap=True)
-        if not jax.distributed.is_initialized():
-            # Everything is saved, but the interpreter would wait for a report card that is being made.
-            sys.stdout.flush()
-            os._exit(PREEMPTED)
-        return PREEMPTED
+        return _leave(PREEMPTED)
+    except KeyboardInterrupt:
+        console.print("stopped without saving; repeat the command to go on from what was saved before", soft_wrap=True)
+        return _leave(INTERRUPTED)
     return 0
+
+
+def _leave(code: int) -> int:
+    """Ends the process; the interpreter would wait for a report card that is being made."""
+    if not jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _run(notify: Callable[[str], None]) -> None:

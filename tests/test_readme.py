@@ -36,14 +36,12 @@ def commands(page="README.md"):
     return [part.strip() for line in lines for part in line.split("&&") if "pip install" not in part and part.strip()]
 
 
-def run(command, workdir, timeout, **environment):
+def run(command, workdir, **environment):
     words = [sys.executable if word == "python" else word for word in shlex.split(command, comments=True)]
     words += [f"--workdir={workdir}"]
     # Not the virtual devices of the tests: a user has the devices of his machine.
     kept = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "NPROC")}
-    found = subprocess.run(
-        words, cwd=REPOSITORY, env={**kept, **environment}, timeout=timeout, capture_output=True, text=True
-    )
+    found = subprocess.run(words, cwd=REPOSITORY, env={**kept, **environment}, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     with open(f"{workdir}/report.json") as file:
         return json.load(file)["rows"], found.stdout
@@ -119,7 +117,7 @@ def test_the_functions_of_the_guide_to_data_return_data(monkeypatch):
 def test_the_digits_job_shows_what_the_readme_claims(tmp_path, monkeypatch):
     (command,) = [command for command in commands() if "digits_fixer.py" in command]
     workdir = tmp_path / "workdirs" / "digits_fixer"
-    rows, printed = run(command, workdir, 900)
+    rows, printed = run(command, workdir)
     accuracy = {
         (row["run"], row["attack"], row["made_on"], row["labels"]): row["accuracy"]
         for row in rows
@@ -143,7 +141,7 @@ def test_the_digits_job_shows_what_the_readme_claims(tmp_path, monkeypatch):
 def test_the_small_cifar_job_goes_through_all_stages(tmp_path, shared):
     (command,) = [text for text in commands("docs/getting_started.md") if "cifar_fixer" in text and "num_steps" in text]
     data = str(shared / "data" / "tensorflow_datasets")
-    rows, _ = run(command, tmp_path, 1200, TFDS_DATA_DIR=data)
+    rows, _ = run(command, tmp_path, TFDS_DATA_DIR=data)
     assert {row["run"] for row in rows} == {"base", "fixer"}
     attacks = {"fgsm", "pgd_50", "carlini_wagner", "auto_pgd", "auto_pgd_16"}
     assert {row["attack"] for row in rows} == attacks | {"clean", "worst case"}

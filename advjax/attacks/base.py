@@ -50,7 +50,7 @@ class Attack:
     Gradients that are NaN or infinite are made finite before an attack sees them (``model_queries.finite``), and an
     adversarial image that is not finite is replaced by the original.  ``AttackResult.nonfinite`` marks the images whose
     gradients were affected, and outside jit there is a warning: failing to fool the model there is no evidence of
-    robustness.
+    robustness.  The same goes for images that an attack in a ball returns unchanged.
 
     Magnitudes (epsilon, step sizes, learning rates, constants) may be traced, so an attack can be built inside jit and
     vmapped over epsilon.  Whatever determines shapes or the structure of the program may not: ``num_steps`` and all
@@ -116,7 +116,11 @@ class Attack:
             lost |= is_fooled(problems.clean_logits, problems.label, self.targeted)
         adversarial = select(lost, problems.image, adversarial)
         input_checks.warn_of_nonfinite(nonfinite)
-        return self._result(logits_fn, problems, adversarial, steps, nonfinite, invalid)
+        result = self._result(logits_fn, problems, adversarial, steps, nonfinite, invalid)
+        if self.objective is not None and self.threat_model.is_bounded:
+            unchanged = jnp.all(adversarial == problems.image, axis=(1, 2, 3))
+            input_checks.warn_of_unchanged(unchanged & ~result.success, self.threat_model.epsilon)
+        return result
 
     def _problems(self, logits_fn, images, labels, rng, start) -> tuple[Problem, Array]:
         """The problems, and which of them are invalid."""

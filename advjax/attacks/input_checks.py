@@ -212,6 +212,23 @@ def warn_of_nonfinite(nonfinite: Array | np.ndarray, images: str = "images") -> 
         warnings.warn(message, stacklevel=3)
 
 
+def warn_of_unchanged(unchanged: Array | np.ndarray, epsilon: float | Array) -> None:
+    """Warns of images on which an attack has not failed but never begun; does nothing inside jit.
+
+    Args:
+      unchanged: bool [n], images that were returned as they are and do not fool the model.
+      epsilon: of the threat model; nothing can change where it is 0.
+    """
+    if is_concrete(unchanged) and is_concrete(epsilon) and float(epsilon) > 0 and (count := int(np.sum(unchanged))):
+        message = (
+            f"the attack made no progress on {count} of {len(unchanged)} images, which are returned unchanged: their "
+            "gradients may be zero (a saturated softmax, quantization, detached inputs), and robustness there is no "
+            "evidence of a defense"
+        )
+        # The caller of the attack: its __call__ lies between.
+        warnings.warn(message, stacklevel=3)
+
+
 def refuse_invalid(invalid: Array | np.ndarray | bool) -> None:
     """Raises if images are marked as invalid (``AttackResult.invalid``), unless they are not known yet, inside jit."""
     if is_concrete(invalid) and (count := int(np.sum(invalid))):

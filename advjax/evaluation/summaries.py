@@ -106,6 +106,19 @@ def finite_check(runs: Sequence[tuple[str, np.ndarray]]) -> Check:
     return Check("finite gradients", not shares, finding, {"nonfinite": max(shares.values(), default=0.0)})
 
 
+def confirmed_check(runs: Sequence[tuple[str, np.ndarray]]) -> Check:
+    """Checks that successes were confirmed: names of attacks on one model, bool [n] for each, True where one was not.
+
+    An attack that believes to have succeeded goes on to the next image, so that this one looks robust.
+    """
+    shares = {name: float(np.mean(refused)) for name, refused in runs if np.any(refused)}
+    finding = f"all successes of the {len(runs)} attacks on the model were confirmed"
+    if shares:
+        listed = ", ".join(f"{share:.1%} of the images under {name}" for name, share in shares.items())
+        finding = f"successes on robust images did not hold when verified: {listed}; search and verdict differ"
+    return Check("confirmed successes", not shares, finding, {"refused": max(shares.values(), default=0.0)})
+
+
 def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
     """Checks that the outcomes of one model allow without further attacks.
 

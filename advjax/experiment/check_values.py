@@ -11,6 +11,7 @@ from advjax.evaluation.summaries import WORST_CASE
 from advjax.experiment import defaults
 from advjax.experiment.presets import PAPER, PRESETS
 from advjax.experiment.registry import number
+from advjax.runtime.devices import MAPPINGS
 from advjax.types import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,63}")
@@ -56,10 +57,13 @@ def check_values(config: Mapping[str, Any]) -> None:
       UserError: a value of the wrong type or out of range, or a name that cannot be a file name.
     """
     _check_part(config, defaults.EXPERIMENT, "", "")
+    if config["mapping"] not in MAPPINGS:
+        raise UserError(f"mapping must be one of {', '.join(MAPPINGS)}, got {config['mapping']!r}")
     for name, run in config["run"].items():
         _check_part(run, defaults.RUN, f"run.{name}.", "run.")
         _check_names(run["copies"]["order"], f"run.{name}.copies")
     _check_names(config["run"], "run")
+    _check_runs(config["runs"], config["run"])
     for table in ("attacks", "defenses"):
         _check_names(config["evaluation"][table]["order"], f"evaluation.{table}")
     _check_words({key: config[key] for key in ("run", "evaluation")}, "")
@@ -112,13 +116,23 @@ def _is_finite(value: Any) -> bool:
 
 def _check_words(value: Any, path: str) -> None:
     """Keys such as ``name`` and ``norm`` have words for values, at any depth, and an ``order`` consists of words."""
+    # Runs, and what has an order, may be named like one of these keys: "base" is the usual name of a run.
+    names_are_free = isinstance(value, Mapping) and (path == "run" or "order" in value)
     for key, entry in value.items() if isinstance(value, Mapping) else ():
         where = f"{path}.{key}" if path else key
-        if key in _WORDS and not (entry is None or isinstance(entry, str | Mapping) or where == "evaluation.made_on"):
+        is_word = entry is None or isinstance(entry, str) or where == "evaluation.made_on"
+        if key in _WORDS and not (is_word or (names_are_free and isinstance(entry, Mapping))):
             raise UserError(f"{where} must be a string, got {entry!r}")
         if key == "order" and not (isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)):
             raise UserError(f"{where} must be a list of names, got {entry!r}")
         _check_words(entry, where)
+
+
+def _check_runs(named: Any, described: Mapping[str, Any]) -> None:
+    if not named or not all(isinstance(name, str) for name in named) or len(set(named)) != len(named):
+        raise UserError(f"runs must name one or more different runs, got {named}")
+    if unknown := [name for name in named if name not in described]:
+        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(described)}")
 
 
 def _check_names(names: Any, where: str) -> None:

@@ -58,10 +58,6 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
     """
     spec = complete(config)
     named = spec["runs"]
-    if not named or len(set(named)) != len(named):
-        raise UserError(f"runs must name one or more different runs, got {named}")
-    if unknown := [name for name in named if name not in spec["run"]]:
-        raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
     if facts is None:
         loaded = load_data(spec["data"], spec["seed"])
         facts = describe_data(loaded, {name: spec["run"][name] for name in named}, spec["seed"])

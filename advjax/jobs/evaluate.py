@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from advjax.attacks import Verdicts
+from advjax.attacks.verdicts import ROBUST
 from advjax.data import Dataset, pixels
 from advjax.evaluation import report, report_card, summaries
 from advjax.evaluation.attack_runs import AttackRun, Resources
@@ -182,10 +184,16 @@ def _card(model: ScoredModel, measured: Measured, examined: Sequence[report_card
     checks = [
         summaries.bounds_check([(run.attack.name, run.inside) for run in runs]),
         summaries.finite_check([(run.attack.name, run.result.nonfinite) for run in runs]),
+        summaries.confirmed_check([(run.attack.name, _doubtful(run.result)) for run in runs if run.is_verdict]),
         *summaries.outcome_checks([entry for entry in own if entry.attack != summaries.WORST_CASE]),
         *examined,
     ]
     return [report.CheckRow(run=model.run, defense=model.defense, **check._asdict()) for check in checks]
+
+
+def _doubtful(result: Verdicts) -> np.ndarray:
+    """bool [n]: images that count as robust although an attack claimed a success."""
+    return (result.broken_by == ROBUST) & (result.refused > 0)
 
 
 def _curve(

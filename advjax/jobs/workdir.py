@@ -12,6 +12,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -43,6 +44,8 @@ Notify = Callable[[str], None]
 def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps other jobs out of a folder; the operating system releases it however this process ends.
 
+    A folder that the work refuses before it writes anything is not left behind.
+
     Raises:
       UserError: another process is working in the folder.
     """
@@ -50,15 +53,21 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     folder = pathlib.Path(workdir)
+    is_new, lock = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another process is working in {workdir}: wait for it, or choose another --workdir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if is_new and list(folder.iterdir()) == [lock]:
+                lock.unlink()
+                folder.rmdir()
 
 
 def read_config(workdir: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
@@ -95,7 +104,8 @@ def write_experiment(experiment: Experiment, config: Mapping[str, Any], workdir:
         return
     folder, division = pathlib.Path(workdir), experiment.load_data().division
     _write_json(folder / "config.json", config)
-    _write_json(folder / "data.json", {**_data_identity(config), **experiment.facts._asdict()})
+    facts = {**_data_identity(config), **experiment.facts._asdict()}
+    _write_json(folder / "data.json", {**facts, "sha256": _digest(facts)})
     data.write_index(folder / "split.json", division, division.parts, meta=config["data"])
 
 
@@ -103,13 +113,13 @@ def claim(run: Run, workdir: str | os.PathLike[str]) -> None:
     """Writes down which run the folder of a run holds.
 
     Raises:
-      UserError: it holds the run trained in another way.
+      UserError: it holds the run trained in another way, or what was written down is damaged.
     """
     path = pathlib.Path(workdir) / run.name / "run.json"
     if run.checkpoint:
         return
     if path.exists():
-        if difference := _first_difference(_completed(_read_json(path), run.identity), run.identity):
+        if difference := _first_difference(_stored_identity(path, run), run.identity):
             key, there, here = difference
             raise UserError(
                 f"{path.parent} holds run {run.name!r} of another configuration ({key} is {there!r} there, {here!r} "
@@ -177,13 +187,17 @@ def _network_and_shares(identity: Mapping[str, Any], with_shares: bool) -> dict[
 
 
 def _stored_facts(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> DataFacts | None:
-    """What the folder knows of the data, if it is about the data of this config and all its runs."""
-    path = pathlib.Path(workdir, "data.json")
-    if not path.exists():
+    """What the folder knows of the data, if it is intact and about the data of this config and all its runs."""
+    try:
+        stored = json.loads(pathlib.Path(workdir, "data.json").read_bytes())
+        digest = stored.pop("sha256")
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        # The data themselves say the same.
         return None
-    stored, wanted = _read_json(path), _data_identity(config)
-    known = {key: stored.get(key) for key in wanted} == wanted and stored.keys() >= set(DataFacts._fields)
-    if not known or not set(config["runs"]) <= set(stored["num_examples"]):
+    wanted = json.loads(json.dumps(_data_identity(config)))
+    if digest != _digest(stored) or {key: stored.get(key) for key in wanted} != wanted:
+        return None
+    if not set(config["runs"]) <= set(stored["num_examples"]):
         return None
     facts = DataFacts(**{field: stored[field] for field in DataFacts._fields})
     return facts._replace(image_shape=tuple(facts.image_shape))
@@ -195,6 +209,15 @@ def _data_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     runs = {name: {key: config["run"][name][key] for key in sizes} for name in config["runs"]}
     described = {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers", "stream")}
     return {"data": described, "seed": config["seed"], "runs": runs}
+
+
+def _stored_identity(path: pathlib.Path, run: Run) -> dict[str, Any]:
+    try:
+        return _completed(_read_json(path), run.identity)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: it does not describe a run; restore it, or remove {path.parent} to train it anew"
+        ) from error
 
 
 def _completed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +242,10 @@ def _first_difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_json(path: pathlib.Path) -> Any:

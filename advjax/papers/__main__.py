@@ -22,6 +22,7 @@ from rich.text import Text
 from advjax.evaluation.report import read_report
 from advjax.papers import output
 from advjax.papers.join import Pair, applicable, join
+from advjax.runtime.files import write_atomically
 from advjax.types import UserError
 
 WIDTH = 140
@@ -80,7 +81,7 @@ def _print_comparison(options: argparse.Namespace, console: Console) -> None:
             console.print(Text(f"omitted: {number} published for a different experiment: {reason}", style="dim"))
     if options.csv:
         text = output.as_csv({folder: pairs for folder, (pairs, _) in compared.items()})
-        options.csv.write_text(text, encoding="utf-8")
+        write_atomically(options.csv, text.encode())
 
 
 def _pairs(folder: str, config: str | None) -> tuple[list[Pair], list[str]]:

@@ -33,7 +33,7 @@ from advjax.types import PyTree, UserError
 
 __all__ = ["VARIABLES", "Checkpoints", "Restored", "read_config", "restore_variables"]
 
-_DAMAGED = ".damaged"
+_DAMAGED, _UNFINISHED = ".damaged", ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
@@ -88,8 +88,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._write_errors():
-            self._resources.close()
+        try:
+            with self._write_errors():
+                self._resources.close()
+        finally:
+            # Every save has ended, so these have failed, and take the space that the next one needs.
+            if is_main_process():
+                for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
+                    unfinished.rmtree()
 
     def latest_step(self) -> int | None:
         """The newest step that is saved or being saved; only ``restore`` knows whether it is damaged."""

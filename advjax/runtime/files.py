@@ -14,6 +14,17 @@ import numpy as np
 from advjax.types import UserError
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Writes to an open file without a buffer, which would keep what a full disk refuses, and fail again when closed.
+
+    Raises:
+      OSError: not everything can be written.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Writes a file in one step: neither a reader nor a crash ever sees it half written.
 
@@ -39,8 +50,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[IO
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            # A failed write, unlike a failed open, does not say of which file.
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 

@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from advjax.runtime.devices import is_main_process
-from advjax.runtime.files import plain, write_atomically
+from advjax.runtime.files import plain, write_all, write_atomically
+from advjax.runtime.tensorboard_events import EventFile
 from advjax.types import UserError
 
 FILE = "metrics.jsonl"
@@ -20,7 +21,7 @@ FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends metrics to ``<folder>/metrics.jsonl`` and to TensorBoard event files; a context manager.
 
-    Each record is written as a whole and flushed, so a killed run leaves at most a torn last line.
+    Each record is written as a whole, without a buffer, so a killed run leaves at most a torn last line.
 
     Args:
       folder: a local folder, created if necessary.
@@ -46,15 +47,14 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         if not is_main_process():
             return self
-        from tensorboardX import SummaryWriter  # Slow to import.
-
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / FILE
         _repair(path, self._resume_step, self._notify)
-        self._file = self._resources.enter_context(path.open("a", encoding="utf-8"))
+        self._file = self._resources.enter_context(path.open("ab", buffering=0))
         # Tells TensorBoard to discard the events whose records were dropped.
         purge_step = None if self._resume_step is None else self._resume_step + 1
-        self._events = self._resources.enter_context(SummaryWriter(str(self._folder), purge_step=purge_step))
+        with self._write_errors():
+            self._events = self._resources.enter_context(EventFile(self._folder, purge_step))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -68,6 +68,9 @@ class MetricWriter:
           step: number of steps taken.
           kind: "train", "validation", ...; TensorBoard tags are ``kind/name``.
           values: scalars; their names must not be ``step`` or ``kind``.
+
+        Raises:
+          UserError: the record cannot be written, for example because the disk is full.
         """
         if taken := {"step", "kind"} & values.keys():
             raise ValueError(f"metrics cannot be named {', '.join(sorted(taken))}")
@@ -75,10 +78,20 @@ class MetricWriter:
             return
         numbers = {name: float(value) for name, value in values.items()}
         record = plain({"step": int(step), "kind": kind, **numbers}, "metrics")
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, number in numbers.items():
-            self._events.add_scalar(f"{kind}/{name}", number, int(step))
+        with self._write_errors():
+            write_all(self._file.fileno(), (json.dumps(record, allow_nan=False) + "\n").encode())
+            for name, number in numbers.items():
+                self._events.scalar(f"{kind}/{name}", number, int(step))
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"metrics cannot be written in {self._folder} ({error.strerror or error}): free some disk space; the "
+                "same command continues from the last checkpoint"
+            ) from error
 
 
 def read_metrics(path: str | os.PathLike[str], *, notify: Callable[[str], None] = print) -> list[dict[str, Any]]:

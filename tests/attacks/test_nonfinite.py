@@ -155,3 +155,24 @@ def test_the_report_names_the_attacks_that_met_them():
     check = summaries.finite_check([("pgd", fine), ("autopgd", half)])
     assert not check.passed and check.numbers == {"nonfinite": 0.5}
     assert "50.0% of the images under autopgd" in check.finding and "under pgd" not in check.finding
+
+
+def test_images_that_an_attack_leaves_as_they_are_are_warned_of(linear):
+    model, images, labels = linear
+    attack, key = attacks.fgsm(attacks.linf(EPSILON)), jax.random.key(0)
+    with pytest.warns(UserWarning, match="made no progress on 6 of 6 images.*gradients may be zero"):
+        attack(lambda images: jax.lax.stop_gradient(model(images)), images, labels, key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(model, images, labels, key)
+        # Nothing may change in a ball of size 0, and a minimum-norm attack says by its distance that it has failed.
+        attacks.fgsm(attacks.linf(0.0))(model, images, labels, key)
+
+
+def test_the_report_names_the_attacks_whose_successes_did_not_hold():
+    fine, half = np.zeros(4, bool), np.arange(4) % 2 == 0
+    check = summaries.confirmed_check([("pgd", fine)])
+    assert check.passed and check.numbers == {"refused": 0.0}
+    check = summaries.confirmed_check([("pgd", fine), ("autopgd", half)])
+    assert not check.passed and check.numbers == {"refused": 0.5}
+    assert "50.0% of the images under autopgd" in check.finding and "under pgd" not in check.finding

@@ -102,7 +102,7 @@ def test_put_comes_in_order_and_ahead_of_use(source):
     ) as batches:
         assert next(batches).mask == "put"
         # Three more are made while the first is in use, and no fifth.
-        assert all(placed.acquire(timeout=10) for _ in range(4))
+        assert all(placed.acquire() for _ in range(4))
         time.sleep(0.05)
         assert steps == expected[:4]
         assert [batch.index.tolist() for batch in batches] == expected[1:]

@@ -70,6 +70,9 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"evaluation__made_on": "x"}, "evaluation.made_on: no run is named 'x'; runs are base, fixer"),
         ({"evaluation__protocol": "paper"}, "evaluation.protocol must be 'sound' or 'faithful', got 'paper'"),
         ({"evaluation__num_examples": -1}, "evaluation.num_examples must be 0 or more"),
+        ({"runs": ({},)}, "runs must name one or more different runs"),
+        ({"mapping": "vmap"}, "mapping must be one of shard_map, pmap, jit, got 'vmap'"),
+        ({"run__fixer__model__base": {"name": "8/255"}}, "run.fixer.model.base must be a string"),
         ({"evaluation__attacks__order": ("cw",)}, "evaluation.attacks: 'cw' is in the order but not described"),
         ({"evaluation__pictured": "cw"}, "evaluation.pictured: 'cw' is not among the attacks fgsm, pgd_50, auto_pgd"),
         (

@@ -287,7 +287,7 @@ def test_two_processes_agree_with_one(tmp_path):
         for environment in environments
     ]
     try:
-        outputs = [worker.communicate(timeout=120) for worker in workers]
+        outputs = [worker.communicate() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import pty
 import re
 
@@ -126,6 +127,26 @@ def test_tensorboard_events(tmp_path):
     assert found == pytest.approx(
         {(1, "train/loss"): 1.0, (2, "train/loss"): 0.5, (2, "validation/robust_accuracy"): 0.2}
     )
+
+
+@pytest.mark.parametrize("pattern", ["metrics.jsonl", "events.*"])
+def test_a_full_disk_is_one_line(tmp_path, pattern):
+    with (
+        pytest.raises(UserError, match=r"metrics cannot be written in .*No space left"),
+        MetricWriter(tmp_path) as writer,
+    ):
+        writer.write(1, "train", {"loss": 1.0})
+        (path,) = tmp_path.glob(pattern)
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor_of(path))
+        writer.write(2, "train", {"loss": 1.0})
+    # The record that could not be written is missing, and no other.
+    assert [record["step"] for record in read_metrics(tmp_path)] == ([1] if pattern == "metrics.jsonl" else [1, 2])
+
+
+def descriptor_of(path):
+    """The number under which this process has the file open."""
+    links = [link for link in pathlib.Path("/proc/self/fd").iterdir() if link.exists()]
+    return next(int(link.name) for link in links if os.readlink(link) == str(path))
 
 
 def test_only_process_0_speaks(tmp_path, monkeypatch, capfd):
