@@ -40,8 +40,9 @@ def supervised(model=MODEL):
     return objectives.supervised(model, losses.cross_entropy)
 
 
+TINY = tiny_models.Tiny()
 METHODS = {
-    "clean": lambda **options: make(MODEL, supervised(), **options),
+    "tiny": lambda **options: make(TINY, supervised(TINY), **options),
     "adversarial": lambda **options: make(MODEL, supervised(), (transforms.perturb(PGD),), **options),
     "manifold mixup": lambda **options: make(MODEL, mixing.manifold_mixup(MODEL, losses.cross_entropy), **options),
     "fixers": lambda **options: make(with_fixers(MODEL), supervised(with_fixers(MODEL)), **options),
@@ -59,7 +60,7 @@ def traced(name, **options):
     return call, (state, np.arange(8, dtype=np.int32), np.ones(8, bool))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["adversarial", "manifold mixup", "fixers", "two updates"])
 def test_no_convolution_and_product_of_a_training_step_is_float32(name):
     """As an accelerator gets it."""
     call, arguments = traced(name, compute_dtype="bfloat16")
@@ -69,13 +70,15 @@ def test_no_convolution_and_product_of_a_training_step_is_float32(name):
     for product in products:
         assert "xf32" not in product.rsplit(" : ", 1)[1], product
     out = jax.eval_shape(call, *arguments)
-    assert {leaf.dtype for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {jnp.float32}
+    assert {leaf.dtype for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {
+        jnp.dtype("float32")
+    }
 
 
 def test_a_step_in_bfloat16_is_a_step_in_float32_up_to_its_precision():
     found = {}
     for dtype in ("float32", "bfloat16"):
-        call, arguments = traced("adversarial", compute_dtype=dtype)
+        call, arguments = traced("tiny", compute_dtype=dtype)
         state, metrics = call(*arguments)
         found[dtype] = jax.tree.map(lambda new, old: new - old, state.params, arguments[0].params), metrics["loss"]
     exact, low = found["float32"], found["bfloat16"]
@@ -85,8 +88,5 @@ def test_a_step_in_bfloat16_is_a_step_in_float32_up_to_its_precision():
 
 
 def test_an_unknown_type_is_refused():
-    with (
-        pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'float8'"),
-        computing_in("float8"),
-    ):
-        pass
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'float8'"):
+        computing_in("float8").__enter__()
