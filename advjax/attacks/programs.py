@@ -9,6 +9,7 @@ cached
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -145,8 +146,7 @@ class Programs:
         """
         model = self.verdict if search.is_precise else self.search
         known = self._known(model, self.owners[id(search.stage.attack)], (kind, search.until_success))
-        precision = "highest" if search.is_precise else jax.config.jax_default_matmul_precision
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision("highest") if search.is_precise else contextlib.nullcontext():
             program = self._program(function, known, model, search.number, batch, donate=donate)
         return functools.partial(program, model.variables, np.int32(search.number))
 

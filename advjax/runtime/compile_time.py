@@ -11,10 +11,10 @@ def seconds_compiling() -> float:
     return _seconds
 
 
-def _count(event: str, seconds: float, **_: object) -> None:
+def _count(event: str, duration_secs: float, **_: object) -> None:
     global _seconds
     if event in _COUNTED:
-        _seconds += seconds
+        _seconds += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)

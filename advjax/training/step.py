@@ -2,14 +2,13 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -63,7 +62,7 @@ class DeviceData(flax.struct.PyTreeNode):
     """(h, w, c) of images that are flattened."""
 
 
-def flattened(images: Array | np.ndarray, labels: Array | np.ndarray, index: Array | np.ndarray) -> DeviceData:
+def flattened(images: Any, labels: Any, index: Any) -> DeviceData:
     """A dataset whose images are flattened, to be shaped after they have been gathered into a batch.
 
     A TPU wants the batch in another layout than the dataset, and would change that of the whole dataset at every step.
