@@ -268,7 +268,8 @@ def _programs(stages, threat_model, logits_fn, search_fn, variables, images, bat
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     example = jax.ShapeDtypeStruct((sizes[0] // len(devices), *images.shape[1:]), dtype)
     verdict = bind_model(logits_fn, variables, example, mesh)
-    search = verdict if search_fn is None else bind_model(search_fn, variables, example, mesh)
+    is_same = search_fn is None or search_fn is logits_fn
+    search = verdict if is_same else bind_model(search_fn, variables, example, mesh)
     owners = {id(stage.attack): owner_of(stage.attack) for stage in stages}
     return Programs(threat_model, verdict, search, mesh, sizes, owners)
 
