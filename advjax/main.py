@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+if not any(argument.lstrip("-").startswith("distributed") for argument in sys.argv[1:]):
+    # XLA prints paragraphs about programs that are slow to compile, at the level of errors; real ones are raised.  The
+    # processes of a job do print theirs, among them which host was lost.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if os.environ.get("JAX_NUM_CPU_DEVICES", "1") != "1":
     # Several virtual devices on few cores: the thread pool needs a thread for each of them, or collectives never meet.
     os.environ.setdefault("NPROC", "16")
@@ -20,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
+from advjax.attacks.compilation_cache import DEFAULT_FOLDER, use_compilation_cache
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment import config_flag
 from advjax.experiment.from_config import complete
@@ -71,7 +76,7 @@ _DISTRIBUTED = flags.DEFINE_enum(
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
-    os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla"),
+    os.environ.get("ADVJAX_COMPILATION_CACHE", DEFAULT_FOLDER),
     "Folder that keeps compiled programs between runs; empty for none.",
 )
 
@@ -115,8 +120,7 @@ def _leave(code: int) -> int:
 def _run(notify: Callable[[str], None]) -> None:
     distributed.initialize(_DISTRIBUTED.value)
     if _COMPILATION_CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILATION_CACHE.value).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        use_compilation_cache(_COMPILATION_CACHE.value)
     _check_flags()
     folders = _workdirs()
     if _MODE.value != "compare":

@@ -13,6 +13,7 @@ from advjax.attacks.carlini_wagner.l2_line_search import carlini_wagner_l2_line_
 from advjax.attacks.carlini_wagner.linf import carlini_wagner_linf
 from advjax.attacks.carlini_wagner.linf_line_search import carlini_wagner_linf_line_search
 from advjax.attacks.combine import Stage, over_targets, with_predicted_labels, with_restarts, worst_of
+from advjax.attacks.compilation_cache import use_compilation_cache
 from advjax.attacks.deepfool import deepfool
 from advjax.attacks.eot import Expectation, expectation
 from advjax.attacks.fab import fab
@@ -92,6 +93,7 @@ __all__ = [
     "targeted_cross_entropy",
     "targeted_dlr",
     "trajectory",
+    "use_compilation_cache",
     "with_predicted_labels",
     "with_restarts",
     "worst_of",

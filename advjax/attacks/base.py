@@ -155,7 +155,7 @@ class Attack:
 
         def step(carry):
             states, finished, steps, nonfinite, index = carry
-            moved, fooled, unusable = self._step(logits_fn, problems, states, index)
+            moved, fooled, unusable = self.step(logits_fn, problems, states, index)
             steps += ~finished
             nonfinite |= unusable & ~finished
             if stops_early:
@@ -178,15 +178,34 @@ class Attack:
         last = self._last(logits_fn, problems, states, index)
         return (select(finished, states, last) if stops_early else last), steps, nonfinite
 
-    def _step(self, logits_fn, problems, states, index):
-        """The next states, where the observed points fool the model, and where the gradients were not finite."""
+    def step(
+        self,
+        logits_fn: LogitsFn | Expectation,
+        problems: Problem,
+        states: Any,
+        index: Array,
+        last: Array | None = None,
+    ) -> tuple[Any, Array, Array]:
+        """One step of a batch, for loops over steps.
+
+        Args:
+          logits_fn: the model.
+          problems: of the images [n].
+          states: of the images [n].
+          index: number of steps before this one: of all images, or of each [n].
+          last: bool [n], images that have taken all their steps: they are observed once more, and not moved.
+
+        Returns:
+          The next states, where the observed points fool the model, and where the gradients were not finite.
+        """
         if self.observe_moves:
             states, fooled = self._observe(logits_fn, problems, states, 2 * index)
             logits, gradients, nonfinite = self._differentiate(logits_fn, problems, states, 2 * index + 1)
         else:
             logits, gradients, nonfinite = self._differentiate(logits_fn, problems, states, 2 * index + 1)
             states, fooled = self._observed(problems, states, logits)
-        return jax.vmap(self.move)(problems, states, logits, gradients), fooled, nonfinite
+        moved = jax.vmap(self.move)(problems, states, logits, gradients)
+        return (moved if last is None else select(last, states, moved)), fooled, nonfinite
 
     def _differentiate(self, logits_fn, problems, states, query):
         """Logits and gradients at the states' points, and where the gradients were not finite."""
@@ -238,7 +257,7 @@ def trajectory(
     problems, _ = attack._problems(logits_fn, images, labels, rng, start)
 
     def step(states, index):
-        states, _, _ = attack._step(logits_fn, problems, states, index)
+        states, _, _ = attack.step(logits_fn, problems, states, index)
         return states, states
 
     states = varying_like(problems, jax.vmap(attack.init)(problems))

@@ -1,10 +1,17 @@
-"""Splits images into batches of a few sizes, so that few programs are compiled."""
+"""Batches of a few sizes, so that few programs are compiled."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 _PARTS = (1, 4, 16)
+_PER_CPU, _PER_ACCELERATOR = 64, 256
+
+
+def default_batch_size(devices: Sequence[Any]) -> int:
+    """A batch that keeps the devices busy: more images at a time are not faster on a CPU, and take more memory."""
+    return sum(_PER_CPU if device.platform == "cpu" else _PER_ACCELERATOR for device in devices)
 
 
 def batch_sizes(batch_size: int, num_devices: int) -> tuple[int, ...]:

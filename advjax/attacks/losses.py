@@ -54,7 +54,7 @@ def dlr(logits: Array, label: Array) -> Array:
     difference = margin(logits, label)
     if logits.shape[-1] < 3:
         return difference
-    top = jax.lax.top_k(logits, 3)[0]
+    top = _largest(logits, 3)
     return _ratio(difference, top[0] - top[2])
 
 
@@ -72,7 +72,7 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     difference = entry(logits, target) - entry(logits, label)
     if logits.shape[-1] < 3:
         return difference
-    top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
+    top = _largest(logits, min(4, logits.shape[-1]))
     # A fourth logit of -inf is as good as none.
     mean = jnp.mean(top[2:])
     return _ratio(difference, top[0] - jnp.where(jnp.isneginf(top[-1]), top[2], mean))
@@ -117,6 +117,12 @@ def _ratio(difference: Array, scale: Array) -> Array:
     """``difference / scale``, or ``difference`` where fewer than three logits are finite and the scale is infinite."""
     tiny = max(1e-12, float(jnp.finfo(scale.dtype).tiny))
     return difference / (jnp.where(jnp.isposinf(scale), 1, scale) + tiny)
+
+
+def _largest(logits: Array, count: int) -> Array:
+    """The largest logits [count] in order.  As in ``entry``, the gradient is a select, while that of top_k scatters."""
+    ranked = jax.lax.top_k(jax.lax.stop_gradient(logits), count)[1]
+    return jax.vmap(entry, in_axes=(None, 0))(logits, ranked)
 
 
 def _lowest(logits: Array) -> float:

@@ -9,6 +9,7 @@ cached
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -103,49 +104,93 @@ class Programs:
     """``owner_of`` the attack function of each stage, by its id."""
 
     def attack(
-        self, stage: Stage, until_success: bool, number: int, images: np.ndarray, labels: np.ndarray, keys: np.ndarray
+        self, search: "Search", images: np.ndarray, labels: np.ndarray, keys: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """One round: adversarial images, steps, claimed successes, and flags of non-finite gradients."""
-        function = functools.partial(_attack, stage, until_success)
-        known = self._known(self.search, self.owners[id(stage.attack)], ("attack", until_success))
-        return self._run(function, known, self.search, (images, labels, keys), number)
+        """One round of an attack that is a plain function of a batch.
+
+        Returns:
+          Adversarial images, steps, claimed successes, and flags of non-finite gradients.
+        """
+        batch = padded((images, labels, keys), self.sizes)
+        program = self.of_search(
+            search, "attack", functools.partial(_attack, search.stage, search.until_success), batch
+        )
+        return _rows(len(images), program(*batch))
 
     def verify(self, images: np.ndarray, adversarial: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Logits, whether the threat model allows the image, and the distance; always in batches of the largest size.
+        """Logits, whether the threat model allows the image, and the distance.
 
         Matrix products and convolutions have full float32 precision (or that of the model's own dtype), also on devices
         that use bfloat16 or TF32 by default.
         """
         function = functools.partial(_verify, self.threat_model)
         known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
-        with jax.default_matmul_precision("highest"):
-            return self._run(function, known, self.verdict, (images, adversarial, keys), sizes=self.sizes[-1:])
+        return self._run_precisely(function, known, self.verdict, images, adversarial, keys)
 
     def gradient(self, model: Model, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Gradients of the cross-entropy with respect to the images, in full precision."""
         known = self._known(model, _gradient, "gradient")
-        with jax.default_matmul_precision("highest"):
-            return self._run(_gradient, known, model, (images, labels, keys))[0]
+        return self._run_precisely(_gradient, known, model, images, labels, keys)[0]
+
+    def of_search(
+        self, search: "Search", kind: str, function: Callable[..., Any], batch: Sequence[Any], donate: bool = False
+    ) -> Callable[..., Any]:
+        """The program ``function(model, round, *batch)`` of a search, as a function of the batch.
+
+        Args:
+          search: the model, and the attack, which ``function`` is known by together with ``kind``.
+          kind: what it does.
+          function: to be compiled.
+          batch: pytrees of arrays [k, ...], k being one of ``sizes``.
+          donate: whether the first of the batch may be overwritten.
+        """
+        model = self.verdict if search.is_precise else self.search
+        known = self._known(model, self.owners[id(search.stage.attack)], (kind, search.until_success))
+        with jax.default_matmul_precision("highest") if search.is_precise else contextlib.nullcontext():
+            program = self._program(function, known, model, search.number, batch, donate=donate)
+        return functools.partial(program, model.variables, np.int32(search.number))
 
     def _known(self, model: Model, owner: Any, kind: Any) -> dict[Any, Callable[..., Any]]:
         """Cached programs of one kind for a model and an attack, by everything else they depend on."""
         of_model = _by_functions.setdefault(model.owner, weakref.WeakKeyDictionary())
         return of_model.setdefault(owner, {}).setdefault(kind, {})
 
-    def _run(self, function, known, model: Model, batch: Sequence[np.ndarray], number: int = 0, *, sizes=None):
-        """Runs ``function(model, number, *batch)``, padded to the smallest size that holds the batch."""
-        arguments = (model.variables, np.int32(number), *padded(batch, sizes or self.sizes))
+    def _run_precisely(self, function, known, model: Model, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        batch = padded(arrays, self.sizes)
+        with jax.default_matmul_precision("highest"):
+            program = self._program(function, known, model, 0, batch)
+        return _rows(len(arrays[0]), program(model.variables, np.int32(0), *batch))
+
+    def _program(self, function, known, model: Model, number: int, batch: Sequence[Any], donate: bool = False):
+        arguments = (model.variables, np.int32(number), *batch)
         shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(arguments))
         key = jax.tree.structure(arguments), shapes, tuple(self.mesh.devices.flat), _configuration()
         if key not in known:
-            known[key] = _compiled(function, model, self.mesh, arguments)
-        return tuple(np.asarray(part)[: len(batch[0])] for part in jax.device_get(known[key](*arguments)))
+            known[key] = _compiled(function, model, self.mesh, arguments, donate)
+        return known[key]
+
+
+class Search(NamedTuple):
+    """One round of a stage, and how it is run."""
+
+    stage: Stage
+    number: int
+    """Of the round."""
+    until_success: bool
+    """Whether the attack on an image ends at its first success."""
+    is_precise: bool
+    """Whether the attack follows the model that verdicts are about, in their precision."""
+
+
+def _rows(count: int, arrays: Sequence[Array]) -> tuple[np.ndarray, ...]:
+    """The first rows, without the padding."""
+    return tuple(np.asarray(array)[:count] for array in jax.device_get(arrays))
 
 
 def _compiled(
-    function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]
+    function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...], donate: bool
 ) -> Callable[..., Any]:
-    """The program ``(variables, number, *batch) -> tuple``; the batch is split over the devices."""
+    """The program ``(variables, number, *batch) -> pytree``; the batch is split over the devices."""
 
     def replica(variables, number, *batch):
         return function(model.bind(variables), number, *batch)
@@ -154,7 +199,8 @@ def _compiled(
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
     shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
     # Unused arguments are kept: without them, programs of different arguments could have the same text.
-    lowered = jax.jit(mapped, in_shardings=shardings, keep_unused=True).lower(*arguments)
+    donated = (2,) if donate else ()
+    lowered = jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=donated).lower(*arguments)
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
     if key not in _by_text:

@@ -3,21 +3,21 @@
 Host code around compiled programs; it works on any ``LogitsFn``, on the devices of this process.
 """
 
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from advjax.attacks import input_checks, resume, run_identity
-from advjax.attacks.batching import batch_sizes, batches
+from advjax.attacks.batching import batch_sizes, batches, default_batch_size
 from advjax.attacks.combine import Stage
+from advjax.attacks.continuous_batching import Found, Inputs, attack_images
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
-from advjax.attacks.programs import Programs, bind_model, check_stages, owner_of
+from advjax.attacks.programs import Programs, Search, bind_model, check_stages, owner_of
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.threat_model import ThreatModel
 from advjax.attacks.verdicts import MISCLASSIFIED as MISCLASSIFIED
@@ -45,7 +45,7 @@ def run_stages(
     search_fn: LogitsFn | Expectation | Callable[[Any], LogitsFn | Expectation] | None = None,
     index: np.ndarray | None = None,
     seed: int | Key = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     survivors_only: bool = True,
     devices: Sequence[Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -53,9 +53,13 @@ def run_stages(
 ) -> Verdicts:
     """Attacks every image with one stage after the other, and verifies what they find.
 
-    A success counts only if the image is misclassified in a separate forward pass, in full precision and always in
-    batches of ``batch_size``, and if the threat model allows it.  Attacks run on batches of ``batch_size``, a quarter
-    or a sixteenth of it, so that each is compiled at most three times per process.
+    A success counts only if the image is misclassified in a separate forward pass, in full precision, and if the threat
+    model allows it.  An image whose success does not hold is attacked again in the precision of verdicts before it may
+    count as robust.
+
+    An image whose attack has ended is replaced by the next one (continuous batching).  Attacks run on ``batch_size``
+    images at a time, or a quarter or a sixteenth of that when fewer are left, so that each is compiled at most three
+    times per process.
 
     The key of an image is ``fold_in(key(seed), index)``, folded with the numbers of the stage and of the round.  A
     single stage leaves out the former, and a single round of it both, so that it gives what ``with_restarts`` or
@@ -78,11 +82,12 @@ def run_stages(
         ``in_precision``.  Verdicts are about ``logits_fn``.
       index: int [n], position of each image in its data set; 0..n-1 if None.
       seed: of all randomness; an integer or a key.
-      batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.
+      batch_size: images at a time, on all devices together; rounded up to a multiple of the number of devices.  None
+        suits the devices: 64 on each CPU, 256 on each accelerator.  It limits memory; results do not depend on it.
       survivors_only: leave an image alone after its first verified success, and do not attack what is misclassified;
-        for verdicts.  Otherwise every image is attacked to the end in every round; kept is the first success for a
-        bounded threat model, the closest for an unbounded one, else the result of the first round (as
-        ``with_restarts(keep=...)`` does).  For transfer sets and minimum-norm attacks.
+        for verdicts.  Otherwise every image is attacked to the end in a round; kept is the first success for a bounded
+        threat model (later rounds leave the image alone), the closest for an unbounded one, else the result of the
+        first round (as ``with_restarts(keep=...)`` does).  For transfer sets and minimum-norm attacks.
       devices: of this process; all of them if None.
       progress: called after each batch; what it raises ends the run, with its results saved.
       state_file: folder (``ResultStore``) that results are saved to every minute and after each round, and resumed
@@ -137,22 +142,39 @@ class _Run(NamedTuple):
     def num_rounds(self, stage: int) -> int:
         return self.stages[stage].num_rounds(self.problem.logits.shape[1])
 
-    def attack(self, stage: int, number: int, found: Verdicts, rows: np.ndarray, keys: np.ndarray) -> RoundResults:
-        """Attacks some images in one round and verifies the results."""
-        images, labels, closest = self.problem.images[rows], self.problem.labels[rows], self.is_closest
-        shown = images
-        if not self.survivors_only and not closest:
-            # As in ``with_restarts``: the first success is kept in any case.
-            shown = np.where((found.broken_by[rows] >= 0)[:, None, None, None], found.images[rows], images)
-        run = functools.partial(self.programs.attack, self.stages[stage], self.survivors_only, number)
-        adversarial, steps, claimed, nonfinite = run(shown, labels, keys)
-        logits, allowed, distance = self.programs.verify(images, adversarial, keys)
-        success = (np.argmax(logits, axis=-1) != labels) & allowed
-        kept = better(found, rows, success, distance, closest=closest)
-        if not self.survivors_only and (stage, number) == (0, 0):
+    def searches(self, stage: int, number: int) -> list[Search]:
+        """How an image is attacked in a round, and then again as long as verdicts refuse what was found.
+
+        An attack that ends at its first success may always end at the same one, which holds in the batch of the attack
+        alone, by rounding.  The last time, it goes on to its end.
+        """
+        here = self.stages[stage], number
+        first = [Search(*here, self.survivors_only, False), Search(*here, self.survivors_only, True)]
+        return [*first, Search(*here, False, True)] if self.survivors_only else first
+
+    def attacked(self, found: Verdicts) -> np.ndarray:
+        """bool [n]: the images that the next round attacks."""
+        robust = found.broken_by == ROBUST
+        return robust if self.survivors_only else robust | (found.broken_by == MISCLASSIFIED) | self.is_closest
+
+    def inputs(self, stage: int, number: int) -> Inputs:
+        """What a round attacks."""
+        return Inputs(self.problem.images, self.problem.labels, self.keys(stage, number), self.problem.logits)
+
+    def verify(self, found: Verdicts, inputs: Inputs, result: Found, is_first: bool) -> RoundResults:
+        """The verified results of some images."""
+        keys = inputs.keys[result.rows]
+        parts = [
+            self.programs.verify(inputs.images[result.rows[part]], result.images[part], keys[part])
+            for part in batches(np.arange(len(result.rows)), self.programs.sizes)
+        ]
+        logits, allowed, distance = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        success = (np.argmax(logits, axis=-1) != inputs.labels[result.rows]) & allowed
+        kept = better(found, result.rows, success, distance, closest=self.is_closest)
+        if is_first and not self.survivors_only:
             kept = np.ones_like(kept)
-        kept_results = adversarial[kept], distance[kept]
-        return RoundResults(rows, steps, claimed & ~success, nonfinite, success, kept, *kept_results)
+        refused, kept_results = result.claimed & ~success, (result.images[kept], distance[kept])
+        return RoundResults(result.rows, result.steps, refused, result.nonfinite, success, kept, *kept_results)
 
     @property
     def is_closest(self) -> bool:
@@ -174,11 +196,11 @@ def _run(run: _Run) -> Verdicts:
     for stage in stages:
         began = time.perf_counter()
         for number in range(run.num_rounds(stage)):
-            rows = np.flatnonzero((found.broken_by == ROBUST) | (not run.survivors_only))
-            done = 0
+            rows = np.flatnonzero(run.attacked(found))
+            done = np.zeros(0, np.int64)
             if (results := stored.rounds.get((stage, number))) is not None:
-                done = len(results.rows)
-                if not np.array_equal(results.rows, rows[:done]):
+                done = results.rows
+                if not np.all(np.isin(done, rows)):
                     raise UserError(f"{run.store.folder} is damaged: delete the folder to start afresh")
                 merge(found, results, stage)
             _run_round(run, recorder, found, stage, number, rows, done, began)
@@ -186,38 +208,68 @@ def _run(run: _Run) -> Verdicts:
 
 
 def _run_round(
-    run: _Run, recorder: resume.Recorder, found: Verdicts, stage: int, number: int, rows: np.ndarray, done: int, began
+    run: _Run,
+    recorder: resume.Recorder,
+    found: Verdicts,
+    stage: int,
+    number: int,
+    rows: np.ndarray,
+    done: np.ndarray,
+    began: float,
 ) -> None:
-    """Attacks ``rows[done:]``, and records each batch."""
-    if done == len(rows):
-        return
-    keys = run.keys(stage, number)
+    """Attacks those of the ``rows`` that are not ``done``, and records the results as attacks end."""
+    count, name = len(done), run.stages[stage].name
     try:
-        for batch in batches(rows[done:], run.programs.sizes):
-            results = run.attack(stage, number, found, batch, keys[batch])
+        for results in _attack(run, found, stage, number, np.setdiff1d(rows, done)):
             merge(found, results, stage)
             recorder.add(results, stage, number)
-            done += len(batch)
-            counts = done, len(rows), int(np.sum(found.broken_by == ROBUST))
-            name, seconds = run.stages[stage].name, time.perf_counter() - began
+            count += len(results.rows)
+            counts = count, len(rows), int(np.sum(found.broken_by == ROBUST))
+            seconds = time.perf_counter() - began
             run.progress(Progress(name, number, run.num_rounds(stage), *counts, seconds))
     finally:
         recorder.save()
 
 
+def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarray) -> Iterator[RoundResults]:
+    """Attacks some images in one round until the verdict on each of them is certain."""
+    if not len(rows):
+        return
+    inputs, searches = run.inputs(stage, number), run.searches(stage, number)
+    steps, nonfinite = np.zeros(len(found.steps), np.int32), np.zeros(len(found.steps), bool)
+    for search in searches:
+        again = []
+        for result in attack_images(run.programs, search, inputs, rows):
+            here = result.rows
+            # Also those of the searches whose successes were refused.
+            steps[here] += result.steps
+            nonfinite[here] |= result.nonfinite
+            result = result._replace(steps=steps[here], nonfinite=nonfinite[here])
+            results = run.verify(found, inputs, result, (stage, number) == (0, 0))
+            certain = ~results.refused | (search is searches[-1])
+            again.append(here[~certain])
+            if np.any(certain):
+                yield results.at(certain)
+        rows = np.concatenate(again)
+        if not len(rows):
+            return
+
+
 def _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices) -> Programs:
+    devices = jax.local_devices() if devices is None else list(devices)
+    if not devices or any(device.process_index != jax.process_index() for device in devices):
+        raise ValueError(f"devices must be one or more devices of this process, got {devices}")
+    batch_size = default_batch_size(devices) if batch_size is None else batch_size
     if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
         raise TypeError(f"batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    devices = jax.local_devices() if devices is None else list(devices)
-    if not devices or any(device.process_index != jax.process_index() for device in devices):
-        raise ValueError(f"devices must be one or more devices of this process, got {devices}")
     mesh, sizes = jax.sharding.Mesh(np.asarray(devices), ("data",)), batch_sizes(batch_size, len(devices))
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     example = jax.ShapeDtypeStruct((sizes[0] // len(devices), *images.shape[1:]), dtype)
     verdict = bind_model(logits_fn, variables, example, mesh)
-    search = verdict if search_fn is None else bind_model(search_fn, variables, example, mesh)
+    is_same = search_fn is None or search_fn is logits_fn
+    search = verdict if is_same else bind_model(search_fn, variables, example, mesh)
     owners = {id(stage.attack): owner_of(stage.attack) for stage in stages}
     return Programs(threat_model, verdict, search, mesh, sizes, owners)
 

@@ -28,7 +28,7 @@ class Verdicts(NamedTuple):
     steps: np.ndarray
     """int32 [n]: steps of all attacks on the image."""
     refused: np.ndarray
-    """int32 [n]: successes claimed by an attack that verification refused, e.g. of a search in low precision."""
+    """int32 [n]: rounds whose success verification refused, also when repeated in the precision of verdicts."""
     nonfinite: np.ndarray
     """bool [n]: gradients were NaN or infinite in some attack on the image (``AttackResult.nonfinite``)."""
     seconds: float = 0.0
@@ -66,7 +66,7 @@ class RoundResults(NamedTuple):
     steps: np.ndarray
     """int32 [k]."""
     refused: np.ndarray
-    """bool [k]: the attack claimed a success that did not hold."""
+    """bool [k]: a claimed success did not hold, also when the attack was repeated in the verdict's precision."""
     nonfinite: np.ndarray
     """bool [k]."""
     success: np.ndarray
@@ -77,6 +77,11 @@ class RoundResults(NamedTuple):
     """[sum(kept), h, w, c]: the results that are kept."""
     distance: np.ndarray
     """float32 [sum(kept)]: their distances."""
+
+    def at(self, chosen: np.ndarray) -> "RoundResults":
+        """Those of the images that are ``chosen``, bool [k]."""
+        of_all, of_kept = self[:6], self[6:]
+        return RoundResults(*(array[chosen] for array in of_all), *(array[chosen[self.kept]] for array in of_kept))
 
 
 def no_verdicts(images: np.ndarray, misclassified: np.ndarray) -> Verdicts:

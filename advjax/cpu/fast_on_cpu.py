@@ -7,7 +7,8 @@ custom differentiation rules are not entered: a substitute inside would have to 
 inlining them would lose the rules (the gradient of ReLU at 0, straight-through gradients), which would make a model
 look more robust, or less, than it is.
 
-The platform is decided when a program is lowered: for other platforms each substitute is the equation it replaces.
+The platform is decided when a program is lowered: for other platforms each substitute is the equation it replaces,
+except that max pooling is compared elementwise on a GPU, too.
 """
 
 import functools
@@ -35,7 +36,7 @@ def fast_on_cpu(fn: Callable[P, T]) -> Callable[P, T]:
 
     Two-dimensional float32 convolutions (in any layout, without groups or dilation) and max and average pooling with
     windows that neither overlap nor are padded are replaced, by algorithms that are equal up to rounding and have
-    gradients that stay fast inside loops. Programs for other platforms do not change.
+    gradients that stay fast inside loops. Programs for TPUs do not change, those for GPUs only in their max pooling.
 
     The result can be jitted, vmapped, and differentiated in reverse mode any number of times. ``fn`` itself may use any
     transformation, including forward mode, but where a convolution or max pooling is replaced, the result cannot be

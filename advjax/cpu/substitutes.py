@@ -167,6 +167,14 @@ def _find_pooling(pool: Callable[..., Array]) -> Callable[..., Callable[..., Arr
     return find
 
 
+_ELEMENTWISE_POOLING = "cpu", "cuda", "rocm"
+"""Platforms for which max pooling is compared elementwise.
+
+On a GPU, the gradient of ``reduce_window`` is another window and a scatter, almost half of the memory traffic of a step
+of PGD on a ResNet; compared elementwise, it is fused.
+"""
+
+
 def _exact_max_pool(x: Array, window: Sequence[int]) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 
@@ -178,10 +186,9 @@ def _max_pool(x: Array, window: tuple[int, ...]) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _differentiable_max_pool(x: Array, window: tuple[int, ...]) -> Array:
+    fast = functools.partial(pooling.max_pool, window=window)
     return lax.platform_dependent(
-        x,
-        cpu=functools.partial(pooling.max_pool, window=window),
-        default=functools.partial(_exact_max_pool, window=window),
+        x, **dict.fromkeys(_ELEMENTWISE_POOLING, fast), default=functools.partial(_exact_max_pool, window=window)
     )
 
 
@@ -194,7 +201,7 @@ def _max_pool_backward(window: tuple[int, ...], x: Array, cotangent: Array) -> t
         return jax.vjp(functools.partial(_exact_max_pool, window=window), x)[1](cotangent)[0]
 
     fast = functools.partial(pooling.max_pool_gradient, window=window)
-    return (lax.platform_dependent(x, cotangent, cpu=fast, default=exact),)
+    return (lax.platform_dependent(x, cotangent, **dict.fromkeys(_ELEMENTWISE_POOLING, fast), default=exact),)
 
 
 _differentiable_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

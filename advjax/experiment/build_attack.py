@@ -26,7 +26,8 @@ def build_attack(
 ) -> NamedAttack:
     """An attack from ``{"name": ..., "norm": ..., "epsilon": ..., "num_restarts": ..., other arguments}``.
 
-    Noise has a level instead of a norm, an epsilon and restarts.
+    Noise has a level instead of a norm, an epsilon and restarts.  ``search_dtype`` is the type that an attack of an
+    evaluation computes in ("bfloat16" or "float16"); what it finds is verified in the type of the model.
 
     Args:
       name: that the report gives it.
@@ -45,7 +46,7 @@ def build_attack(
     num_restarts, is_ensemble = arguments.pop("num_restarts", 1), spec.get("name") in ATTACK_ENSEMBLES
     if not isinstance(num_restarts, int) or isinstance(num_restarts, bool):
         raise UserError(f"{where}: num_restarts must be a whole number, got {num_restarts!r}")
-    search_dtype = arguments.pop("search_dtype", None) if is_ensemble else None
+    search_dtype = arguments.pop("search_dtype", None)
     if search_dtype not in _SEARCH_DTYPES:
         raise UserError(f"{where}: search_dtype must be 'bfloat16' or 'float16', got {search_dtype!r}")
     if "loss" in arguments:
@@ -57,7 +58,7 @@ def build_attack(
         if not isinstance(built, attacks.Attack):
             kind = type(built).__name__
             raise UserError(f"{where}: {spec['name']} must return an advjax.attacks.Attack, and returned {kind}")
-        return _single(name, built, num_restarts, spec)
+        return _single(name, built, num_restarts, spec)._replace(search_dtype=search_dtype)
     return NamedAttack(name, threat_model, built, None, False, False, search_dtype, dict(spec))
 
 
@@ -69,6 +70,11 @@ def single_attack(attack: NamedAttack, label_use: str, where: str) -> AttackFn:
     """
     if attack.attack is None:
         raise UserError(f"{where}: {attack.identity['name']} is for evaluation only")
+    if attack.search_dtype is not None:
+        raise UserError(
+            f"{where}: search_dtype is for attacks of an evaluation, which verifies what they find; "
+            "those of training compute in the run's compute_dtype"
+        )
     if known_label_use(label_use, where) == "predicted":
         return attacks.with_predicted_labels(attack.attack)
     return attack.attack

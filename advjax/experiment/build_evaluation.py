@@ -87,6 +87,8 @@ def _curve(spec: Mapping[str, Any] | None) -> CurvePlan | None:
     built = build_attack("curve", {**attack, "epsilon": 1.0}, where)
     if built.is_ensemble:
         raise UserError(f"{where}: {attack['name']} is an ensemble; choose a single attack")
+    if built.search_dtype is not None:
+        raise UserError(f"{where}: search_dtype has no effect on a curve, which does not verify what its attack finds")
 
     def attack_at(epsilon: Array) -> AttackFn:
         single = build_attack("curve", {**attack, "epsilon": epsilon}, where).attack

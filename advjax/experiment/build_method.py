@@ -22,6 +22,7 @@ from advjax.experiment.registry import (
     required,
 )
 from advjax.experiment.spec import PlacedAttack
+from advjax.models.compute_dtype import COMPUTE_DTYPES
 from advjax.training import augment, optimizers, partition, transforms, two_updates, weight_perturbation
 from advjax.training.loop import Method, Plan
 from advjax.training.step import train_step
@@ -48,6 +49,9 @@ def build_method(
     Raises:
       UserError: a name or a number in it makes no sense.
     """
+    if spec["compute_dtype"] not in COMPUTE_DTYPES:
+        known = " or ".join(map(repr, COMPUTE_DTYPES))
+        raise UserError(f"{where}: compute_dtype must be {known}, got {spec['compute_dtype']!r}")
     steps = []
     if augmentations := [
         build(AUGMENTATIONS, {"name": name, **spec["augmentation"].get(name, {})}, f"{where}.augmentation")
@@ -86,6 +90,7 @@ def build_method(
             models={name: models[name] for name in sources},
             average=average,
             step=step,
+            compute_dtype=spec["compute_dtype"],
         )
 
     return method

@@ -59,6 +59,9 @@ RUN = {
     "num_steps": 0,
     # Training images per step, on all devices together.
     "batch_size": 128,
+    # What models compute in during training: "float32" or "bfloat16".  Parameters, batch statistics, logits and losses
+    # are float32 in any case, and so is every evaluation.
+    "compute_dtype": "float32",
     # What is minimized, with its arguments beside the names.
     "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
     # Transforms of images and targets after augmentation and attack: "order" (names), and arguments under each name.

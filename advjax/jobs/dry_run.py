@@ -20,6 +20,7 @@ from advjax.evaluation.attack_runs import NamedAttack
 from advjax.experiment.registry import NORMS
 from advjax.experiment.spec import DataFacts, DefensePlan, Experiment, Run
 from advjax.models import blocks
+from advjax.models.compute_dtype import computing_in
 from advjax.runtime.devices import Devices
 from advjax.types import Array, Batch, PyTree, UserError, Variables
 
@@ -115,7 +116,8 @@ def _trace_step(run: Run, experiment: Experiment, shapes: Variables, earlier: Ma
         networks = dict.fromkeys(("self", *method.models), _linear(facts.num_classes))
         for transform in method.transforms:
             batch = transform(networks, batch, key)
-        return method.objective(variables.params, variables.model_state, batch, key, None)
+        with computing_in(method.compute_dtype):
+            return method.objective(variables.params, variables.model_state, batch, key, None)
 
     images = jax.ShapeDtypeStruct((rows, *facts.image_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)

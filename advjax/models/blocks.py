@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from advjax.models.compute_dtype import keeping_dtype, lowered, restored
 from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 Between: TypeAlias = Callable[[str, Array], Array]
@@ -205,6 +206,8 @@ def apply(
 ) -> Any:
     """Applies the model in inference mode; with ``train``, returns ``(outputs, updated model_state)``.
 
+    It computes in float32 or, within ``compute_dtype.computing_in``, in another type; outputs are float32.
+
     Args:
       model: a ``Classifier``, ``Patched``, or any linen module with the same call signature.
       variables: of this model.
@@ -217,11 +220,14 @@ def apply(
       ValueError: the images are not floating point, or not [n, h, w, c].
     """
     _check_images(images)
-    collections = {"params": variables.params, **variables.model_state}
+    collections = {"params": lowered(variables.params), **variables.model_state}
     streams = None if rngs is None else dict(rngs)
+    if kwargs.get("between") is not None:
+        kwargs["between"] = keeping_dtype(kwargs["between"])
     if not train:
-        return model.apply(collections, images, rngs=streams, **kwargs)
-    return model.apply(collections, images, train=True, rngs=streams, mutable=list(variables.model_state), **kwargs)
+        return restored(model.apply(collections, lowered(images), rngs=streams, **kwargs))
+    mutable = list(variables.model_state)
+    return restored(model.apply(collections, lowered(images), train=True, rngs=streams, mutable=mutable, **kwargs))
 
 
 def logits_fn(model: nn.Module, variables: Variables) -> LogitsFn:

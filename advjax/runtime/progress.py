@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from advjax.runtime.compile_time import seconds_compiling
 from advjax.runtime.devices import is_main_process
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -21,6 +22,8 @@ class Progress(Protocol):
 @contextlib.contextmanager
 def progress(description: str, total: int, *, initial: int = 0) -> Iterator[Progress]:
     """Reports progress on stderr: number done, rate per second, time left, and a few numbers.
+
+    Rate and time left are those without compilation, which is over after the first items.
 
     A live bar on a terminal; otherwise a plain line every 10 seconds and one at the end. Processes other than 0 print
     nothing.
@@ -52,7 +55,7 @@ class _Lines:
     def __init__(self, description: str, total: int, initial: int) -> None:
         self._description, self._total, self._initial, self._done = description, total, initial, initial
         self._fields: dict[str, float] = {}
-        self._start = self._printed = time.monotonic()
+        self._start, self._printed = _working_time(), time.monotonic()
         self._has_news = True
 
     def advance(self, n: int = 1, **fields: float) -> None:
@@ -68,7 +71,7 @@ class _Lines:
 
     def print(self) -> None:
         self._printed, self._has_news = time.monotonic(), False
-        timing = _timing(self._done - self._initial, self._printed - self._start, self._total - self._done)
+        timing = _timing(self._done - self._initial, _working_time() - self._start, self._total - self._done)
         text = f"{self._description} {self._done}/{self._total}  {timing}"
         print(f"{text}  {_numbers(self._fields)}".rstrip(), file=sys.stderr, flush=True)
 
@@ -84,7 +87,7 @@ def _bar(description: str, total: int, initial: int) -> Iterator[Progress]:
         rich_progress.MofNCompleteColumn(),
         rich_progress.TextColumn("{task.fields[timing]}  {task.fields[numbers]}", markup=False),
     )
-    start, done, shown = time.monotonic(), initial, {}
+    start, done, shown = _working_time(), initial, {}
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(description, total=total, completed=initial, timing="", numbers="")
 
@@ -93,10 +96,15 @@ def _bar(description: str, total: int, initial: int) -> Iterator[Progress]:
                 nonlocal done
                 done += n
                 shown.update(fields)
-                timing = _timing(done - initial, time.monotonic() - start, total - done)
+                timing = _timing(done - initial, _working_time() - start, total - done)
                 display.update(task, completed=done, timing=timing, numbers=_numbers(shown))
 
         yield Bar()
+
+
+def _working_time() -> float:
+    """Seconds from some point in time, without those spent compiling."""
+    return time.monotonic() - seconds_compiling()
 
 
 def _timing(done: int, seconds: float, remaining: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
 from advjax.runtime.devices import Devices, shard
-from advjax.training.step import DeviceData
+from advjax.training.step import DeviceData, flattened
 
 Fed: TypeAlias = tuple[DeviceData, np.ndarray | None, Any]
 """Arguments of a replica step: data, positions in them or None, mask."""
@@ -44,7 +44,7 @@ def make_feed(dataset: Dataset | Source, *, batch_size: int, seed: int, num_work
 
         return streamed
 
-    data = DeviceData(*devices.replicate((dataset.images, dataset.labels, dataset.index)))
+    data = devices.replicate(flattened(dataset.images, dataset.labels, dataset.index))
 
     @contextlib.contextmanager
     def resident(first: int, end: int) -> Iterator[Iterator[Fed]]:

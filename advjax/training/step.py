@@ -1,7 +1,8 @@
 """One training step: the state it updates (``TrainState``), how (``Method``), and the replica functions that do it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import chex
 import flax.linen as nn
@@ -12,6 +13,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from advjax.cpu.fast_on_cpu import fast_on_cpu
+from advjax.models.compute_dtype import computing_in
 from advjax.runtime import collectives
 from advjax.training.averaging import Averaging
 from advjax.training.objectives import Metrics, Objective
@@ -20,6 +22,21 @@ from advjax.types import Array, Batch, Key, PyTree, Variables
 
 ReplicaStep: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
 """A function with the arguments of ``train_step``."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_compute_dtype(step: Callable[P, T]) -> Callable[P, T]:
+    """A replica step whose models, attacks on them included, compute in the ``compute_dtype`` of its ``method``."""
+
+    @functools.wraps(step)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> T:
+        method = kwargs["method"]
+        assert isinstance(method, Method)
+        with computing_in(method.compute_dtype):
+            return step(*args, **kwargs)
+
+    return computed
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -34,14 +51,26 @@ class TrainState(flax.struct.PyTreeNode):
     """Averages of the trainable ``params`` and of ``model_state``, under these names; {} without averaging."""
 
 
-class DeviceData(NamedTuple):
-    """A dataset on the devices, with images as stored."""
+class DeviceData(flax.struct.PyTreeNode):
+    """Examples on the devices: a whole dataset, or the rows of a batch."""
 
     images: Array
+    """As stored, [n, h, w, c]; or flattened, [n, h * w * c], if there is an ``image_shape``."""
     labels: Array
     index: Array
+    image_shape: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
+    """(h, w, c) of images that are flattened."""
 
 
+def flattened(images: Any, labels: Any, index: Any) -> DeviceData:
+    """A dataset whose images are flattened, to be shaped after they have been gathered into a batch.
+
+    A TPU wants the batch in another layout than the dataset, and would change that of the whole dataset at every step.
+    """
+    return DeviceData(images.reshape(len(images), -1), labels, index, tuple(images.shape[1:]))
+
+
+@in_compute_dtype
 def train_step(
     state: TrainState,
     sources: Mapping[str, Variables],
@@ -88,6 +117,8 @@ class Method(NamedTuple):
     """Averaging of the parameters for evaluation, if any."""
     step: ReplicaStep = train_step
     """Processes one batch; other than ``train_step`` for methods with several updates per step."""
+    compute_dtype: str = "float32"
+    """What models compute in during training, one of ``COMPUTE_DTYPES``; variables, logits and losses are float32."""
 
 
 def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
@@ -109,8 +140,8 @@ def evaluation_variables(state: TrainState | Mapping[str, PyTree]) -> Variables:
 def gather(data: DeviceData, positions: Array | None, mask: Array, num_classes: int) -> Batch:
     """The batch before any transform: the examples at ``positions``, or all of ``data`` if it is None."""
     if positions is not None:
-        data = DeviceData(*(array[positions] for array in data))
-    images = data.images
+        data = jax.tree.map(lambda array: array[positions], data)
+    images = data.images if data.image_shape is None else data.images.reshape(len(mask), *data.image_shape)
     chex.assert_shape(images, (len(mask), None, None, None))
     chex.assert_shape([data.labels, data.index, mask], (len(mask),))
     chex.assert_type([data.labels, data.index, mask], [int, int, bool])
@@ -175,6 +206,7 @@ def advance(state: TrainState, method: Method) -> TrainState:
     return state.replace(average=average, step=state.step + 1)
 
 
+@in_compute_dtype
 def refresh_step(
     state: TrainState,
     sources: Mapping[str, Variables],

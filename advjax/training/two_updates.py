@@ -10,7 +10,17 @@ import jax
 from advjax.attacks import Attack
 from advjax.attacks.keys import image_keys
 from advjax.training.objectives import Metrics
-from advjax.training.step import DeviceData, Method, ReplicaStep, TrainState, advance, gather, prepare, update
+from advjax.training.step import (
+    DeviceData,
+    Method,
+    ReplicaStep,
+    TrainState,
+    advance,
+    gather,
+    in_compute_dtype,
+    prepare,
+    update,
+)
 from advjax.training.transforms import attackable
 from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
 
@@ -43,6 +53,7 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
         updated = attackable(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
         return attack(updated, batch.images, batch.labels, image_keys(rng, batch.index)).images
 
+    @in_compute_dtype
     def step(
         state: TrainState,
         sources: Mapping[str, Variables],

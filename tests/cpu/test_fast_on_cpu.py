@@ -315,21 +315,29 @@ def test_twice_is_once():
 
 
 @pytest.mark.parametrize("function", [plain_lax, channels_first], ids=["lax", "channels_first"])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_programs_for_other_platforms_are_the_same(function, platform):
+def test_programs_for_tpus_are_the_same(function):
     """Up to selections by a constant and a forward pooling that is not used, which no compiled program contains."""
-
-    def operations(function):
-        traced = jax.jit(lambda x: (function(x), gradient(function)(x))).trace(X)
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        found = collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
-        for name in ("constant", "case", "return"):
-            del found[name]
-        return found
-
-    actual, expected = operations(fast_on_cpu(function)), operations(function)
+    actual, expected = operations(fast_on_cpu(function), "tpu"), operations(function, "tpu")
     assert expected["convolution"] and actual["convolution"] == expected["convolution"]
     assert not expected - actual and actual - expected <= collections.Counter(maximum=1, broadcast_in_dim=1)
+
+
+def operations(function, platform):
+    """How often each operation occurs in a program for another platform."""
+    traced = jax.jit(lambda x: (function(x), gradient(function)(x))).trace(X)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
+    for name in ("constant", "case", "return"):
+        del found[name]
+    return found
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm"])
+def test_max_pooling_is_elementwise_on_gpus(platform):
+    """Convolutions stay as they are; the program decides, not the device of this process."""
+    own, fast = operations(plain_lax, platform), operations(fast_on_cpu(plain_lax), platform)
+    assert own["select_and_scatter"] and not fast["select_and_scatter"]
+    assert fast["convolution"] == own["convolution"]
 
 
 # --- uses ------------------------------------------------------------------------------------------------------------

@@ -64,6 +64,25 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__base__targets__order": ("soft_labels",)}, "run.base.targets: soft_labels needs off_value"),
         ({"evaluation__attacks__num_steps": 3}, "evaluation.attacks.num_steps must have the arguments of 'num_steps'"),
         ({"evaluation__curve": {"attack": {"name": "fgsm"}}}, "evaluation.curve: epsilons is missing"),
+        ({"run__base__compute_dtype": "int8"}, "run.base: compute_dtype must be 'float32' or 'bfloat16', got 'int8'"),
+        (
+            {"run__fixer__attack__search_dtype": "bfloat16"},
+            "run.fixer.attack: search_dtype is for attacks of an evaluation, which verifies what they find",
+        ),
+        (
+            {"evaluation__attacks__fgsm__search_dtype": "int8"},
+            "evaluation.attacks.fgsm: search_dtype must be 'bfloat16' or 'float16', got 'int8'",
+        ),
+        (
+            {
+                "evaluation__curve": {
+                    "attack": {"name": "fgsm", "search_dtype": "bfloat16"},
+                    "epsilons": (0.1,),
+                    "num_examples": 1,
+                }
+            },
+            "evaluation.curve: search_dtype has no effect on a curve",
+        ),
         ({"evaluation__curve": {"epsilon": 1}}, "evaluation.curve: unknown key 'epsilon'; known are attack, epsilons"),
         ({"data__by_patient": True}, "data.by_patient needs data.fractions"),
         ({"data__fractions": (0.8, 0.1, 0.1)}, "data.num_validation has no effect beside data.fractions"),

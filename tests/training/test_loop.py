@@ -29,7 +29,7 @@ from advjax.training import (
     weight_perturbation,
 )
 from advjax.training.loop import Plan, fit
-from advjax.training.step import DeviceData, Method, evaluation_variables, init_state, train_step
+from advjax.training.step import DeviceData, Method, evaluation_variables, flattened, init_state, train_step
 from advjax.types import UserError, Variables
 from support.tiny_models import Tiny, assert_close
 
@@ -99,7 +99,7 @@ def some_steps(mapping, dataset, method, variables, count=4):
         out_sharded=False,
     )
     state = devices.replicate(init_state(method, variables, jax.random.key(5)))
-    data = devices.replicate(DeviceData(dataset.images, dataset.labels, dataset.index))
+    data = devices.replicate(flattened(dataset.images, dataset.labels, dataset.index))
     for number in range(count):
         positions = ((np.arange(8) + 8 * number) % 22).astype(np.int32)
         mask = np.arange(8) + 8 * number % 24 < 22

@@ -1,0 +1,236 @@
+"""Runs one round of an attack over many images: those whose attack has ended give up their lanes to the next ones.
+
+Host code around the programs of ``lanes``.  The lanes stay on the devices; the host decides who gets them, and moves
+the images that are left to fewer lanes when none are waiting.  What an image's attack finds does not depend on any of
+this.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks import lanes, model_queries
+from advjax.attacks.base import Attack
+from advjax.attacks.batching import batches
+from advjax.attacks.keys import typed
+from advjax.attacks.lanes import Lanes
+from advjax.attacks.programs import Programs, Search
+
+MOST_STEPS = 8
+"""Steps between two looks at which attacks have ended."""
+COST_OF_REFILL = 1 / 8
+"""Of giving lanes to other images, as a fraction of a step."""
+
+
+class Found(NamedTuple):
+    """What attacks that have ended found, not yet verified; one entry for each of k images."""
+
+    rows: np.ndarray
+    """int64 [k]: positions in the data set, in no particular order."""
+    images: np.ndarray
+    """[k, h, w, c]: adversarial images."""
+    steps: np.ndarray
+    """int32 [k]."""
+    claimed: np.ndarray
+    """bool [k]: the attack counts it as a success."""
+    nonfinite: np.ndarray
+    """bool [k]."""
+
+
+class Inputs(NamedTuple):
+    """What a round attacks, one entry for each image of the data set."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+    """uint32 [n, 2]: words of the keys of the round."""
+    clean_logits: np.ndarray
+
+    def at(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [array[rows] for array in self]
+
+
+def attack_images(programs: Programs, search: Search, inputs: Inputs, rows: np.ndarray) -> Iterator[Found]:
+    """Attacks some of the images in one round, and yields what is found as attacks end.
+
+    Args:
+      programs: of the run.
+      search: which round of which attack, on which model.
+      inputs: of the round.
+      rows: int64 [k], the images to attack, each once.
+    """
+    attack = search.stage.attack(jnp.int32(0))
+    if isinstance(attack, Attack):
+        return _in_lanes(_LaneRun(programs, search, attack, inputs), rows)
+    return _in_batches(programs, search, inputs, rows)
+
+
+def _in_batches(programs: Programs, search: Search, inputs: Inputs, rows: np.ndarray) -> Iterator[Found]:
+    """For attacks that are plain functions."""
+    for batch in batches(rows, programs.sizes):
+        found = programs.attack(search, inputs.images[batch], inputs.labels[batch], inputs.keys[batch])
+        yield Found(batch, *found)
+
+
+def _in_lanes(run: "_LaneRun", rows: np.ndarray) -> Iterator[Found]:
+    waiting = collections.deque(rows.tolist())
+    occupied = _Occupied(len(run.programs.mesh.devices.flat))
+    held, found, rate = None, None, 1.0
+    while True:
+        held = _arrange(run, occupied, held, waiting)
+        if held is not None:
+            count = min(steps_until_look(rate), run.most_steps(occupied))
+            held = run.advance(held, count)
+            occupied.ages += count
+        if found is not None:
+            # Only now, so that the devices are busy while the host verifies what was found.
+            yield found
+        if held is None:
+            return
+        ended = np.asarray(held.ended) & (occupied.rows >= 0)
+        share = np.mean(ended[occupied.rows >= 0]) / count
+        rate = (rate + float(share)) / 2
+        found = run.found(held, ended, occupied.rows) if np.any(ended) else None
+        occupied.rows[ended] = -1
+
+
+def steps_until_look(rate: float) -> int:
+    """Number of steps after which it pays to look which attacks have ended.
+
+    With a fraction r of the attacks ending at each step, n steps leave a fraction ``r n / 2`` of the lanes idle, and a
+    refill costs c steps: the sum ``r n / 2 + c / n`` for each step is smallest at ``n = sqrt(2 c / r)``.
+    """
+    return int(np.clip((2 * COST_OF_REFILL / max(rate, 1e-9)) ** 0.5, 1, MOST_STEPS))
+
+
+class _Occupied:
+    """Which image is in which lane."""
+
+    def __init__(self, num_devices: int) -> None:
+        self.num_devices = num_devices
+        self.rows, self.ages = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    @property
+    def live(self) -> np.ndarray:
+        """bool [devices, lanes]."""
+        return (self.rows >= 0).reshape(self.num_devices, -1)
+
+
+def _arrange(run: "_LaneRun", occupied: _Occupied, held: Lanes | None, waiting: collections.deque) -> Lanes | None:
+    """Moves to another number of lanes if that suits what is left, and fills the lanes; None if nothing is left."""
+    live = int(np.sum(occupied.rows >= 0))
+    if not live and not waiting:
+        return None
+    most = int(np.max(np.sum(occupied.live, axis=1), initial=0)) * occupied.num_devices
+    size = number_of_lanes(live + len(waiting), most, run.programs.sizes)
+    if held is None or (not live and size != len(occupied.rows)):
+        held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)
+    elif size < len(occupied.rows):
+        held = _moved(run, occupied, held, size)
+    return _filled(run, occupied, held, waiting)
+
+
+def number_of_lanes(count: int, least: int, sizes: tuple[int, ...]) -> int:
+    """The largest size that ``count`` images fill, or the smallest one, but no less than ``least``."""
+    full = max((size for size in sizes if size <= count), default=sizes[0])
+    return next(size for size in sizes if size >= max(full, least))
+
+
+def _moved(run: "_LaneRun", occupied: _Occupied, held: Lanes, size: int) -> Lanes:
+    """Moves the images to fewer lanes, each on its device."""
+    here, there = occupied.live.shape[1], size // occupied.num_devices
+    # Lanes in use first, in their order.
+    local = np.argsort(~occupied.live, axis=1, kind="stable")[:, :there]
+    chosen = (local + here * np.arange(occupied.num_devices)[:, None]).reshape(-1)
+    occupied.rows, occupied.ages = occupied.rows[chosen], occupied.ages[chosen]
+    return run.take(held, local.reshape(-1).astype(np.int32), occupied.rows < 0)
+
+
+def _filled(run: "_LaneRun", occupied: _Occupied, held: Lanes | None, waiting: collections.deque) -> Lanes | None:
+    """Gives lanes that are free to images that are waiting, to one device after the other."""
+    free = np.flatnonzero(occupied.rows < 0)
+    free = free[np.argsort(free % occupied.live.shape[1], kind="stable")][: len(waiting)]
+    if not len(free):
+        return held
+    occupied.rows[free], occupied.ages[free] = [waiting.popleft() for _ in free], 0
+    fresh = np.zeros(len(occupied.rows), bool)
+    fresh[free] = True
+    return run.filled(held, np.where(fresh, occupied.rows, occupied.rows[free[0]]), fresh)
+
+
+class _LaneRun(NamedTuple):
+    """A round of an attack in lanes."""
+
+    programs: Programs
+    search: Search
+    attack: Attack
+    inputs: Inputs
+
+    def most_steps(self, occupied: _Occupied) -> int:
+        """Number of steps after which the first attack has ended for certain; 1 more than its steps observes them."""
+        return int(self.attack.num_steps + 1 - np.max(occupied.ages[occupied.rows >= 0]))
+
+    def filled(self, held: Lanes | None, rows: np.ndarray, fresh: np.ndarray) -> Lanes:
+        """Puts images into the lanes that are ``fresh``."""
+        batch = *self.inputs.at(rows), ~fresh
+        is_other = not self.search.is_precise and self.programs.search is not self.programs.verdict
+        function = functools.partial(_begin, self.search.stage, is_other)
+        new = self.programs.of_search(self.search, "begin", function, batch)(*batch)
+        return new if held is None else _replace(self.programs.mesh)(held, new, fresh)
+
+    def advance(self, held: Lanes, count: int) -> Lanes:
+        """Takes some steps, without waiting for them."""
+        function = functools.partial(_advance, self.search.stage, self.search.until_success)
+        program = self.programs.of_search(self.search, "advance", function, (held,), donate=True)
+        for _ in range(count):
+            held = program(held)
+        return held
+
+    def take(self, held: Lanes, positions: np.ndarray, vacant: np.ndarray) -> Lanes:
+        return _take(self.programs.mesh)(held, positions, vacant)
+
+    def found(self, held: Lanes, ended: np.ndarray, rows: np.ndarray) -> Found:
+        parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite))
+        images, steps, fooled, nonfinite = (np.asarray(part)[ended] for part in parts)
+        # Clipping lets NaN through, and no threat model allows it.
+        lost = ~np.all(np.isfinite(images), axis=(1, 2, 3))
+        images = np.where(lost[:, None, None, None], self.inputs.images[rows[ended]], images)
+        return Found(rows[ended], images, steps, fooled & self.claims, nonfinite)
+
+    @property
+    def claims(self) -> bool:
+        """Whether an attack that has seen a success is over, or looks for a closer one: it then counts as one."""
+        return self.search.until_success or self.attack.done is not None or not self.programs.threat_model.is_bounded
+
+
+def _begin(stage, is_other, logits_fn, number, images, labels, keys, clean_logits, vacant):
+    rngs = typed(keys)
+    if is_other:
+        # The attack computes in the type of the logits of the model that it follows.
+        logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
+        clean_logits = clean_logits.astype(logits.dtype)
+    return lanes.begin(stage.attack(number), logits_fn, images, labels, rngs, clean_logits, vacant)
+
+
+def _advance(stage, until_success, logits_fn, number, held):
+    return lanes.advance(stage.attack(number), until_success, logits_fn, held)
+
+
+@functools.lru_cache(maxsize=8)
+def _replace(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    return _on_devices(lambda held, new, fresh: lanes.replace(fresh, new, held), mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _take(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    return _on_devices(lanes.take, mesh)
+
+
+def _on_devices(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Each device has its part of all arrays."""
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False))

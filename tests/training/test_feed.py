@@ -1,0 +1,34 @@
+"""Batches of a dataset that lies on the devices."""
+
+import re
+
+import jax
+import numpy as np
+
+from advjax.data import Dataset
+from advjax.runtime.devices import Devices
+from advjax.training.feed import make_feed
+from advjax.training.step import gather
+
+SHAPE, COUNT = (4, 6, 3), 26
+
+
+def test_images_are_shaped_after_they_have_been_gathered():
+    """A TPU would change the layout of [n, h, w, c] as a whole at every step."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8), rng.integers(0, 3, COUNT).astype(np.int32)
+    dataset = Dataset("toy", images, labels, np.arange(COUNT, dtype=np.int32), ("a", "b", "c"))
+    devices = Devices(jax.sharding.Mesh(jax.devices()[:1], ("data",)), "shard_map")
+    with make_feed(dataset, batch_size=8, seed=0, num_workers=0, devices=devices)(0, 1) as batches:
+        data, positions, mask = next(iter(batches))
+    assert data.images.shape == (COUNT, np.prod(SHAPE)) and data.images.dtype == np.uint8
+
+    @jax.jit
+    def batch(data, positions, mask):
+        return gather(data, positions, mask, 3)
+
+    found = batch(data, positions, mask)
+    np.testing.assert_array_equal(np.round(np.asarray(found.images) * 255), images[positions])
+    np.testing.assert_array_equal(found.labels, labels[positions])
+    text = batch.lower(data, positions, mask).as_text()
+    assert re.search(rf"tensor<{COUNT}x72xui8>", text) and not re.search(rf"tensor<{COUNT}x\d+x\d+x", text)
