@@ -41,7 +41,8 @@ def _read(config_text: str, seed: int, index_content: bytes) -> Data:
     if "test" in parts:
         test = _in_memory(pool.take(parts["test"]))
     else:
-        _check_apart(config)
+        if not config["test_on_training"]:
+            _check_apart(config)
         test = data.load(config["name"], config["test_split"], **arguments)
     train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
     return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
@@ -62,8 +63,8 @@ def describe_data(loaded: Data, runs: Mapping[str, Mapping[str, Any]], seed: int
 
 
 _WITHOUT_EFFECT = {
-    "fractions": ("num_validation", "per_class", "test_split", "num_folds", "index_file"),
-    "num_folds": ("per_class", "test_split", "index_file"),
+    "fractions": ("num_validation", "per_class", "test_split", "test_on_training", "num_folds", "index_file"),
+    "num_folds": ("per_class", "test_split", "test_on_training", "index_file"),
     "index_file": ("num_validation", "per_class"),
 }
 """How ``data.train_split`` may be divided, and what then has no effect."""
@@ -89,7 +90,7 @@ def _check_apart(config: Mapping[str, Any]) -> None:
     if data.have_common_examples(config["train_split"], config["test_split"]):
         raise UserError(
             f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
-            "choose parts without common images, as in train[1024:] and train[:1024]"
+            "choose parts without common images, as in train[1024:] and train[:1024], or say data.test_on_training"
         )
 
 
