@@ -45,7 +45,8 @@ def _read(config_text: str, seed: int, index_content: bytes) -> Data:
             _check_apart(config)
         test = data.load(config["name"], config["test_split"], **arguments)
     train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
-    return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
+    validation = test if config["validate_on_test"] else _in_memory(validation)
+    return Data(train, validation, test, Division(pool.name, pool.labels, parts))
 
 
 def describe_data(loaded: Data, runs: Mapping[str, Mapping[str, Any]], seed: int) -> DataFacts:
@@ -82,6 +83,8 @@ def _check_splits(config: Mapping[str, Any]) -> None:
         raise UserError("data.dir has no effect on digits, which come with scikit-learn; leave it out")
     if config["by_patient"] and not config["fractions"]:
         raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+    if config["validate_on_test"] and (config["num_validation"] or config["fractions"] or config["index_file"]):
+        raise UserError("data.validate_on_test leaves no use for other validation images: set num_validation=0")
     if config["fold"] and not config["num_folds"]:
         raise UserError("data.fold needs data.num_folds, the number of folds")
 

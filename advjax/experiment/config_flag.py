@@ -83,12 +83,9 @@ def explained(error: Exception, argv: Sequence[str]) -> Exception:
     name, _, argument = given.pop("config", "").partition(":")
     try:
         get_config = runpy.run_path(name)["get_config"]
-        inspect.signature(get_config).bind(*([argument] if argument else []))
-    except TypeError as mismatch:
-        return UserError(f"--config={name}{f':{argument}' if argument else ''}: get_config: {mismatch}")
-    except Exception:
-        return error
-    try:
+        parameters = inspect.signature(get_config).parameters
+        if argument and not parameters:
+            return UserError(f"--config={name}:{argument}: this config takes no argument after the colon")
         config = get_config(*([argument] if argument else []))
     except UserError as mistake:
         return mistake

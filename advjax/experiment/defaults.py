@@ -25,6 +25,8 @@ DATA = {
     "test_split": "test",
     # Whether test_split may have training images, to measure what a network does to the images that it has learned.
     "test_on_training": False,
+    # Whether the validation images are the test images, as where a paper selects on them or reports each epoch.
+    "validate_on_test": False,
     # Fractions of training, validation and test images, all taken from train_split; () for the splits as they are.
     "fractions": (),
     # Whether all images of a patient are in the same part.

@@ -224,3 +224,5 @@ class Experiment(NamedTuple):
     """How steps are mapped over devices: one of ``runtime.devices.MAPPINGS``."""
     split: str
     """What the evaluated images are of: "test", or "train" where training images are evaluated."""
+    validates_on_test: bool
+    """Whether training is validated on the test images."""

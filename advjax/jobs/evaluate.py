@@ -118,6 +118,8 @@ def notes_on_images(experiment: Experiment) -> list[str]:
     """What the report must say of the images that it is about."""
     plan, whole, seed = experiment.evaluation, experiment.load_data().test, experiment.seed
     notes = ["the images are training images"] if experiment.split == "train" else []
+    if experiment.validates_on_test:
+        notes.append("training was validated, and checkpoints were chosen, on the test images")
     if 0 < plan.num_examples < len(whole.labels):
         notes.append(f"evaluated on {described(whole, plan.num_examples, seed)}")
     elif plan.num_checked and not takes_first(whole.labels, whole.name):

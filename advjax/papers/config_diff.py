@@ -44,7 +44,7 @@ def _parts(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]
         parts[f"evaluation.defenses.{defense}"] = evaluation["defenses"].get(defense)
     if (subset := spec.get("subset", ALL)) != ALL:
         sources = (*sources, subset.removesuffix("_correct"))
-    for name in _with_dependencies(config["run"], (spec["run"], *sources)):
+    for name in with_dependencies(config["run"], (spec["run"], *sources)):
         parts[f"run.{name}"] = _recipe(name, config)
     return parts
 
@@ -85,7 +85,7 @@ def _without_ignored(described: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in described.items() if key not in IGNORED}
 
 
-def _with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The named runs and every run that they start from, are attacked through, or take targets from."""
     found, waiting = [], list(names)
     while waiting:

@@ -125,7 +125,7 @@ def test_a_config_names_it_in_evaluation_and_training():
     # The restarts are its own: each takes the images that are left.
     assert built.stages[0].num_rounds(10) == 1
     assert single_attack(built, "predicted", "here") is not built.attack
-    with pytest.raises(UserError, match="must return an advjax.attacks.Attack, or a function"):
+    with pytest.raises(UserError, match=r"must return an advjax\.attacks\.Attack, or a function"):
         build_attack("toolbox", {**described, "name": f"{__name__}:not_an_attack"}, "here")
 
 
@@ -134,7 +134,7 @@ def not_an_attack(threat_model, num_steps: int = 1, num_restarts: int = 1):
 
 
 def test_no_restart_is_made_once_all_images_are_misclassified(net):
-    images, labels, keys = problem(net)
+    images, _, keys = problem(net)
     wrong = (np.argmax(net(images), axis=-1) + 1) % 3
     result = paper.art_auto_pgd(attacks.linf(EPSILON), num_steps=3, num_restarts=2)(net, images, wrong, keys)
     np.testing.assert_array_equal(result.images, images)
