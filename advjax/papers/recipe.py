@@ -176,7 +176,7 @@ def _limit(node: Any, most: int) -> None:
     """Limits the steps of every attack in a config, which is known by its threat model."""
     for value in node.values() if isinstance(node, Mapping) else ():
         if isinstance(value, dict) and "epsilon" in value:
-            for key in ("num_steps", "num_restarts", "num_queries"):
+            for key in ("num_steps", "num_restarts", "num_queries", "binary_search_steps"):
                 if key in value:
                     value[key] = min(value[key], most)
         if isinstance(value, dict) and "radius" in value and "num_steps" in value:
