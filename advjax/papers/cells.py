@@ -15,7 +15,7 @@ from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row, is_on_itself
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.config_diff import differences
-from advjax.papers.join import Accuracy, Spec, pair, select
+from advjax.papers.join import Accuracy, Spec, applicable, pair, select
 from advjax.papers.published import Published
 from advjax.papers.recipe import full_config
 from advjax.papers.running import Job
@@ -53,15 +53,16 @@ class Cell(NamedTuple):
         return None if self.ours is None or self.theirs is None else self.ours.value - self.theirs.value
 
 
-def cells(jobs: Sequence[Job]) -> list[Cell]:
+def cells(jobs: Sequence[Job], tables: Sequence[str]) -> list[Cell]:
     """The cells of an entry, from whatever reports there are.
 
     Args:
       jobs: of the entry, at one scale, for one or more seeds.
+      tables: the published tables that it is compared with.
     """
     by_seed: dict[tuple[Any, ...], list[Cell]] = {}
     for job in jobs:
-        for cell in _cells_of(job):
+        for cell in _cells_of(job, tables):
             # The base of several parts, for one, is measured once.
             known = by_seed.setdefault((*cell.published[:6], cell.model, cell.attack, job.config["seed"]), [])
             known.append(cell)
@@ -98,23 +99,32 @@ def _mean(found: Iterator[Accuracy | None]) -> Accuracy | None:
     return Accuracy(statistics.mean(accuracy.value for accuracy in known), None, known[0].n)
 
 
-def _cells_of(job: Job) -> Iterator[Cell]:
+def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
     reference = full_config(job.part)
-    specs = reference["published"] if job.part.specs is None else job.part.specs
+    specs = job.part.specs
+    if specs is None:
+        # A part may be a variant of its config that other published numbers are for.
+        specs = [spec for spec in reference["published"] if _applies(spec, reference)]
     report, standard = job.reports()
     for spec in specs:
-        if "mean_of" in spec:
-            yield _mean_cell(spec, reference, job, report, standard)
+        if "unpublished" not in spec and spec["table"] not in tables:
             continue
         epoch = _epoch(spec)
-        others = {key: value for key, value in spec.get("when", {}).items() if not _is_epochs(key)}
-        if any(_value(reference, key) != value for key, value in others.items()):
-            continue
-        if epoch is not None and spec["table"] in EPOCH_TABLES:
+        if "mean_of" in spec:
+            yield _mean_cell(spec, reference, job, report, standard)
+        elif epoch is not None and spec["table"] in EPOCH_TABLES:
             if epoch <= job.config["run"][spec["run"]]["epochs"]:
                 yield _epoch_cell(spec, epoch, reference, job)
         else:
             yield _report_cell(spec, reference, job, report, standard)
+
+
+def _applies(spec: Spec, reference: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``published`` is for the config, after as many epochs as it says."""
+    config = copy.deepcopy(dict(reference))
+    if (epoch := _epoch(spec)) is not None:
+        config["run"][spec["run"]]["epochs"] = epoch
+    return bool(applicable([spec], config)[0])
 
 
 def _report_cell(
@@ -255,10 +265,3 @@ def _epoch(spec: Spec) -> int | None:
 
 def _is_epochs(key: str) -> bool:
     return key.startswith("run.") and key.endswith(".epochs")
-
-
-def _value(config: Mapping[str, Any], path: str) -> Any:
-    node: Any = config
-    for key in path.split("."):
-        node = node[key]
-    return node

@@ -53,8 +53,8 @@ def _grid(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Svg:
     columns = max(len(images) for _, images, _ in rows)
     height, width = len(rows) * (_SIDE + 2 * _TEXT + _GAP), columns * (_SIDE + _GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="Rows of images" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="system-ui, sans-serif" fill="{COLORS.ink}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="Rows of images" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" fill="{COLORS.ink}">'
     ]
     for number, (heading, images, names) in enumerate(rows):
         top = number * (_SIDE + 2 * _TEXT + _GAP)

@@ -51,11 +51,9 @@ class Page(NamedTuple):
 
 def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> Page:
     """The page of an entry, from whatever has been run."""
-    found = cells(jobs)
+    found = cells(jobs, entry.tables)
     first = jobs[: len(entry.parts)]
-    return Page(
-        entry, scale, found, orderings(found), in_words(first, num_seeds), all(job.is_done for job in jobs)
-    )
+    return Page(entry, scale, found, orderings(found), in_words(first, num_seeds), all(job.is_done for job in jobs))
 
 
 def write_page(page: Page, jobs: Sequence[Job], folder: pathlib.Path) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""What an entry, one published table or figure, is reproduced with: configs, their variants, and sizes to run them at."""
+"""What an entry, one published table or figure, is reproduced with: configs, their variants, and their sizes."""
 
 import copy
 import inspect
@@ -25,8 +25,8 @@ class Part(NamedTuple):
     argument: str = ""
     """Of its ``get_config``."""
     changes: Mapping[str, Any] = {}
-    """Config key -> value; ``*`` stands for every key, as in ``run.*.epochs``.  They say which variant of the config the
-    published numbers are for, not how large it is run."""
+    """Config key -> value; ``*`` stands for every key, as in ``run.*.epochs``.  They make the variant of the config that
+    the published numbers are for, and do not say how large it is run."""
     specs: tuple[Spec, ...] | None = None
     """What its results are compared with, as in `advjax.papers.join`; None for ``published`` of the config."""
 
@@ -42,6 +42,8 @@ class Scale(NamedTuple):
     """As in `Part`, after those of the part; keys that a config does not have are left out."""
     num_examples: int | None = None
     """Test images under the attacks of the config; None for what the config says."""
+    num_stochastic: int | None = None
+    """The same where an attack goes through many draws of a defense."""
     num_auto_attack: int = 1000
     """Test images under AutoAttack; 0 for none."""
     most_steps: int | None = None
@@ -127,8 +129,9 @@ def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | 
         run["train_fraction"] = _number(run["train_fraction"]) * scale.share
     _apply(config, scale.changes, lenient=True)
     evaluation = config["evaluation"]
-    if scale.num_examples is not None:
-        evaluation["num_examples"] = min(evaluation["num_examples"] or scale.num_examples, scale.num_examples)
+    most = scale.num_stochastic if evaluation["defenses"]["order"] else None
+    if (count := scale.num_examples if most is None else most) is not None:
+        evaluation["num_examples"] = min(evaluation["num_examples"] or count, count)
     if scale != Scale():
         # Report cards are about whether attacks were run well, not about the paper.
         evaluation["num_checked"] = 0
@@ -186,5 +189,3 @@ def _limit(node: Any, most: int) -> None:
 
 def _number(value: Any) -> float:
     return float(value)
-
-

@@ -107,8 +107,12 @@ def run_job(
 
 def _under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     standard = with_preset(complete(config), STANDARD)
-    asked = standard["evaluation"]["num_examples"]
-    standard["evaluation"].update(
+    evaluation = standard["evaluation"]
+    asked = evaluation["num_examples"]
+    if evaluation["defenses"]["order"]:
+        # The authors' version for defenses with randomness.
+        evaluation["attacks"]["auto_attack"]["version"] = "rand"
+    evaluation.update(
         num_examples=min(asked or scale.num_auto_attack, scale.num_auto_attack),
         num_checked=0,
         save_adversarial="",

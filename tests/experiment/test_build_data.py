@@ -172,7 +172,7 @@ def test_ways_to_divide_exclude_each_other(changes, message):
 
 def test_training_images_are_evaluated_only_where_the_config_says_so():
     """As Table 2 of the intelligent-mixup paper (000) measures noise."""
-    with pytest.raises(UserError, match="or say data.test_on_training"):
+    with pytest.raises(UserError, match=r"or say data\.test_on_training"):
         loaded(name="digits", image_size=16, test_split="train")
     found = loaded(name="digits", image_size=16, test_split="train", test_on_training=True)
     np.testing.assert_array_equal(found.test.images, found.train.images)

@@ -47,7 +47,7 @@ ENTRIES = (
             "small": _NOISE_SMALL._replace(width=0.25, changes={"run.*.epochs": 10, "data.image_size": 64}),
             "tiny": _TINY_IMAGES,
         },
-        {"full": 400.0, "small": 1.0},
+        {"small": 1.0},
         FigurePlan("points", "Accuracy on training images with noise (Figure 2)"),
         note="The images come from a folder: --folder=imagenette.",
     ),
@@ -57,7 +57,7 @@ ENTRIES = (
         ("000_table3",),
         (Part("intelligent_mixup_cifar10", "cifar_intelligent_mixup", changes={"evaluation.num_examples": 2000}),),
         {"full": Scale(), "small": _SMALL._replace(width=0.25), "tiny": TINY},
-        {"full": 60.0, "small": 2.0},
+        {"small": 2.0},
         FigurePlan("points", "Attacks crafted on the base network (Table 3)"),
     ),
     Entry(

@@ -20,7 +20,7 @@ _SMALL = Scale(
     num_auto_attack=200,
 )
 _SCALES = {"full": Scale(), "small": _SMALL, "tiny": TINY._replace(changes={**TINY.changes, "data.image_size": 32})}
-_HOURS = {"full": 3000.0, "small": 6.0}
+_HOURS = {"small": 6.0}
 
 
 def _means(table: str, data: str, training: str, suffix: str, with_clean: bool) -> Iterator[dict[str, Any]]:
@@ -32,7 +32,9 @@ def _means(table: str, data: str, training: str, suffix: str, with_clean: bool) 
         yield {**found, "attack": "none", "run": runs[0], "our_attack": "clean", "mean_of": rows}
     # Before retraining, the networks are sources of transfer attacks as well, with a row of their own for that.
     protocol = {} if suffix else {"protocol": "sound"}
-    rows = tuple({"run": run, "our_attack": attack, "adaptive": True, **protocol} for run in runs for attack in _BUDGETS)
+    rows = tuple(
+        {"run": run, "our_attack": attack, "adaptive": True, **protocol} for run in runs for attack in _BUDGETS
+    )
     yield {**found, "attack": _MEAN, "run": runs[0], "our_attack": _BUDGETS[0], "mean_of": rows}
 
 

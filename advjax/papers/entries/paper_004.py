@@ -30,6 +30,15 @@ def _on_plain(attacks: dict[str, Any], **evaluation: Any) -> dict[str, Any]:
     return {**changes, **{f"evaluation.{key}": value for key, value in evaluation.items()}}
 
 
+def _plain(table: str, *attacks: str) -> Part:
+    """The plain network, beside its rows in a table."""
+    theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
+    theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
+    found = {"table": table, "training": "standard", "run": "plain"}
+    specs = ({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
+    return _FIXED_MIX._replace(specs=tuple(specs))
+
+
 def _grid_specs() -> Iterator[dict[str, Any]]:
     for attack in _GRID:
         found = {"table": "004_section3", "training": "standard", "attack": "CW_l2:unknown", "run": "plain"}
@@ -79,16 +88,16 @@ ENTRIES = (
         "004_section3",
         "Attacks on a plain network, with a grid for the C&W attack",
         ("004_section3", "004_section5"),
-        (_FIXED_MIX, _CW_GRID),
+        (_FIXED_MIX, _plain("004_section5", "clean", "fgsm", "pgd_40"), _CW_GRID),
         _scales(),
         {"full": 0.5, "small": 0.1},
-        note="The 32% under C&W was printed without its constant, steps and rate: every point of the grid stands beside it.",
+        note="The 32% under C&W was printed without its constant, steps and rate: all points of a grid stand beside it.",
     ),
     Entry(
         "004_table1",
         "Adversarial training with two updates, on FGSM and on PGD-40 images",
         ("004_table1",),
-        (_FIXED_MIX, _TWO_UPDATES),
+        (_plain("004_table1", "fgsm", "pgd_40"), _TWO_UPDATES),
         _scales(),
         {"full": 1.4, "small": 0.2},
     ),
@@ -96,7 +105,7 @@ ENTRIES = (
         "004_table2",
         "Random self-ensemble, attacked through one draw as in the report, and through twenty",
         ("004_table2",),
-        (_FIXED_MIX, _ONE_DRAW, _SOUND_ENSEMBLE),
+        (_plain("004_table2", "clean", "fgsm", "pgd_40"), _ONE_DRAW, _SOUND_ENSEMBLE),
         _scales(num_auto_attack=256),
         {"full": 1.2, "small": 0.2},
     ),

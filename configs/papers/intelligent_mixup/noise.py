@@ -2,8 +2,8 @@
 
     python -m advjax.main --config=configs/papers/intelligent_mixup/noise.py:cifar10
 
-After the colon is the data set: ``cifar10`` (Table 2: VGG16, the ResNet20 of Keras, "custom CIFAR"), or one of Figure 2,
-``fashion_mnist`` ("custom 1" and "custom 2") and ``imagenette`` (VGG16 at 224 pixels; ``--config.data.dir=FOLDER``).
+After the colon is the data set: ``cifar10`` (Table 2: VGG16, the ResNet20 of Keras, "custom CIFAR"), or one of those of
+Figure 2: ``fashion_mnist`` ("custom 1", "custom 2"), ``imagenette`` (VGG16, 224 pixels; ``--config.data.dir=FOLDER``).
 The images are the training images themselves, as in the paper.  GN01, GN05 and GN08 are measured as standard deviations
 and as variances, of which only the latter fit the published accuracies.  Not run yet.
 """

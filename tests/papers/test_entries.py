@@ -1,0 +1,130 @@
+"""Every entry: its configs build at every scale, and its cells are published numbers."""
+
+import pytest
+
+from advjax.experiment.from_config import from_config
+from advjax.experiment.spec import DataFacts
+from advjax.papers import published, recipe
+from advjax.papers.cells import cells
+from advjax.papers.entries import ENTRIES, find
+from advjax.papers.join import select
+from advjax.papers.running import jobs_of
+from advjax.types import UserError
+
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def facts_of(config):
+    """What a workdir would know of the data, so that they need not be read."""
+    side = config["data"]["image_size"]
+    shape = SHAPES.get(config["data"]["name"], (64, 64, 3))
+    shape = (side, side, shape[2]) if side else shape
+    return DataFacts(config["data"]["name"], shape, 10, 100, dict.fromkeys(config["runs"], 400))
+
+
+def distinct_parts():
+    """The parts of all entries, without those that several share."""
+    found = {}
+    for entry in ENTRIES.values():
+        for part in entry.parts:
+            found.setdefault((part.name, part.config, part.argument, repr(part.changes)), (entry, part))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("entry, part", distinct_parts(), ids=lambda value: value.name)
+def test_a_part_builds_at_its_smallest_and_largest_size(entry, part):
+    for scale in ("full", "tiny"):
+        config = recipe.build(part, entry.scales[scale], 3)
+        built = from_config(config, facts_of(config))
+        assert [run.name for run in built.runs] == config["runs"] and built.seed == 3
+    plan = recipe.build(part, entry.scales["tiny"], 0)["evaluation"]
+    assert plan["num_examples"] <= 16 and plan["num_checked"] == 0
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_cells_of_an_entry_are_published_and_can_be_measured(name, tmp_path):
+    entry = ENTRIES[name]
+    jobs = jobs_of(entry, "full", tmp_path, seeds=1)
+    found = cells(jobs, entry.tables)
+    assert {cell.published.table for cell in found} - {""} == set(entry.tables) - UNMATCHED.get(name, set())
+    for cell in found:
+        assert (cell.theirs is None) == (cell.published.table == "") and cell.ours is None and cell.reduced == ()
+    identities = [(*cell.published[:6], cell.model, cell.attack) for cell in found]
+    assert len(set(identities)) == len(identities)
+    for job in jobs:
+        attacks = {"clean", *job.config["evaluation"]["attacks"]["order"]}
+        for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
+            for row in spec.get("mean_of", (spec,)):
+                assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
+
+
+UNMATCHED = {"003_table1": {"003_text"}, "004_section3": set()}
+"""Tables whose numbers are differences, or are in the text of another experiment."""
+
+
+def test_every_published_table_has_an_entry():
+    covered = {table for entry in ENTRIES.values() for table in entry.tables}
+    # Repeats of other tables, differences, an experiment that the report leaves out, and means over fifty epochs.
+    assert set(published.TABLES) - covered == {"001_last_epochs", "001_pgd100", "001_table5"}
+
+
+@pytest.mark.parametrize(
+    "table, least",
+    [
+        ("000_table2", 12),
+        ("000_table3", 18),
+        ("000_table4", 18),
+        ("002_table1", 18),
+        ("003_table1", 36),
+        ("004_figure3", 18),
+    ],
+)
+def test_whole_tables_are_mapped(table, least):
+    (entry, *_) = [entry for entry in ENTRIES.values() if table in entry.tables]
+    found = [
+        cell for cell in cells(jobs_of(entry, "full", "nowhere", 1), entry.tables) if cell.published.table == table
+    ]
+    accuracies = [row for row in published.read(table) if row.metric == "accuracy"]
+    assert len(found) == len(accuracies) == least
+
+
+def test_the_numbers_that_no_entry_has_are_known():
+    """What of the mapped tables has no cell, so that a lost mapping shows."""
+    covered = set()
+    for entry in ENTRIES.values():
+        covered |= {cell.published[:6] for cell in cells(jobs_of(entry, "full", "nowhere", 1), entry.tables)}
+    lost = {}
+    for table in {table for entry in ENTRIES.values() for table in entry.tables}:
+        rows = [row for row in published.read(table) if row.metric == "accuracy" and row[:6] not in covered]
+        if rows:
+            lost[table] = len(rows)
+    assert lost == LOST
+
+
+LOST = {}
+
+
+def test_entries_that_share_a_part_share_its_folder(tmp_path):
+    folders = {}
+    for name in ("003_table1", "003_figure6"):
+        for job in jobs_of(ENTRIES[name], "small", tmp_path, 1):
+            folders.setdefault(job.part.name, set()).add(job.folder)
+    assert all(len(found) == 1 for found in folders.values())
+    first, second = (jobs_of(ENTRIES["004_table1"], "small", tmp_path, 2)[i] for i in (0, 2))
+    assert first.part == second.part and first.folder != second.folder
+
+
+def test_unknown_names_are_one_line():
+    with pytest.raises(UserError, match=r"no entry is named '003_table2'; there are 004_section3"):
+        find("003_table2")
+    with pytest.raises(UserError, match=r"004_table1 has no scale 'huge'; it has full, small, tiny"):
+        jobs_of(ENTRIES["004_table1"], "huge", "nowhere", 1)
+    part = recipe.Part("part", "cifar_fixed_mix", changes={"run.nobody.epochs": 1})
+    with pytest.raises(UserError, match=r"part part: unknown config key run\.nobody\.epochs"):
+        recipe.full_config(part)
+    with pytest.raises(UserError, match="no installed config nothing"):
+        recipe.full_config(recipe.Part("part", "nothing"))
+
+
+def test_select_knows_what_the_entries_name():
+    assert select({"table": "004_section3", "attack": "CW_l2:unknown"}).value == 32.0
