@@ -26,12 +26,11 @@ def get_config(variant: str = ""):
         noisy = common.small_cifar_run(model={"name": "net62k", "width": 1.0, "noise": 0.2})
         config = common.small_cifar_experiment(title, noisy=noisy)
     ensemble = {"name": "random_self_ensemble", "run": "noisy", "num_draws": 50, "num_votes": 1, "num_samples": 20}
-    config.evaluation.defenses = {"order": ("ensemble",), "ensemble": ensemble}
     # The attacks of the report follow a single draw and are weaker.
     attacks = {"": ("clean",), "one_draw": ("clean", "fgsm", "pgd_40"), "vgg16": ()}[variant]
     if variant == "one_draw":
         ensemble.update(num_samples=1, mean_over="log_probabilities")
-        config.evaluation.defenses.ensemble = ensemble
+    config.evaluation.defenses = {"order": ("ensemble",), "ensemble": ensemble}
     entries = common.small_cifar_published("noisy", "004_table2", "rse", attacks)
     if entries:
         samples = [{} if entry["our_attack"] == "clean" else {"eot_samples": 1} for entry in entries]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -125,7 +126,7 @@ def _epoch_of(cell: Cell) -> int | None:
 
 def _marks(axes: Axes, cells: Sequence[Cell], place: Callable[[Cell], float], number: int) -> None:
     """Filled marks with their intervals for ours, hollow ones for the published values."""
-    style = {"marker": _MARKERS[number % len(_MARKERS)], "color": _hue(number), "linestyle": ""}
+    style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "color": _hue(number), "linestyle": ""}
     for cell in cells:
         at = place(cell)
         if cell.theirs is not None:

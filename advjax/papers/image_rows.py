@@ -54,7 +54,8 @@ def _grid(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Svg:
     height, width = len(rows) * (_SIDE + 2 * _TEXT + _GAP), columns * (_SIDE + _GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="Rows of images" '
-        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" fill="{COLORS.ink}">'
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" '
+        f'fill="{COLORS.ink}">'
     ]
     for number, (heading, images, names) in enumerate(rows):
         top = number * (_SIDE + 2 * _TEXT + _GAP)

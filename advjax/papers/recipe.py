@@ -25,8 +25,8 @@ class Part(NamedTuple):
     argument: str = ""
     """Of its ``get_config``."""
     changes: Mapping[str, Any] = {}
-    """Config key -> value; ``*`` stands for every key, as in ``run.*.epochs``.  They make the variant of the config that
-    the published numbers are for, and do not say how large it is run."""
+    """Config key -> value; ``*`` stands for every key, as in ``run.*.epochs``.  They make the variant that published
+    numbers are for, and do not say how large it is run."""
     specs: tuple[Spec, ...] | None = None
     """What its results are compared with, as in `advjax.papers.join`; None for ``published`` of the config."""
 

@@ -7,7 +7,6 @@ from advjax.experiment.spec import DataFacts
 from advjax.papers import published, recipe
 from advjax.papers.cells import cells
 from advjax.papers.entries import ENTRIES, find
-from advjax.papers.join import select
 from advjax.papers.running import jobs_of
 from advjax.types import UserError
 
@@ -41,67 +40,50 @@ def test_a_part_builds_at_its_smallest_and_largest_size(entry, part):
     assert plan["num_examples"] <= 16 and plan["num_checked"] == 0
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_the_cells_of_an_entry_are_published_and_can_be_measured(name, tmp_path):
-    entry = ENTRIES[name]
-    jobs = jobs_of(entry, "full", tmp_path, seeds=1)
-    found = cells(jobs, entry.tables)
-    assert {cell.published.table for cell in found} - {""} == set(entry.tables) - UNMATCHED.get(name, set())
-    for cell in found:
-        assert (cell.theirs is None) == (cell.published.table == "") and cell.ours is None and cell.reduced == ()
-    identities = [(*cell.published[:6], cell.model, cell.attack) for cell in found]
-    assert len(set(identities)) == len(identities)
-    for job in jobs:
+@pytest.fixture(scope="module")
+def jobs():
+    """The jobs of every entry at the paper's size."""
+    return {name: jobs_of(entry, "full", "nowhere", seeds=1) for name, entry in ENTRIES.items()}
+
+
+@pytest.fixture(scope="module")
+def all_cells(jobs):
+    """The cells of every entry, none of them measured."""
+    return {name: cells(jobs[name], entry.tables) for name, entry in ENTRIES.items()}
+
+
+def test_the_cells_of_every_entry_are_published(all_cells):
+    for name, found in all_cells.items():
+        assert {cell.published.table for cell in found} - {""} == set(ENTRIES[name].tables)
+        for cell in found:
+            assert (cell.theirs is None) == (cell.published.table == "")
+            assert cell.ours is None and cell.reduced == ()
+        identities = [(*cell.published[:6], cell.model, cell.attack) for cell in found]
+        assert len(set(identities)) == len(identities)
+
+
+def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
+    for job in (job for found in jobs.values() for job in found):
         attacks = {"clean", *job.config["evaluation"]["attacks"]["order"]}
         for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
             for row in spec.get("mean_of", (spec,)):
                 assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
 
 
-UNMATCHED = {"003_table1": {"003_text"}, "004_section3": set()}
-"""Tables whose numbers are differences, or are in the text of another experiment."""
-
-
-def test_every_published_table_has_an_entry():
-    covered = {table for entry in ENTRIES.values() for table in entry.tables}
-    # Repeats of other tables, differences, an experiment that the report leaves out, and means over fifty epochs.
-    assert set(published.TABLES) - covered == {"001_last_epochs", "001_pgd100", "001_table5"}
-
-
-@pytest.mark.parametrize(
-    "table, least",
-    [
-        ("000_table2", 12),
-        ("000_table3", 18),
-        ("000_table4", 18),
-        ("002_table1", 18),
-        ("003_table1", 36),
-        ("004_figure3", 18),
-    ],
-)
-def test_whole_tables_are_mapped(table, least):
-    (entry, *_) = [entry for entry in ENTRIES.values() if table in entry.tables]
-    found = [
-        cell for cell in cells(jobs_of(entry, "full", "nowhere", 1), entry.tables) if cell.published.table == table
-    ]
-    accuracies = [row for row in published.read(table) if row.metric == "accuracy"]
-    assert len(found) == len(accuracies) == least
-
-
-def test_the_numbers_that_no_entry_has_are_known():
-    """What of the mapped tables has no cell, so that a lost mapping shows."""
-    covered = set()
-    for entry in ENTRIES.values():
-        covered |= {cell.published[:6] for cell in cells(jobs_of(entry, "full", "nowhere", 1), entry.tables)}
+def test_every_published_accuracy_has_a_cell(all_cells):
+    """Besides an experiment that the report leaves out, means over fifty epochs, and another data set's base."""
+    covered = {cell.published[:6] for found in all_cells.values() for cell in found}
     lost = {}
-    for table in {table for entry in ENTRIES.values() for table in entry.tables}:
+    for table in published.TABLES:
         rows = [row for row in published.read(table) if row.metric == "accuracy" and row[:6] not in covered]
         if rows:
             lost[table] = len(rows)
-    assert lost == LOST
+    assert lost == {"001_last_epochs": LAST_EPOCHS, "001_pgd100": PGD_100, "003_text": 3}
 
 
-LOST = {}
+LAST_EPOCHS, PGD_100 = (
+    sum(row.metric == "accuracy" for row in published.read(table)) for table in ("001_last_epochs", "001_pgd100")
+)
 
 
 def test_entries_that_share_a_part_share_its_folder(tmp_path):
@@ -124,7 +106,3 @@ def test_unknown_names_are_one_line():
         recipe.full_config(part)
     with pytest.raises(UserError, match="no installed config nothing"):
         recipe.full_config(recipe.Part("part", "nothing"))
-
-
-def test_select_knows_what_the_entries_name():
-    assert select({"table": "004_section3", "attack": "CW_l2:unknown"}).value == 32.0

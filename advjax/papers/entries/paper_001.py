@@ -153,6 +153,23 @@ _FROM_CLEAN_CIFAR = _adversarial(
 _EPOCH_TABLES = ("001_adversarial_epochs",)
 
 
+def _before(table: str, part: Part, attack: tuple[str, str]) -> Part:
+    """The clean networks of a part, in a table that repeats them beside the networks after adversarial training."""
+    model = "LeNet5" if part.argument == "mnist" else "PreActResNet18"
+    theirs, ours = attack
+    specs = []
+    for run, training in {"vanilla": "vanilla", "mixup": "mixup", "manifold": "manifold_mixup"}.items():
+        found = {"table": table, "model": model, "training": training, "run": run}
+        specs.append({**found, "attack": "none", "our_attack": "clean"})
+        specs.append({**found, "attack": theirs, "our_attack": ours, "adaptive": True, "protocol": "faithful"})
+    return part._replace(specs=tuple(specs))
+
+
+def _mixup(data: str, table: str, training: str) -> Part:
+    """Plain mixup from a trained network, which Tables 7 and 8 repeat."""
+    return _adversarial(f"mixup_{data}", data, ("clean", "mixup"), {"mixup": (table, training)})
+
+
 def _images(data: str) -> Part:
     """Images attacked on a trained and on an untrained vanilla network, which one step trains."""
     own = "own_pgd" if data == "mnist" else "own_pgd_v1"
@@ -199,17 +216,20 @@ ENTRIES = (
     Entry(
         "001_table5",
         "MNIST before and after adversarial training",
-        ("001_table1", "001_table3", "001_table4"),
-        (_CLEAN_MNIST, _FROM_CLEAN_MNIST),
+        ("001_table5",),
+        (
+            _before("001_table5", _CLEAN_MNIST, ("own_pgd:mnist", "own_pgd")),
+            _adversarial("pretrained_mnist", "mnist", ("clean", *_PRETRAINED), _table("001_table5", *_PRETRAINED)),
+        ),
         _scales(_MNIST_SMALL),
         {"small": 3.0},
-        note="Table 5 repeats the cells of Tables 1, 3 and 4.",
+        note="Table 5 repeats cells of Tables 1, 3 and 4.",
     ),
     Entry(
         "001_table6",
         "CIFAR-10 before and after adversarial training",
-        ("001_table2", "001_table3", "001_table6", *_EPOCH_TABLES),
-        (_CLEAN_CIFAR, _FROM_CLEAN_CIFAR),
+        ("001_table6", *_EPOCH_TABLES),
+        (_before("001_table6", _CLEAN_CIFAR, ("own_pgd:cifar10:v1", "own_pgd_v1")), _FROM_CLEAN_CIFAR),
         _scales(_CIFAR_SMALL),
         {"small": 6.0},
         FigurePlan("curves", "Accuracy over epochs (Figure 10)"),
@@ -218,7 +238,7 @@ ENTRIES = (
         "001_table7",
         "Mixup with soft labels in adversarial training on MNIST",
         ("001_table7", *_EPOCH_TABLES),
-        _soft("mnist", _SOFT_MNIST),
+        (_mixup("mnist", "001_table7", "adv_mixup:soft0"), *_soft("mnist", _SOFT_MNIST)),
         _scales(_MNIST_SMALL),
         {"small": 5.0},
         FigurePlan("curves", "Accuracy over epochs"),
@@ -227,7 +247,7 @@ ENTRIES = (
         "001_table7_cifar10",
         "Mixup with soft labels in adversarial training on CIFAR-10",
         ("001_table7", *_EPOCH_TABLES),
-        _soft("cifar10", _SOFT_CIFAR),
+        (_mixup("cifar10", "001_table7", "adv_mixup:soft0"), *_soft("cifar10", _SOFT_CIFAR)),
         _scales(_CIFAR_SMALL),
         {"small": 6.0},
         FigurePlan("curves", "Accuracy over epochs"),
@@ -236,7 +256,7 @@ ENTRIES = (
         "001_table8",
         "Partial PGD on MNIST",
         ("001_table8", *_EPOCH_TABLES),
-        _partial("mnist"),
+        (_mixup("mnist", "001_table8", "adv_mixup"), *_partial("mnist")),
         _scales(_MNIST_SMALL),
         {"small": 1.0},
         FigurePlan("curves", "Accuracy over epochs"),
@@ -245,7 +265,7 @@ ENTRIES = (
         "001_table8_cifar10",
         "Partial PGD on CIFAR-10, with a constant learning rate and with two drops",
         ("001_table8", *_EPOCH_TABLES),
-        _partial("cifar10"),
+        (_mixup("cifar10", "001_table8", "adv_mixup"), *_partial("cifar10")),
         _scales(_CIFAR_SMALL),
         {"small": 4.0},
         FigurePlan("curves", "Accuracy over epochs"),

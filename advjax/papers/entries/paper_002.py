@@ -4,7 +4,7 @@ Table 3 was printed as an image that cannot be read, and the text gives no numbe
 adversarial images shown to the retrained networks, is in the reports as transfer from the networks before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from advjax.papers.recipe import TINY, Entry, Part, Scale
@@ -38,7 +38,7 @@ def _means(table: str, data: str, training: str, suffix: str, with_clean: bool) 
     yield {**found, "attack": _MEAN, "run": runs[0], "our_attack": _BUDGETS[0], "mean_of": rows}
 
 
-def _parts(specs: dict[str, tuple[dict[str, Any], ...] | None]) -> tuple[Part, ...]:
+def _parts(specs: Mapping[str, tuple[dict[str, Any], ...] | None]) -> tuple[Part, ...]:
     return tuple(
         Part(f"cross_architecture_{data}", "cross_architecture", data, specs=found) for data, found in specs.items()
     )

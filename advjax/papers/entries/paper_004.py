@@ -91,7 +91,7 @@ ENTRIES = (
         (_FIXED_MIX, _plain("004_section5", "clean", "fgsm", "pgd_40"), _CW_GRID),
         _scales(),
         {"full": 0.5, "small": 0.1},
-        note="The 32% under C&W was printed without its constant, steps and rate: all points of a grid stand beside it.",
+        note="The 32% under C&W was printed without constant, steps and rate; the points of a grid stand beside it.",
     ),
     Entry(
         "004_table1",
