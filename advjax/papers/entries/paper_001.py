@@ -77,7 +77,7 @@ def _specs(data: str, run: str, last: tuple[str, str], soft: str) -> Iterator[di
         training = f"{training}:lr_drops_200_400"
     for epochs in _EPOCHS:
         found = {"table": "001_adversarial_epochs", "model": model, "training": f"{training}:{epochs}ep", "run": run}
-        found["when"] = {f"run.{run}.epochs": epochs}
+        found = {**found, "when": {f"run.{run}.epochs": epochs}}
         yield {**found, "attack": "none", "our_attack": "clean"}
         yield {**found, **attacked}
     found = {"table": last[0], "model": model, "training": last[1], "run": run}
