@@ -3,7 +3,6 @@
 A published number stands beside the result of the same experiment at another size; `Cell.reduced` says that it does.
 """
 
-import copy
 import json
 import pathlib
 import statistics
@@ -121,10 +120,14 @@ def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
 
 def _applies(spec: Spec, reference: Mapping[str, Any]) -> bool:
     """Whether an entry of ``published`` is for the config, after as many epochs as it says."""
-    config = copy.deepcopy(dict(reference))
-    if (epoch := _epoch(spec)) is not None:
-        config["run"][spec["run"]]["epochs"] = epoch
+    epoch = _epoch(spec)
+    config = reference if epoch is None else _after(reference, spec["run"], epoch)
     return bool(applicable([spec], config)[0])
+
+
+def _after(config: Mapping[str, Any], run: str, epochs: int) -> dict[str, Any]:
+    """The config with so many epochs in a run."""
+    return {**config, "run": {**config["run"], run: {**config["run"][run], "epochs": epochs}}}
 
 
 def _report_cell(
@@ -189,9 +192,6 @@ def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) 
     beside = pair([], spec, select(spec))
     run, metric = spec["run"], "accuracy" if spec["our_attack"] == CLEAN else "attacked_accuracy"
     found = dict(epochs_of(job, run, metric)).get(epoch)
-    settings = [copy.deepcopy(dict(config)) for config in (reference, job.config)]
-    for config in settings:
-        config["run"][run]["epochs"] = epoch
     return Cell(
         published=beside.published,
         theirs=beside.theirs,
@@ -202,7 +202,7 @@ def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) 
         per_seed=(),
         sound=None,
         auto_attack=None,
-        reduced=_reduced(settings[0], settings[1], spec),
+        reduced=_reduced(_after(reference, run, epoch), _after(job.config, run, epoch), spec),
     )
 
 

@@ -1,7 +1,8 @@
 """What an entry, one published table or figure, is reproduced with: configs, their variants, and their sizes."""
 
 import copy
-import inspect
+import functools
+import json
 import runpy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -105,7 +106,15 @@ def full_config(part: Part) -> dict[str, Any]:
     Raises:
       UserError: there is no such config, or a key of ``changes`` is unknown.
     """
-    return complete(_with(_shipped(part), part.changes, f"part {part.name}"))
+    return copy.deepcopy(_full_config(part.name, part.config, part.argument, json.dumps(part.changes)))
+
+
+@functools.lru_cache(maxsize=256)
+def _full_config(name: str, config: str, argument: str, changes: str) -> dict[str, Any]:
+    changed = plain(_shipped(name, config, argument))
+    if missed := _apply(changed, json.loads(changes)):
+        raise UserError(f"part {name}: unknown config key {missed[0]}")
+    return complete(changed)
 
 
 def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -141,21 +150,13 @@ def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | 
     return complete(config)
 
 
-def _shipped(part: Part) -> ConfigDict:
+def _shipped(name: str, config: str, argument: str) -> ConfigDict:
     make_configs_importable()
-    path = INSTALLED_CONFIGS / f"{part.config}.py"
+    path = INSTALLED_CONFIGS / f"{config}.py"
     if not path.is_file():
-        raise UserError(f"part {part.name}: no installed config {part.config}")
+        raise UserError(f"part {name}: no installed config {config}")
     get_config = runpy.run_path(str(path))["get_config"]
-    arguments = (part.argument,) if part.argument or inspect.signature(get_config).parameters else ()
-    return get_config(*(argument for argument in arguments if argument))
-
-
-def _with(config: ConfigDict, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    changed = plain(config)
-    if missed := _apply(changed, changes):
-        raise UserError(f"{where}: unknown config key {missed[0]}")
-    return changed
+    return get_config(argument) if argument else get_config()
 
 
 def _apply(config: dict[str, Any], changes: Mapping[str, Any], lenient: bool = False) -> list[str]:

