@@ -91,6 +91,17 @@ def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> 
     return majority(jax.lax.map(vote, jnp.arange(model.num_votes)))
 
 
+def log_probabilities(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> Array:
+    """Log-probabilities [n, classes], those of the mean probability of ``num_draws`` draws for a stochastic model.
+
+    Arguments as in `predict`.
+    """
+    bound = model.bind(variables)
+    return jax.nn.log_softmax(
+        evaluate(expectation(bound, model.num_draws) if model.is_stochastic else bound, images, keys)
+    )
+
+
 def undefended(run: str, module: nn.Module, variables: Variables) -> ScoredModel:
     """A trained run without a test-time defense: inference mode, noise layers off."""
     bind = functools.partial(blocks.logits_fn, module)

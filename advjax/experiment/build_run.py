@@ -62,6 +62,7 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
         sources=sources,
         validation_attack=validation,
         plan=plan,
+        validate_loss=bool(spec["validate_loss"]),
         checkpoint=spec["checkpoint"],
         identity=_identity(spec, config, facts, {other: earlier[other] for other in needed}),
     )

@@ -96,6 +96,8 @@ RUN = {
     "log_every": 50,
     # Epochs between two validations.
     "validate_every_epochs": 1,
+    # Whether validation also measures the mean cross-entropy, which no checkpoint is chosen by.
+    "validate_loss": False,
     # Checkpoint to evaluate: the "best" on the validation images, or the "last".
     "select": "best",
     # Best by "accuracy", by "attacked_accuracy" under the validation attack, or by "score", their mean.

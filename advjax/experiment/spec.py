@@ -126,6 +126,8 @@ class Run(NamedTuple):
     validation_attack: PlacedAttack | None
     """The attack under which the best checkpoint is chosen, None for clean images alone."""
     plan: Plan
+    validate_loss: bool
+    """Whether validation also measures the mean cross-entropy."""
     checkpoint: str
     """Folder of a finished run to use instead of training, or ""."""
     identity: Mapping[str, Any]

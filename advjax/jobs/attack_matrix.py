@@ -58,10 +58,10 @@ def measure(
     undefended = {model.run: model for model in models if model.defense == NO_DEFENSE}
     sources = dict.fromkeys([*plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
-        if attack.is_noise:
-            matrix.show(matrix.transfer(undefended[plan.made_on[0]], attack, "true", "sound"), models, measured)
-            continue
         labels, protocol = plan.transfer_rules(attack.name)
+        if attack.is_noise:
+            matrix.show(matrix.transfer(undefended[plan.made_on[0]], attack, "true", protocol), models, measured)
+            continue
         for source in sources:
             if seeing := _seeing(models, undefended[source], plan, covered=(labels, protocol) == ("true", "sound")):
                 matrix.show(matrix.transfer(undefended[source], attack, labels, protocol), seeing, measured)

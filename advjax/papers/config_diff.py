@@ -12,7 +12,7 @@ from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL
 from advjax.experiment import defaults
 
-IGNORED = ("data.dir", "data.stream", "data.num_workers", "checkpoint", "log_every")
+IGNORED = ("data.dir", "data.stream", "data.num_workers", "checkpoint", "log_every", "validate_loss")
 """Keys that do not affect results; those without the prefix "data." belong to a run."""
 
 

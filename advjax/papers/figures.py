@@ -1,6 +1,5 @@
 """The figures of the papers, drawn from our numbers in one style; hollow marks are the published values."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,11 @@ from advjax.reporting.plots.style import COLORS, RC, WIDTH_INCHES, Svg, hide_fra
 _HUES = (COLORS.ink, COLORS.robust, COLORS.transfer, COLORS.third, COLORS.fourth, COLORS.fifth, COLORS.sixth)
 _MARKERS = "osD^vPX"
 _CURVES = (
-    ("train", "accuracy", "solid", "training images"),
-    ("validation", "accuracy", (0, (4, 2)), "clean test images"),
-    ("validation", "attacked_accuracy", (0, (1, 1.5)), "attacked test images"),
+    ("train", "", "solid", "training images"),
+    ("validation", "", (0, (4, 2)), "clean test images"),
+    ("validation", "attacked_", (0, (1, 1.5)), "attacked test images"),
 )
-"""Kind of record, metric, dashes and label of the curves of one run."""
+"""Kind of record, prefix of its metrics, dashes and label of the curves of one run."""
 
 
 def draw(plan: FigurePlan, cells: Sequence[Cell], jobs: Sequence[Job]) -> Svg | None:
@@ -88,29 +87,31 @@ def _sweep(cells: Sequence[Cell], prefix: str) -> Svg | None:
 
 
 def _curves(cells: Sequence[Cell], jobs: Sequence[Job]) -> Svg | None:
-    """Accuracy over epochs, a panel for each run, from one run each."""
+    """Accuracy and cross-entropy over epochs, two panels for each run, all from that one run."""
     found = _runs_with_curves(jobs)
     if not found:
         return None
     with matplotlib.rc_context(RC):
-        rows = math.ceil(len(found) / 2)
-        figure = Figure(figsize=(WIDTH_INCHES, 2.4 * rows), layout="constrained")
-        panels = figure.subplots(rows, 2, squeeze=False).ravel()
-        for axes, (run, job) in zip(panels, found.items(), strict=False):
-            for number, (kind, metric, dashes, label) in enumerate(_CURVES):
-                if points := epochs_of(job, run, metric, kind):
-                    values = [100 * value for _, value in points]
-                    axes.plot([at for at, _ in points], values, linestyle=dashes, color=_hue(number), label=label)
+        figure = Figure(figsize=(WIDTH_INCHES, 2.3 * len(found)), layout="constrained")
+        for (accuracies, losses), (run, job) in zip(
+            figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True
+        ):
+            for number, (kind, prefix, dashes, label) in enumerate(_CURVES):
+                style = {"linestyle": dashes, "color": _hue(number), "linewidth": 1.2, "label": label}
+                loss = "loss" if kind == "train" else f"{prefix}cross_entropy"
+                for axes, metric, factor in ((accuracies, f"{prefix}accuracy", 100), (losses, loss, 1)):
+                    if points := epochs_of(job, run, metric, kind):
+                        axes.plot([at for at, _ in points], [factor * value for _, value in points], **style)
             for cell in cells:
                 if cell.model == run and cell.theirs and (epoch := _epoch_of(cell)) is not None:
                     color = _hue(1 if cell.published.attack == "none" else 2)
-                    axes.plot(epoch, cell.theirs.value, "o", markerfacecolor="none", color=color, markersize=5)
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            _finish(axes, run)
-        for axes in panels[len(found) :]:
-            axes.set_visible(False)
-        return to_svg(figure, "curves", "Accuracy over epochs")
+                    accuracies.plot(epoch, cell.theirs.value, "o", markerfacecolor="none", color=color, markersize=5)
+            _finish(accuracies, run)
+            _finish(losses, f"{run}: training loss, cross-entropy", is_accuracy=False)
+            for axes in (accuracies, losses):
+                axes.set_xlabel("epoch")
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return to_svg(figure, "curves", "Accuracy and cross-entropy over epochs")
 
 
 def _runs_with_curves(jobs: Sequence[Job]) -> dict[str, Job]:
@@ -142,9 +143,10 @@ def _bars(accuracy: Accuracy) -> list[list[float]] | None:
     return [[max(0.0, accuracy.value - low)], [max(0.0, high - accuracy.value)]]
 
 
-def _finish(axes: Axes, heading: str) -> None:
-    axes.set_ylim(-2, 102)
-    axes.set_ylabel("accuracy (%)")
+def _finish(axes: Axes, heading: str, is_accuracy: bool = True) -> None:
+    if is_accuracy:
+        axes.set_ylim(-2, 102)
+        axes.set_ylabel("accuracy (%)")
     axes.grid(axis="y", color=COLORS.grid, linewidth=0.6, zorder=-1)
     axes.tick_params(length=0)
     if heading:

@@ -56,7 +56,7 @@ class FigurePlan(NamedTuple):
 
     kind: str
     """"points": a column for each attack, a mark for each network; "sweep": accuracy over a number in the name of the
-    training; "curves": accuracy over epochs; "images": a row of images for each attack."""
+    training; "curves": accuracy and cross-entropy over epochs; "images": a row of images for each attack."""
     caption: str
     sweep: str = ""
     """For "sweep": what comes before the number in the name of the training, as in ``fixed_mix:lam``."""

@@ -151,6 +151,8 @@ def test_epochs_come_from_one_run(tmp_path):
     assert (twenty.theirs.value, twenty.ours.value, twenty.ours.n) == (98.96, pytest.approx(2.0), 10_000)
     # The same network as the report's after as many epochs.
     assert twenty.reduced == () and found["mixup:20ep"].ours is None
+    path = page.write_page(page.make_page(entry, "small", [job], 1), [job], tmp_path / "pages")
+    assert "vanilla: training loss, cross-entropy" in path.read_text()
 
 
 @dataclasses.dataclass

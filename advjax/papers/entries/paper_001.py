@@ -47,6 +47,7 @@ def _adversarial(
     """
     config = "papers/mixup_report/mnist" if data == "mnist" else "papers/mixup_report/cifar"
     measured = {"data.validate_on_test": True, "data.num_validation": 0}
+    measured |= {"run.*.validate_loss": True}
     measured |= {"data.per_class": 5000} if data == "mnist" else {}
     adversarial = [run for run in runs if run != "clean"]
     for run in adversarial:
@@ -190,7 +191,7 @@ ENTRIES = (
         (_CLEAN_MNIST,),
         _scales(_CLEAN_SMALL),
         {"full": 5.6, "small": 1.2},
-        FigurePlan("curves", "Accuracy over epochs (Figures 3 and 4)"),
+        FigurePlan("curves", "Accuracy and cross-entropy over epochs (Figures 3 and 4)"),
         note="Epochs are compared at equal numbers of epochs: the learning rate is constant until epoch 300. The three "
         "rows of Table 3 are one network, by the report's logs.",
     ),
@@ -201,7 +202,7 @@ ENTRIES = (
         (_CLEAN_CIFAR,),
         _scales(_CIFAR_SMALL),
         {"small": 3.0},
-        FigurePlan("curves", "Accuracy over epochs (Figures 5 and 6)"),
+        FigurePlan("curves", "Accuracy and cross-entropy over epochs (Figures 5 and 6)"),
     ),
     Entry(
         "001_table4",

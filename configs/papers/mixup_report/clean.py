@@ -39,7 +39,7 @@ def get_config(data: str = "mnist"):
         "mixup": {**recipe, "targets": {"order": ("mixup",), "mixup": {"alpha": 1.0}}},
         "manifold": {**recipe, "objective": {"name": "manifold_mixup", "loss": LOSS, "alpha": 2.0}},
     }
-    selection = {"select": "best", "select_metric": "accuracy"}
+    selection = {"select": "best", "select_metric": "accuracy", "validate_loss": True}
     attacks = whole.evaluation.attacks.to_dict()
     own = "own_pgd" if data == "mnist" else "own_pgd_v1"
     sound = attacks["order"][0]
