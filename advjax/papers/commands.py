@@ -85,7 +85,7 @@ def _write(entry: Entry, jobs: Sequence[Job], options: argparse.Namespace, say: 
     page = make_page(entry, options.scale, jobs, options.seeds)
     measured = sum(cell.ours is not None for cell in page.cells)
     path = write_page(page, jobs, options.workdir / "pages")
-    reduced = ", reduced" if any(cell.reduced for cell in page.cells) else ""
+    reduced = ", reduced" if page.is_reduced else ""
     say(f"{entry.name} ({options.scale}{reduced}): {measured} of {len(page.cells)} cells measured: {path}")
     for ordering in page.orderings:
         say(f"  {ordering.dataset}, {ordering.attack}: the published order {ordering.verdict}")

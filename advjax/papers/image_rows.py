@@ -45,8 +45,8 @@ def image_rows(jobs: Sequence[Job], attacks: Sequence[str]) -> Svg | None:
 
 
 def _one_of_each(labels: np.ndarray) -> np.ndarray:
-    """Positions of the first image of every class that there is."""
-    return np.sort(np.unique(labels, return_index=True)[1])
+    """Positions of the first image of every class that there is, in the order of the classes."""
+    return np.unique(labels, return_index=True)[1]
 
 
 def _grid(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Svg:

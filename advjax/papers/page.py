@@ -17,7 +17,7 @@ from advjax.papers.orderings import Ordering, orderings
 from advjax.papers.output import title
 from advjax.papers.recipe import Entry
 from advjax.papers.running import Job
-from advjax.papers.scale_words import in_words
+from advjax.papers.scale_words import in_words, is_reduced
 from advjax.runtime.environment import describe_environment
 from advjax.runtime.files import plain, write_atomically
 
@@ -47,13 +47,23 @@ class Page(NamedTuple):
     words: list[str]
     is_complete: bool
     """Whether all parts have been run."""
+    is_reduced: bool
+    """Whether any part is smaller than the paper's experiment."""
 
 
 def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> Page:
     """The page of an entry, from whatever has been run."""
     found = cells(jobs, entry.tables)
     first = jobs[: len(entry.parts)]
-    return Page(entry, scale, found, orderings(found), in_words(first, num_seeds), all(job.is_done for job in jobs))
+    return Page(
+        entry=entry,
+        scale=scale,
+        cells=found,
+        orderings=orderings(found),
+        words=in_words(first, num_seeds),
+        is_complete=all(job.is_done for job in jobs),
+        is_reduced=any(map(is_reduced, first)),
+    )
 
 
 def write_page(page: Page, jobs: Sequence[Job], folder: pathlib.Path) -> pathlib.Path:
@@ -86,7 +96,7 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
             "entry": page.entry.name,
             "title": page.entry.title,
             "scale": page.scale,
-            "reduced": any(cell.reduced for cell in page.cells),
+            "reduced": page.is_reduced,
             "complete": page.is_complete,
             "note": page.entry.note,
             "size": page.words,
@@ -114,7 +124,7 @@ def render(page: Page, figure: str | None) -> str:
         title=page.entry.title,
         lead=f"{'; '.join(map(title, page.entry.tables))} · scale {page.scale} · {measured} of {len(page.cells)} cells "
         f"measured{state}",
-        is_reduced=any(cell.reduced for cell in page.cells),
+        is_reduced=page.is_reduced,
         explanation=EXPLANATION,
         note=page.entry.note,
         words=page.words,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from advjax.papers.config_diff import IGNORED
 from advjax.papers.recipe import full_config
 from advjax.papers.running import Job
 
@@ -25,6 +26,17 @@ def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
         seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
         lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {seeds}")
     return lines
+
+
+def is_reduced(job: Job) -> bool:
+    """Whether a job is smaller than the paper's experiment, in its networks, its training, or its test images."""
+    full, config = full_config(job.part), job.config
+    runs = [(config["run"][name], full["run"][name]) for name in config["runs"]]
+    kept = [
+        {key: value for key, value in part["data"].items() if f"data.{key}" not in IGNORED} for part in (config, full)
+    ]
+    images = [part["evaluation"]["num_examples"] for part in (config, full)]
+    return any(ours != theirs for ours, theirs in runs) or kept[0] != kept[1] or images[0] != images[1]
 
 
 def _run(name: str, job: Job, full: Mapping[str, Any]) -> str:
