@@ -39,6 +39,8 @@ class Scale(NamedTuple):
     """Factor on the width of every network that has one."""
     share: float = 1.0
     """Factor on the training images of every run."""
+    epochs: float = 1.0
+    """Factor on the epochs of every run, rounded, at least one."""
     changes: Mapping[str, Any] = {}
     """As in `Part`, after those of the part; keys that a config does not have are left out."""
     num_examples: int | None = None
@@ -135,7 +137,8 @@ def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | 
     for run in config["run"].values():
         if "width" in run["model"]:
             run["model"]["width"] *= scale.width
-        run["train_fraction"] = _number(run["train_fraction"]) * scale.share
+        run["train_fraction"] = float(run["train_fraction"]) * scale.share
+        run["epochs"] = max(1, round(run["epochs"] * scale.epochs))
     _apply(config, scale.changes, lenient=True)
     evaluation = config["evaluation"]
     most = scale.num_stochastic if evaluation["defenses"]["order"] else None
@@ -186,7 +189,3 @@ def _limit(node: Any, most: int) -> None:
         if isinstance(value, dict) and "radius" in value and "num_steps" in value:
             value["num_steps"] = min(value["num_steps"], most)
         _limit(value, most)
-
-
-def _number(value: Any) -> float:
-    return float(value)

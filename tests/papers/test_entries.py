@@ -99,6 +99,22 @@ def test_entries_that_share_a_part_share_its_folder(tmp_path):
     assert first.part == second.part and first.folder != second.folder
 
 
+def test_a_scale_changes_sizes_and_nothing_else():
+    (part, *_) = ENTRIES["003_table1"].parts
+    scale = recipe.Scale(width=0.125, share=0.5, epochs=1 / 3, num_examples=100, num_stochastic=7)
+    full, small = recipe.full_config(part), recipe.build(part, scale, 4, {"cifar10": "there"})
+    base, fixer = small["run"]["base"], small["run"]["fixer"]
+    assert (base["model"]["width"], base["train_fraction"], base["epochs"]) == (0.125, 0.5, 13)
+    assert (fixer["train_fraction"], fixer["epochs"], small["seed"], small["data"]["dir"]) == (0.05, 20, 4, "there")
+    assert (
+        small["evaluation"]["num_examples"] == 100 and small["evaluation"]["attacks"] == full["evaluation"]["attacks"]
+    )
+    assert fixer["objective"] == full["run"]["fixer"]["objective"]
+    stochastic = next(part for part in ENTRIES["003_table1"].parts if part.name.startswith("drn"))
+    assert recipe.build(stochastic, scale, 0)["evaluation"]["num_examples"] == 7
+    assert recipe.build(part, recipe.Scale(), 0) == full
+
+
 def test_unknown_names_are_one_line():
     with pytest.raises(UserError, match=r"no entry is named '003_table2'; there are 004_section3"):
         find("003_table2")
