@@ -17,6 +17,9 @@ from advjax.types import UserError
 __all__ = ["TINY", "Entry", "FigurePlan", "Part", "Scale", "build", "full_config"]
 
 
+_FEW = 100
+
+
 class Part(NamedTuple):
     """One experiment of an entry; entries that have the same part share it."""
 
@@ -50,7 +53,7 @@ class Scale(NamedTuple):
     num_auto_attack: int = 1000
     """Test images under AutoAttack; 0 for none."""
     most_steps: int | None = None
-    """Upper limit on the steps, restarts and queries of every attack; for tests."""
+    """Upper limit on the steps, restarts and queries of every attack, with few validation images; for tests."""
 
 
 class FigurePlan(NamedTuple):
@@ -89,7 +92,7 @@ TINY = Scale(
     changes={
         "run.*.num_steps": 2,
         "run.*.batch_size": 8,
-        "evaluation.batch_size": 16,
+        "evaluation.batch_size": 64,
         "evaluation.defenses.*.num_draws": 2,
         "evaluation.defenses.*.num_samples": 1,
         "run.*.model.num_copies": 2,
@@ -150,6 +153,7 @@ def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | 
         evaluation["curve"] = None
     if scale.most_steps is not None:
         _limit(config, scale.most_steps)
+        config["data"]["num_validation"] = min(config["data"]["num_validation"], _FEW)
     return complete(config)
 
 
