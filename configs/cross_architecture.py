@@ -39,6 +39,9 @@ def get_config(data: str = "mnist"):
         evaluation={
             "attacks": {"order": (*FGSM, "pgd_10"), **FGSM, "pgd_10": PGD},
             "made_on": tuple(NETWORKS),
+            # The old adversarial images are a protocol of the paper; PGD is ours.
+            "protocol": "faithful",
+            "faithful_attacks": tuple(FGSM),
             "batch_size": 256,
             "pictured": "fgsm_3",
             # The networks of the paper lose surprisingly much at 0.03; the curve shows where ours lose as much.
@@ -61,8 +64,9 @@ def _runs(data):
         "brightness": {"limit": 0.2},
         "gaussian_noise": {"std": 0.02},
     }
-    # Adversarial copies of large images take many gigabytes: 8 bits need a quarter but round by up to 1/255.
-    copies = {"order": tuple(FGSM), "made_on": "resnet18", "format": "uint8" if SIDES[data] else "float32", **FGSM}
+    # Adversarial copies of large images take many gigabytes: 16 bits need half.  8 bits would need a quarter, but round
+    # 0.01 toward the image, to two levels of 255: 22% less.
+    copies = {"order": tuple(FGSM), "made_on": "resnet18", "format": "float16" if SIDES[data] else "float32", **FGSM}
 
     def run(network, **changes):
         schedule = {"name": "cosine", "learning_rate": 0.1}

@@ -86,6 +86,8 @@ class Resources(NamedTuple):
     """Folder of results that an interrupted run resumes from; None keeps nothing.  All processes see it."""
     stop_requested: Callable[[], bool] = lambda: False
     """Asked before a run and after its batches."""
+    split: str = "test"
+    """What the images are of, as the report names it."""
 
 
 def run_attack(

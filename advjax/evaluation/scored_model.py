@@ -12,6 +12,7 @@ import numpy as np
 
 from advjax.attacks import Expectation, expectation
 from advjax.attacks.model_queries import evaluate
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.defenses.majority_vote import majority
 from advjax.models import blocks
 from advjax.types import Array, Key, LogitsFn, PyTree, Variables
@@ -43,6 +44,8 @@ class ScoredModel(NamedTuple):
     num_draws: int = 0
     num_votes: int = 1
     num_samples: int = 0
+    mean_over: str = "probabilities"
+    """What one prediction is the mean of: "probabilities", or "log_probabilities" as in the code of paper 004."""
     defense_identity: Mapping[str, Any] | None = None
     """What the defense is, as plain data; None without one."""
 
@@ -79,10 +82,24 @@ def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> 
     mean = expectation(bound, model.num_draws)
 
     def vote(number: Array) -> Array:
-        return evaluate(mean, images, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))
+        rngs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        if model.mean_over == "log_probabilities":
+            return jnp.mean(jax.nn.log_softmax(fast_on_cpu(mean.draws)(images, rngs)), axis=1)
+        return evaluate(mean, images, rngs)
 
     # One vote at a time: the draws of all votes together might not fit into memory.
     return majority(jax.lax.map(vote, jnp.arange(model.num_votes)))
+
+
+def log_probabilities(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> Array:
+    """Log-probabilities [n, classes], those of the mean probability of ``num_draws`` draws for a stochastic model.
+
+    Arguments as in `predict`.
+    """
+    bound = model.bind(variables)
+    return jax.nn.log_softmax(
+        evaluate(expectation(bound, model.num_draws) if model.is_stochastic else bound, images, keys)
+    )
 
 
 def undefended(run: str, module: nn.Module, variables: Variables) -> ScoredModel:

@@ -43,7 +43,7 @@ def _outcome(model: ScoredModel, run: AttackRun | None, test: Dataset, resources
     adaptive = knowledge in ADAPTIVE
     return Outcome(
         run=model.run,
-        split="test",
+        split=resources.split,
         attack=attack.name if attack else CLEAN,
         norm=attack.norm if attack and searched else None,
         epsilon=attack.epsilon if attack else None,

@@ -1,5 +1,6 @@
 """Attacks by name."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ def build_attack(
         noise = build(table, arguments, where)
         return _single(name, noise, 1, spec, is_noise=True)
     threat_model = _threat_model(arguments, where)
-    num_restarts, is_ensemble = arguments.pop("num_restarts", 1), spec.get("name") in ATTACK_ENSEMBLES
+    named, is_ensemble = {**table, **ATTACK_ENSEMBLES}, spec.get("name") in ATTACK_ENSEMBLES
+    has_own_restarts = "num_restarts" in inspect.signature(choose(named, spec.get("name"), where)).parameters
+    num_restarts = 1 if has_own_restarts else arguments.pop("num_restarts", 1)
     if not isinstance(num_restarts, int) or isinstance(num_restarts, bool):
         raise UserError(f"{where}: num_restarts must be a whole number, got {num_restarts!r}")
     search_dtype = arguments.pop("search_dtype", None)
@@ -53,13 +56,14 @@ def build_attack(
         arguments["loss"] = choose(ATTACK_LOSSES, arguments["loss"], f"{where}: loss")
     if num_restarts < 1 or (num_restarts > 1 and is_ensemble):
         raise UserError(f"{where}: num_restarts must be 1 or more, and 1 for {', '.join(ATTACK_ENSEMBLES)}")
-    built = build({**table, **ATTACK_ENSEMBLES}, arguments, where, threat_model)
-    if not is_ensemble:
-        if not isinstance(built, attacks.Attack):
-            kind = type(built).__name__
-            raise UserError(f"{where}: {spec['name']} must return an advjax.attacks.Attack, and returned {kind}")
-        return _single(name, built, num_restarts, spec)._replace(search_dtype=search_dtype)
-    return NamedAttack(name, threat_model, built, None, False, False, search_dtype, dict(spec))
+    built = build(named, arguments, where, threat_model)
+    if is_ensemble:
+        return NamedAttack(name, threat_model, built, None, False, False, search_dtype, dict(spec))
+    if isinstance(built, attacks.Attack):
+        attack = _single(name, built, num_restarts, spec)
+    else:
+        attack = _coupled(name, built, threat_model, num_restarts, spec, where)
+    return attack._replace(search_dtype=search_dtype)
 
 
 def single_attack(attack: NamedAttack, label_use: str, where: str) -> AttackFn:
@@ -108,6 +112,28 @@ def _threat_model(arguments: dict[str, Any], where: str) -> attacks.ThreatModel:
     except (TypeError, ValueError):
         raise UserError(f"{where}: epsilon {epsilon!r} is not a number; write for example 0.03 or '8/255'") from None
     return build(NORMS, {"name": norm, "epsilon": epsilon}, f"{where}: norm")
+
+
+def _coupled(
+    name: str,
+    function: Any,
+    threat_model: attacks.ThreatModel,
+    num_restarts: int,
+    spec: Mapping[str, Any],
+    where: str,
+) -> NamedAttack:
+    """An attack that is a plain function of a batch, because its images depend on one another."""
+    try:
+        inspect.signature(function).bind("logits_fn", "images", "labels", "rng")
+    except (TypeError, ValueError):
+        kind = type(function).__name__
+        raise UserError(
+            f"{where}: {spec['name']} must return an advjax.attacks.Attack, or a function (logits_fn, images, labels, "
+            f"rng) -> AttackResult, and returned {kind}"
+        ) from None
+    repeated = attacks.with_restarts(function, num_restarts) if num_restarts > 1 else function
+    stages = (restarts(name, function, num_restarts),)
+    return NamedAttack(name, threat_model, stages, repeated, False, False, None, dict(spec))
 
 
 def _single(

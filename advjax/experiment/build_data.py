@@ -41,10 +41,12 @@ def _read(config_text: str, seed: int, index_content: bytes) -> Data:
     if "test" in parts:
         test = _in_memory(pool.take(parts["test"]))
     else:
-        _check_apart(config)
+        if not config["test_on_training"]:
+            _check_apart(config)
         test = data.load(config["name"], config["test_split"], **arguments)
     train, validation = (pool.take(parts[part]) for part in ("train", "validation"))
-    return Data(train, _in_memory(validation), test, Division(pool.name, pool.labels, parts))
+    validation = test if config["validate_on_test"] else _in_memory(validation)
+    return Data(train, validation, test, Division(pool.name, pool.labels, parts))
 
 
 def describe_data(loaded: Data, runs: Mapping[str, Mapping[str, Any]], seed: int) -> DataFacts:
@@ -62,8 +64,8 @@ def describe_data(loaded: Data, runs: Mapping[str, Mapping[str, Any]], seed: int
 
 
 _WITHOUT_EFFECT = {
-    "fractions": ("num_validation", "per_class", "test_split", "num_folds", "index_file"),
-    "num_folds": ("per_class", "test_split", "index_file"),
+    "fractions": ("num_validation", "per_class", "test_split", "test_on_training", "num_folds", "index_file"),
+    "num_folds": ("per_class", "test_split", "test_on_training", "index_file"),
     "index_file": ("num_validation", "per_class"),
 }
 """How ``data.train_split`` may be divided, and what then has no effect."""
@@ -81,6 +83,8 @@ def _check_splits(config: Mapping[str, Any]) -> None:
         raise UserError("data.dir has no effect on digits, which come with scikit-learn; leave it out")
     if config["by_patient"] and not config["fractions"]:
         raise UserError("data.by_patient needs data.fractions: without them the splits are those of the data set")
+    if config["validate_on_test"] and (config["num_validation"] or config["fractions"] or config["index_file"]):
+        raise UserError("data.validate_on_test leaves no use for other validation images: set num_validation=0")
     if config["fold"] and not config["num_folds"]:
         raise UserError("data.fold needs data.num_folds, the number of folds")
 
@@ -89,7 +93,7 @@ def _check_apart(config: Mapping[str, Any]) -> None:
     if data.have_common_examples(config["train_split"], config["test_split"]):
         raise UserError(
             f"data.test_split {config['test_split']!r} has images of data.train_split {config['train_split']!r}; "
-            "choose parts without common images, as in train[1024:] and train[:1024]"
+            "choose parts without common images, as in train[1024:] and train[:1024], or say data.test_on_training"
         )
 
 

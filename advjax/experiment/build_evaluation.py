@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from advjax.defenses.mean_prediction import OVER as MEAN_OVER
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment import defaults
 from advjax.experiment.build_attack import build_attack, known_label_use
@@ -41,6 +42,7 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         made_on,
         known_label_use(spec["transfer_labels"], "evaluation.transfer_labels"),
         spec["protocol"],
+        _faithful(spec),
         spec["num_examples"],
         spec["batch_size"],
         spec["pictured"],
@@ -51,6 +53,14 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         _curve(spec["curve"]),
         spec["save_adversarial"],
     )
+
+
+def _faithful(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Attacks that are described may be named even if they are left out this time."""
+    given, described = spec["faithful_attacks"], spec["attacks"]
+    if unknown := [name for name in given if name not in described]:
+        raise UserError(f"evaluation.faithful_attacks: {unknown[0]!r} is not among evaluation.attacks")
+    return tuple(given)
 
 
 def _checked(given: Sequence[str], described: Mapping[str, Any]) -> tuple[str, ...]:
@@ -69,8 +79,10 @@ def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -
     if run not in runs:
         raise UserError(f"{where}: no run is named {run!r}; runs are {', '.join(runs)}")
     numbers = {key: spec.pop(key, default) for key, default in defaults.DEFENSE.items()}
-    if any(value < 1 for value in numbers.values()):
-        raise UserError(f"{where}: {', '.join(numbers)} must be at least 1")
+    if any(value < 1 for key, value in numbers.items() if key != "mean_over"):
+        raise UserError(f"{where}: num_draws, num_votes, num_samples must be at least 1")
+    if numbers["mean_over"] not in MEAN_OVER:
+        raise UserError(f"{where}: mean_over must be one of {', '.join(MEAN_OVER)}, got {numbers['mean_over']!r}")
     identity = {key: value for key, value in described[name].items() if key != "run"}
     return DefensePlan(name, run, build(DEFENSES, spec, where), **numbers, identity={**identity, **numbers})
 

@@ -14,6 +14,8 @@ from advjax.experiment.spec import AdversarialCopies, DataFacts, PlacedAttack, R
 from advjax.training.loop import Plan
 from advjax.types import UserError
 
+COPY_FORMATS = (*FORMATS, "float16")
+"""Formats that adversarial copies of training images may be stored in."""
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 """The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
@@ -60,6 +62,7 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
         sources=sources,
         validation_attack=validation,
         plan=plan,
+        validate_loss=bool(spec["validate_loss"]),
         checkpoint=spec["checkpoint"],
         identity=_identity(spec, config, facts, {other: earlier[other] for other in needed}),
     )
@@ -122,8 +125,8 @@ def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mappi
 def _copies(spec: Mapping[str, Any], where: str) -> AdversarialCopies | None:
     if not spec["order"]:
         return None
-    if spec["format"] not in FORMATS:
-        raise UserError(f"{where}: format must be {' or '.join(map(repr, FORMATS))}, got {spec['format']!r}")
+    if spec["format"] not in COPY_FORMATS:
+        raise UserError(f"{where}: format must be one of {', '.join(COPY_FORMATS)}, got {spec['format']!r}")
     label_use, attacks = known_label_use(spec["labels"], where), []
     for name in spec["order"]:
         if name not in spec:

@@ -1,5 +1,6 @@
 """The flag ``--config``: where the named config file is, and what is wrong with it or its overrides."""
 
+import inspect
 import pathlib
 import runpy
 from collections.abc import Sequence
@@ -81,7 +82,13 @@ def explained(error: Exception, argv: Sequence[str]) -> Exception:
     given = _config_arguments(argv)
     name, _, argument = given.pop("config", "").partition(":")
     try:
-        config = runpy.run_path(name)["get_config"](*([argument] if argument else []))
+        get_config = runpy.run_path(name)["get_config"]
+        parameters = inspect.signature(get_config).parameters
+        if argument and not parameters:
+            return UserError(f"--config={name}:{argument}: this config takes no argument after the colon")
+        config = get_config(*([argument] if argument else []))
+    except UserError as mistake:
+        return mistake
     except Exception:
         return error
     paths = (key.removeprefix("config.").split(".") for key in given)

@@ -23,6 +23,10 @@ DATA = {
     # Splits of the data set; they can be joined, as in "train+test", and sliced, as in "train[1024:]".
     "train_split": "train",
     "test_split": "test",
+    # Whether test_split may have training images, to measure what a network does to the images that it has learned.
+    "test_on_training": False,
+    # Whether the validation images are the test images, as where a paper selects on them or reports each epoch.
+    "validate_on_test": False,
     # Fractions of training, validation and test images, all taken from train_split; () for the splits as they are.
     "fractions": (),
     # Whether all images of a patient are in the same part.
@@ -49,7 +53,7 @@ RUN = {
     # Stratified fraction of the training images; smaller fractions are subsets of larger ones.
     "train_fraction": 1.0,
     # Adversarial copies of the training images to train on as well: "order" (names) and for each name an attack, the
-    # earlier run that they are "made_on", with "true" or "predicted" labels, stored as "float32" or "uint8".
+    # earlier run that they are "made_on", with "true" or "predicted" labels, stored as "float32", "float16" or "uint8".
     "copies": {"order": (), "made_on": "", "labels": "true", "format": "float32"},
     # Whether examples of the larger classes are left out until all classes are equally large.
     "undersample": False,
@@ -95,6 +99,8 @@ RUN = {
     "log_every": 50,
     # Epochs between two validations.
     "validate_every_epochs": 1,
+    # Whether validation also measures the mean cross-entropy, which no checkpoint is chosen by.
+    "validate_loss": False,
     # Checkpoint to evaluate: the "best" on the validation images, or the "last".
     "select": "best",
     # Best by "accuracy", by "attacked_accuracy" under the validation attack, or by "score", their mean.
@@ -109,7 +115,10 @@ EVALUATION = {
     "transfer_labels": "true",
     # Protocol of the transfer attacks: "faithful" (to a paper) or "sound".
     "protocol": "sound",
-    # The first so many test images; 0 for all.
+    # The attacks that transfer_labels and protocol are about; those of the others get true labels and are "sound".  ()
+    # for all.
+    "faithful_attacks": (),
+    # So many test images, see `advjax.evaluation.few_images`; 0 for all.
     "num_examples": 0,
     # Images per batch, on all devices together.
     "batch_size": 256,
@@ -132,6 +141,8 @@ DEFENSE = {
     "num_draws": 10,
     "num_votes": 3,
     "num_samples": 10,
+    # What one prediction is the mean of: "probabilities" or "log_probabilities".
+    "mean_over": "probabilities",
 }
 
 EXPERIMENT = {

@@ -75,6 +75,8 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
         load_data=lambda: load_data(spec["data"], spec["seed"]),
         evaluation=evaluation,
         mapping=spec["mapping"],
+        split="train" if spec["data"]["test_on_training"] else "test",
+        validates_on_test=bool(spec["data"]["validate_on_test"]),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from advjax import attacks, defenses
 from advjax.data import Dataset, Source, read_all
+from advjax.evaluation.few_images import ranked
 from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
     custom_cnn,
@@ -167,9 +168,10 @@ def _mixup_inference(
         raise UserError(f"mixup_inference: pool_size must be at least 1, got {pool_size}")
 
     def pool(train: Dataset | Source) -> PyTree:
-        # The first images of each class, however the training images are sorted.
+        # As many images of each class, however the training images are sorted.
         per_class = max(1, pool_size // train.num_classes)
-        of_class = [np.flatnonzero(train.labels == label)[:per_class] for label in range(train.num_classes)]
+        order = ranked(train.labels, train.name, seed=0)
+        of_class = [order[train.labels[order] == label][:per_class] for label in range(train.num_classes)]
         few = train.take(np.sort(np.concatenate(of_class)))
         few = few if isinstance(few, Dataset) else read_all(few)
         return defenses.make_pool(few.images, few.labels, train.num_classes)

@@ -36,6 +36,7 @@ class DefensePlan(NamedTuple):
     num_draws: int
     num_votes: int
     num_samples: int
+    mean_over: str
     identity: Mapping[str, Any]
     """What the defense is, as plain data, whatever the name of the run."""
 
@@ -61,6 +62,7 @@ class DefensePlan(NamedTuple):
             num_draws=self.num_draws,
             num_votes=self.num_votes,
             num_samples=self.num_samples,
+            mean_over=self.mean_over,
             defense_identity=self.identity,
         )
 
@@ -86,7 +88,8 @@ class AdversarialCopies(NamedTuple):
     label_use: str
     """What the attacks take for the labels: "true" or "predicted"."""
     format: str
-    """"float32", or "uint8" for images rounded as by ``adversarial_sets.quantized``."""
+    """"float32", "float16" for images stored in half precision, or "uint8" for images rounded as by
+    ``adversarial_sets.quantized``."""
 
 
 class PlacedAttack(NamedTuple):
@@ -123,6 +126,8 @@ class Run(NamedTuple):
     validation_attack: PlacedAttack | None
     """The attack under which the best checkpoint is chosen, None for clean images alone."""
     plan: Plan
+    validate_loss: bool
+    """Whether validation also measures the mean cross-entropy."""
     checkpoint: str
     """Folder of a finished run to use instead of training, or ""."""
     identity: Mapping[str, Any]
@@ -184,8 +189,10 @@ class EvaluationPlan(NamedTuple):
     """"true" or "predicted"."""
     protocol: str
     """Of the transfer results: "sound" or "faithful"."""
+    faithful_attacks: tuple[str, ...]
+    """The attacks that ``transfer_labels`` and ``protocol`` are about; () for all."""
     num_examples: int
-    """The first so many test images; 0 for all."""
+    """So many test images, as `advjax.evaluation.few_images` chooses them; 0 for all."""
     batch_size: int
     pictured: str
     """The attack whose images the report shows."""
@@ -198,6 +205,11 @@ class EvaluationPlan(NamedTuple):
     curve: CurvePlan | None
     save_adversarial: str
     """How adversarial images are kept: "float32", "uint8", or "" for not at all."""
+
+    def transfer_rules(self, attack: str) -> tuple[str, str]:
+        """Label use and protocol of the transfer results of an attack."""
+        is_listed = not self.faithful_attacks or attack in self.faithful_attacks
+        return (self.transfer_labels, self.protocol) if is_listed else ("true", "sound")
 
 
 class Experiment(NamedTuple):
@@ -212,3 +224,7 @@ class Experiment(NamedTuple):
     evaluation: EvaluationPlan
     mapping: str
     """How steps are mapped over devices: one of ``runtime.devices.MAPPINGS``."""
+    split: str
+    """What the evaluated images are of: "test", or "train" where training images are evaluated."""
+    validates_on_test: bool
+    """Whether training is validated on the test images."""

@@ -46,7 +46,8 @@ def with_copies(
 
     Returns:
       ``train`` and its copies.  Positions are numbered anew, so that copies of one image augment independently; images
-      are float32 [n, h, w, c] in [0, 1], or uint8 if ``copies.format`` says so.
+      are float32 [n, h, w, c] in [0, 1], or uint8 if ``copies.format`` says so; "float16" is how they are stored alone,
+      with rounding errors up to 2^-12 = 0.00024, and read as float32.
 
     Raises:
       UserError: a store is damaged; or 8-bit copies are requested of images that are not 8-bit.
@@ -84,6 +85,8 @@ def _filled_store(
             images = run_attack(source, attack, part, here, survivors_only=False).images
             if copies.format == "uint8":
                 images = quantized(attack.threat_model, part.images, images)
+            elif copies.format == "float16":
+                images = images.astype(np.float16)
             if is_main_process():
                 store.append({"images": images})
             bar.advance(len(images))
@@ -112,7 +115,7 @@ def _check(parts: list[np.ndarray], train: Dataset | Source, kind: str, store: R
 
 def _joined(train: Dataset | Source, copies: list[list[np.ndarray]], kind: str) -> Dataset | Source:
     if isinstance(train, Dataset):
-        return data.concatenate([train, *(train._replace(images=np.concatenate(parts)) for parts in copies)])
+        return data.concatenate([train, *(train._replace(images=_readable(np.concatenate(parts))) for parts in copies)])
     read = train.read
     # One batch holds images and copies, so all of them are of one type.
     clean = train if kind == "uint8" else train._replace(read=lambda position: data.pixels(read(position)))
@@ -120,4 +123,10 @@ def _joined(train: Dataset | Source, copies: list[list[np.ndarray]], kind: str) 
 
 
 def _opened(parts: list[np.ndarray], train: Source) -> Source:
-    return train._replace(read=lambda position: parts[position // _IMAGES_IN_A_PART][position % _IMAGES_IN_A_PART])
+    return train._replace(
+        read=lambda position: _readable(parts[position // _IMAGES_IN_A_PART][position % _IMAGES_IN_A_PART])
+    )
+
+
+def _readable(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) if images.dtype == np.float16 else images

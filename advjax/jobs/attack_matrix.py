@@ -58,13 +58,13 @@ def measure(
     undefended = {model.run: model for model in models if model.defense == NO_DEFENSE}
     sources = dict.fromkeys([*plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
+        labels, protocol = plan.transfer_rules(attack.name)
         if attack.is_noise:
-            matrix.show(matrix.transfer(undefended[plan.made_on[0]], attack, "true", "sound"), models, measured)
+            matrix.show(matrix.transfer(undefended[plan.made_on[0]], attack, "true", protocol), models, measured)
             continue
         for source in sources:
-            if seeing := _seeing(models, undefended[source], plan):
-                run = matrix.transfer(undefended[source], attack, plan.transfer_labels, plan.protocol)
-                matrix.show(run, seeing, measured)
+            if seeing := _seeing(models, undefended[source], plan, covered=(labels, protocol) == ("true", "sound")):
+                matrix.show(matrix.transfer(undefended[source], attack, labels, protocol), seeing, measured)
         for model in models:
             matrix.show(matrix.verdict(model, attack), [model], measured)
     for model in models:
@@ -74,13 +74,14 @@ def measure(
     return measured
 
 
-def _seeing(models: Sequence[ScoredModel], source: ScoredModel, plan: EvaluationPlan) -> list[ScoredModel]:
+def _seeing(
+    models: Sequence[ScoredModel], source: ScoredModel, plan: EvaluationPlan, covered: bool
+) -> list[ScoredModel]:
     """The models that see an attack made on the undefended ``source``.
 
-    The source itself does not where its own verdict says the same.
+    The source itself does not where its own verdict says the same (``covered``).
     """
     transferred = source.run in plan.made_on
-    covered = (plan.transfer_labels, plan.protocol) == ("true", "sound")
     seeing = [model for model in models if transferred or (model.defense != NO_DEFENSE and model.run == source.run)]
     return [model for model in seeing if not (covered and model.name == source.name)]
 

@@ -21,6 +21,7 @@ from advjax.data import Dataset, pixels
 from advjax.evaluation import report, report_card, summaries
 from advjax.evaluation.attack_runs import AttackRun, Resources
 from advjax.evaluation.epsilon_curve import epsilon_curve
+from advjax.evaluation.few_images import described, few_images, ranked, takes_first
 from advjax.evaluation.keep_adversarial import keep_adversarial
 from advjax.evaluation.outcomes import Outcome, correct_index
 from advjax.evaluation.scored_model import ScoredModel, undefended
@@ -74,7 +75,7 @@ def evaluate(
     check_evaluation(experiment, experiment.load_data().train)
     models = scored_models(experiment, workdir, notify)
     store = os.path.join(folder, UNFINISHED)
-    resources = Resources(devices, plan.batch_size, experiment.seed, store, stop_requested)
+    resources = Resources(devices, plan.batch_size, experiment.seed, store, stop_requested, experiment.split)
     clean = {model.name: clean_outcome(model, test, resources) for model in models}
     # Report cards are mostly compilation, which leaves room for attacks beside them.
     pool = ThreadPoolExecutor(1)
@@ -87,7 +88,8 @@ def evaluate(
     finally:
         # Whoever was asked to stop has no time to wait for a report card.
         pool.shutdown(wait=False, cancel_futures=True)
-    notes = _kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)
+    notes = notes_on_images(experiment)
+    notes += _kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,
         title=experiment.title,
@@ -101,7 +103,7 @@ def evaluate(
     )
     if is_main_process():
         report.write(found, measured.outcomes, folder)
-        pictures = _pictures(plan, measured, models, clean, test)
+        pictures = _pictures(plan, measured, models, clean, test, experiment.seed)
         curves = _training_curves(experiment.runs, workdir)
         html_page.write_page(found, curves=curves, gallery=pictures, path=os.path.join(folder, "report.html"))
         shutil.rmtree(store, ignore_errors=True)
@@ -111,7 +113,20 @@ def evaluate(
 def test_images(experiment: Experiment) -> Dataset:
     """The test images that the evaluation is about."""
     test = experiment.load_data().test
-    return test.take(np.arange(min(experiment.evaluation.num_examples or len(test.labels), len(test.labels))))
+    return few_images(test, experiment.evaluation.num_examples or len(test.labels), experiment.seed)
+
+
+def notes_on_images(experiment: Experiment) -> list[str]:
+    """What the report must say of the images that it is about."""
+    plan, whole, seed = experiment.evaluation, experiment.load_data().test, experiment.seed
+    notes = ["the images are training images"] if experiment.split == "train" else []
+    if experiment.validates_on_test:
+        notes.append("training was validated, and checkpoints were chosen, on the test images")
+    if 0 < plan.num_examples < len(whole.labels):
+        notes.append(f"evaluated on {described(whole, plan.num_examples, seed)}")
+    elif plan.num_checked and not takes_first(whole.labels, whole.name):
+        notes.append(f"report cards use {described(whole, plan.num_checked, seed)}")
+    return notes
 
 
 def scored_models(experiment: Experiment, workdir: str, notify: Notify) -> list[ScoredModel]:
@@ -153,7 +168,7 @@ def _gets_card(model: ScoredModel, plan: EvaluationPlan) -> bool:
 
 def _examined(model: ScoredModel, test: Dataset, plan: EvaluationPlan, seed: int) -> list[report_card.Check]:
     """The checks that attack a few images themselves."""
-    few = test.take(np.arange(min(plan.num_checked, len(test.labels))))
+    few = few_images(test, plan.num_checked, seed)
     threat_model = next(attack.threat_model for attack in plan.attacks if attack.is_examinable)
     return report_card.examine(
         model.attacked, pixels(few.images), few.labels, threat_model, variables=model.variables, seed=seed
@@ -202,7 +217,7 @@ def _curve(
     """Accuracy of each model over epsilon."""
     if plan is None:
         return []
-    few, points = test.take(np.arange(min(plan.num_examples, len(test.labels)))), []
+    few, points = few_images(test, plan.num_examples, resources.seed), []
     with progress(f"curve of {plan.name}", len(models) * len(plan.epsilons)) as bar:
         for model in models:
             for epsilon, correct in epsilon_curve(model, plan.name, plan.attack_at, plan.epsilons, few, resources):
@@ -217,16 +232,19 @@ def _pictures(
     models: Sequence[ScoredModel],
     clean: Mapping[str, Outcome],
     test: Dataset,
+    seed: int,
 ) -> list[html_page.GalleryItem]:
     """Some images that the base classifies correctly, under the pictured attack, with the predictions on them."""
-    chosen = correct_index(clean[plan.made_on[0]])[: plan.num_pictures]
+    is_right = np.isin(test.index, correct_index(clean[plan.made_on[0]]))
+    order = ranked(test.labels, test.name, seed)
+    chosen = np.sort(order[is_right[order]][: plan.num_pictures])
     originals, names = pixels(test.images), test.class_names
     by_name = {(model.run, model.defense): model.name for model in models}
     items = []
     for run, seen in measured.shown:
         if run.attack.name != plan.pictured:
             continue
-        for i in np.flatnonzero(np.isin(test.index, chosen)):
+        for i in chosen:
             predicted = {
                 by_name[outcome.run, outcome.defense]: (
                     names[clean[by_name[outcome.run, outcome.defense]].predictions[i]],

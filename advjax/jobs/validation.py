@@ -7,7 +7,7 @@ import numpy as np
 
 from advjax.data import Dataset
 from advjax.evaluation.attack_runs import Resources, run_attack
-from advjax.evaluation.predictions import predictions
+from advjax.evaluation.predictions import cross_entropies, predictions
 from advjax.evaluation.scored_model import ScoredModel, as_trained
 from advjax.experiment.spec import Run
 from advjax.types import Variables
@@ -23,8 +23,8 @@ def validation(
     """``variables -> metrics``: accuracy on the validation images, clean and under the validation attack of the run.
 
     A stochastic model has its noise on, one draw for each image and query.  The mean of both accuracies is the "score",
-    which the best checkpoint is chosen by unless the plan says otherwise.  Without validation images there are no
-    metrics.
+    which the best checkpoint is chosen by unless the plan says otherwise.  With ``validate_loss``, there are also
+    "cross_entropy" and "attacked_cross_entropy".  Without validation images there are no metrics.
 
     Args:
       run: the run in training.
@@ -41,9 +41,13 @@ def validation(
     # Images attacked on a model that does not change need to be attacked only once.
     transferred: list[np.ndarray] = []
 
+    options = {"seed": seed, "batch_size": resources.batch_size, "devices": resources.devices}
+
     def accuracy(model: ScoredModel, images: np.ndarray) -> float:
-        options = {"seed": seed, "batch_size": resources.batch_size, "devices": resources.devices}
         return float(np.mean(predictions(model, images, dataset.index, **options) == dataset.labels))
+
+    def loss(model: ScoredModel, images: np.ndarray) -> float:
+        return float(np.mean(cross_entropies(model, images, dataset.labels, dataset.index, **options)))
 
     def attacked(model: ScoredModel) -> np.ndarray:
         assert attack is not None and placed is not None
@@ -58,9 +62,9 @@ def validation(
 
     def validate(variables: Variables) -> dict[str, float]:
         model = own._replace(variables=variables)
-        scores = {"accuracy": accuracy(model, dataset.images)}
-        if attack is not None:
-            scores["attacked_accuracy"] = accuracy(model, attacked(model))
-        return {**scores, "score": float(np.mean(list(scores.values())))}
+        shown = {"": dataset.images} | ({"attacked_": attacked(model)} if attack is not None else {})
+        scores = {f"{name}accuracy": accuracy(model, images) for name, images in shown.items()}
+        losses = {f"{name}cross_entropy": loss(model, images) for name, images in shown.items() if run.validate_loss}
+        return {**scores, "score": float(np.mean(list(scores.values()))), **losses}
 
     return validate

@@ -21,10 +21,13 @@ class DenoisingBlock(nn.Module):
 
     Attributes:
       weighting: "dot_product" or "gaussian".
+      norm_decay, norm_epsilon: of BatchNorm.
       axis_name: mesh axis over which BatchNorm is synchronized.
     """
 
     weighting: str = "dot_product"
+    norm_decay: float = 0.9
+    norm_epsilon: float = 1e-5
     axis_name: str | None = None
 
     @nn.compact
@@ -33,7 +36,8 @@ class DenoisingBlock(nn.Module):
             raise ValueError(f"a denoising block needs features [n, height, width, c], got shape {h.shape}")
         denoised = non_local_means(h, self.weighting)
         denoised = conv(h.shape[-1], 1)(denoised)
-        return h + batch_norm("norm", train, self.axis_name, scale_init=nn.initializers.zeros)(denoised)
+        norm = {"momentum": self.norm_decay, "epsilon": self.norm_epsilon, "scale_init": nn.initializers.zeros}
+        return h + batch_norm("norm", train, self.axis_name, **norm)(denoised)
 
 
 def non_local_means(h: Array, weighting: str) -> Array:
@@ -56,6 +60,8 @@ def with_denoising(
     *,
     weighting: str = "dot_product",
     train_base: bool = True,
+    norm_decay: float = 0.9,
+    norm_epsilon: float = 1e-5,
 ) -> Patched:
     """The classifier with a denoising block after each of the named blocks.
 
@@ -66,10 +72,12 @@ def with_denoising(
       after: names of its blocks.
       weighting: "dot_product", the authors' only variant without embedding, or "gaussian".
       train_base: fine-tune the whole network, as in 003; otherwise the base stays in inference mode.
+      norm_decay, norm_epsilon: of the blocks' BatchNorm.
 
     Raises:
       ValueError: ``weighting`` has another value.
     """
     if weighting not in ("dot_product", "gaussian"):
         raise ValueError(f"weighting must be 'dot_product' or 'gaussian', got {weighting!r}")
-    return Patched(base, {name: DenoisingBlock(weighting) for name in after}, train_base=train_base)
+    blocks = {name: DenoisingBlock(weighting, norm_decay, norm_epsilon) for name in after}
+    return Patched(base, blocks, train_base=train_base)

@@ -1,5 +1,7 @@
 """ResNet9 of the fixer paper (Coppola, Lee & Guan; appendix, Tables 5-8)."""
 
+from functools import partial
+
 import flax.linen as nn
 
 from advjax.models.layers import ConvNormRelu, ImageClassifier, dense, global_average_pool
@@ -23,24 +25,29 @@ class ResidualBlock(nn.Module):
     """``x + ConvBlock(ConvBlock(x))``."""
 
     features: int
+    decay: float = 0.9
+    epsilon: float = 1e-5
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        y = ConvBlock(self.features, axis_name=self.axis_name, name="first")(x, train=train)
-        return x + ConvBlock(self.features, axis_name=self.axis_name, name="second")(y, train=train)
+        layer = partial(ConvBlock, self.features, decay=self.decay, epsilon=self.epsilon, axis_name=self.axis_name)
+        return x + layer(name="second")(layer(name="first")(x, train=train), train=train)
 
 
 class Stem(nn.Module):
     """A convolution block."""
 
     features: int
+    decay: float = 0.9
+    epsilon: float = 1e-5
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         # A separate module because checkpoint paths have this level.
-        return ConvBlock(self.features, axis_name=self.axis_name, name="conv_block")(x, train=train)
+        norm = {"decay": self.decay, "epsilon": self.epsilon, "axis_name": self.axis_name}
+        return ConvBlock(self.features, **norm, name="conv_block")(x, train=train)
 
 
 class Head(nn.Module):
@@ -76,10 +83,14 @@ class ResNet9(ImageClassifier):
       head: "max4" as in the table for 32x32 images; "max4_average" for the 128x128 images of HIST (6,570,052 parameters
         for 4 classes), where we read the average as replacing only the flattening; or "average", without max pooling
         and hence for images of any size, with the same number of parameters.
+      norm_decay, norm_epsilon: of BatchNorm, by default as in PyTorch; Keras, with which the paper seems to have been
+        made, has 0.99 and 0.001.
     """
 
     pool3: bool = False
     head: str = "max4"
+    norm_decay: float = 0.9
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -88,13 +99,13 @@ class ResNet9(ImageClassifier):
 
     def make_blocks(self) -> dict[str, nn.Module]:
         w64, w128, w256, w512 = self.channels(64, 128, 256, 512)
-        axis = self.axis_name
+        norm = {"decay": self.norm_decay, "epsilon": self.norm_epsilon, "axis_name": self.axis_name}
         return {
-            "conv1": Stem(w64, axis_name=axis),
-            "conv2": ConvBlock(w128, pool=True, axis_name=axis),
-            "res1": ResidualBlock(w128, axis_name=axis),
-            "conv3": ConvBlock(w256, pool=self.pool3, axis_name=axis),
-            "conv4": ConvBlock(w512, pool=True, axis_name=axis),
-            "res2": ResidualBlock(w512, axis_name=axis),
+            "conv1": Stem(w64, **norm),
+            "conv2": ConvBlock(w128, pool=True, **norm),
+            "res1": ResidualBlock(w128, **norm),
+            "conv3": ConvBlock(w256, pool=self.pool3, **norm),
+            "conv4": ConvBlock(w512, pool=True, **norm),
+            "res2": ResidualBlock(w512, **norm),
             "head": Head(self.num_classes, self.head),
         }

@@ -1,4 +1,9 @@
-"""Prints the published results of the five papers, alone or next to the results of evaluated workdirs.
+"""Reproduces the tables and figures of the five papers, and prints their published results.
+
+    python -m advjax.papers list
+    python -m advjax.papers run 003_table1 --workdir=workdirs/papers --scale=small --budget=90m
+    python -m advjax.papers run all --budget=8h
+    python -m advjax.papers status
 
     python -m advjax.papers --list
     python -m advjax.papers --table=003_table1
@@ -20,7 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from advjax.evaluation.report import read_report
-from advjax.papers import output
+from advjax.papers import commands, output
 from advjax.papers.join import Pair, applicable, join
 from advjax.runtime.files import write_atomically
 from advjax.types import UserError
@@ -49,7 +54,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     try:
-        _run(parser().parse_args(arguments))
+        if arguments and not arguments[0].startswith("-"):
+            made = _Parser("python -m advjax.papers", allow_abbrev=False)
+            commands.add_commands(made)
+            commands.run_command(made.parse_intermixed_args(arguments), _console())
+        else:
+            _run(parser().parse_args(arguments))
     except (UserError, OSError) as error:
         line = " ".join(str(error).split())
         Console(stderr=True, highlight=False).print(f"error: {line}", style="red", markup=False, soft_wrap=True)
@@ -62,15 +72,20 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError("give exactly one of --workdir=FOLDER, --table=NAME and --list")
     if (options.csv or options.config) and not options.workdir:
         raise UserError("--csv and --config require --workdir=FOLDER")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(WIDTH, console.width)
+    console = _console()
     if options.list:
         console.print(output.listing())
     elif options.table:
         console.print(output.published_table(options.table))
     else:
         _print_comparison(options, console)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(WIDTH, console.width)
+    return console
 
 
 def _print_comparison(options: argparse.Namespace, console: Console) -> None:

@@ -3,13 +3,16 @@
 Only settings that the number depends on count: the data, the attack, the defense, and the runs involved.
 """
 
+import json
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL
+from advjax.experiment import defaults
 
-IGNORED = ("data.dir", "data.stream", "data.num_workers", "checkpoint", "log_every")
+IGNORED = ("data.dir", "data.stream", "data.num_workers", "checkpoint", "log_every", "validate_loss")
 """Keys that do not affect results; those without the prefix "data." belong to a run."""
 
 
@@ -41,12 +44,48 @@ def _parts(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]
         parts[f"evaluation.defenses.{defense}"] = evaluation["defenses"].get(defense)
     if (subset := spec.get("subset", ALL)) != ALL:
         sources = (*sources, subset.removesuffix("_correct"))
-    for name in _with_dependencies(config["run"], (spec["run"], *sources)):
-        parts[f"run.{name}"] = {key: value for key, value in config["run"][name].items() if key not in IGNORED}
+    for name in with_dependencies(config["run"], (spec["run"], *sources)):
+        parts[f"run.{name}"] = _recipe(name, config)
     return parts
 
 
-def _with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _recipe(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run was trained: as the config says, or as its checkpoint does.
+
+    A checkpoint whose recipe cannot be read, or was for other data or with other earlier runs, is itself a difference.
+    """
+    run = config["run"][name]
+    described, folder = _without_ignored(run), run.get("checkpoint")
+    if not folder:
+        return described
+    stored = _stored_identity(folder)
+    if stored is None:
+        return {**described, "checkpoint": folder}
+    data = [{f"data.{key}": value for key, value in part.items()} for part in (stored["data"], config["data"])]
+    same = _without_ignored(data[0]) == _without_ignored(data[1]) and all(
+        other in config["run"] and _without_ignored(needed["run"]) == _without_ignored(config["run"][other])
+        for other, needed in stored["needs"].items()
+    )
+    return {**_without_ignored(stored["run"]), **({} if same else {"checkpoint": folder})}
+
+
+def _stored_identity(folder: str) -> Mapping[str, Any] | None:
+    """What ``run.json`` in the folder of a run says of its training, with the defaults of keys that it lacks."""
+    try:
+        found = json.loads(pathlib.Path(folder, "run.json").read_text(encoding="utf-8"))
+        known = json.loads(json.dumps({"data": defaults.DATA, "run": defaults.RUN}))
+        filled = {part: defaults.changed(known[part], found[part]) for part in known}
+        needs = {name: {"run": defaults.changed(known["run"], run["run"])} for name, run in found["needs"].items()}
+        return {**filled, "needs": needs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _without_ignored(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in described.items() if key not in IGNORED}
+
+
+def with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The named runs and every run that they start from, are attacked through, or take targets from."""
     found, waiting = [], list(names)
     while waiting:

@@ -32,7 +32,7 @@ from advjax.papers.published import Published, read
 from advjax.reporting.formatting import model_name
 from advjax.types import UserError
 
-__all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "publish", "select"]
+__all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "pair", "publish", "select"]
 
 Spec: TypeAlias = Mapping[str, Any]
 """An entry of ``published`` in a config."""
@@ -105,7 +105,7 @@ def join(rows: Sequence[Row], specs: Sequence[Spec]) -> list[Pair]:
       UserError: an entry has an unknown key or lacks a required one, does not select exactly one accuracy of its
         table, or matches several rows.
     """
-    return [_pair(rows, spec) for spec in specs]
+    return [pair(rows, spec, select(spec)) for spec in specs]
 
 
 def select(spec: Spec) -> Published:
@@ -167,8 +167,13 @@ def applicable(
     return held, reasons
 
 
-def _pair(rows: Sequence[Row], spec: Spec) -> Pair:
-    published, row = select(spec), _row(rows, spec)
+def pair(rows: Sequence[Row], spec: Spec, published: Published) -> Pair:
+    """A published number and the row of a report that an entry of ``published`` names.
+
+    Raises:
+      UserError: several rows match.
+    """
+    row = _row(rows, spec)
     interval = None
     if published.n is not None:
         interval = _percent(*wilson_interval(round(published.value / 100 * published.n), published.n))

@@ -34,3 +34,19 @@ def test_a_verdict_of_two_votes_is_no_more_for_the_first_class_than_for_another(
     verdicts = predict(model, {}, jnp.zeros((3000, 1, 1, 1)), jax.random.split(jax.random.key(0), 3000))
     # The standard deviation of a share is 0.009; were ties for the first class, it would have 5/9.
     np.testing.assert_allclose(np.bincount(verdicts, minlength=3) / 3000, 1 / 3, atol=0.03)
+
+
+def test_a_prediction_may_be_the_mean_of_log_probabilities():
+    """Two draws: 0.90, 0.06, 0.04 and 0.001, 0.5, 0.499; the mean of the logarithms prefers the second class."""
+    draws = jnp.log(jnp.array([[0.90, 0.06, 0.04], [0.001, 0.5, 0.499]]))
+
+    def draw(images, rng):
+        return jnp.broadcast_to(draws[jax.random.randint(rng, (), 0, 2)], (len(images), 3))
+
+    keys = jax.random.split(jax.random.key(0), 50)
+    found = {}
+    for over in ("probabilities", "log_probabilities"):
+        model = ScoredModel("run", "defense", lambda variables: draw, {}, "", num_draws=64, mean_over=over)
+        found[over] = predict(model, {}, jnp.zeros((50, 1, 1, 1)), keys)
+    np.testing.assert_array_equal(found["probabilities"], np.zeros(50))
+    np.testing.assert_array_equal(found["log_probabilities"], np.ones(50))

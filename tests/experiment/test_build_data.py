@@ -168,3 +168,21 @@ def test_a_split_of_the_data_set_stays_the_test_split_of_an_index_file(tmp_path)
 def test_ways_to_divide_exclude_each_other(changes, message):
     with pytest.raises(UserError, match=message):
         loaded(name="digits", image_size=16, **changes)
+
+
+def test_training_images_are_evaluated_only_where_the_config_says_so():
+    """As Table 2 of the intelligent-mixup paper (000) measures noise."""
+    with pytest.raises(UserError, match=r"or say data\.test_on_training"):
+        loaded(name="digits", image_size=16, test_split="train")
+    found = loaded(name="digits", image_size=16, test_split="train", test_on_training=True)
+    np.testing.assert_array_equal(found.test.images, found.train.images)
+    with pytest.raises(UserError, match=r"data\.test_on_training has no effect beside data\.fractions"):
+        loaded(name="digits", image_size=16, fractions=(0.7, 0.1, 0.2), test_on_training=True)
+
+
+def test_test_images_validate_only_where_the_config_says_so():
+    """As the mixup report (001) selects its epochs."""
+    found = loaded(name="digits", image_size=16, validate_on_test=True)
+    assert found.validation is found.test and len(found.train.labels) == 1438
+    with pytest.raises(UserError, match=r"data\.validate_on_test leaves no use"):
+        loaded(name="digits", image_size=16, validate_on_test=True, num_validation=10)

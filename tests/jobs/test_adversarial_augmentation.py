@@ -21,7 +21,7 @@ from advjax.jobs.adversarial_augmentation import with_copies
 from advjax.models import adapter
 from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
-from support.configs import changed
+from support.configs import changed, config_of
 from support.experiments import devices
 
 COUNT, SIDE, IN_A_PART = 20, 4, 8
@@ -84,8 +84,18 @@ def test_eight_bits_stay_inside_the_ball(make, train):
     assert steps.max(axis=(1, 2, 3, 4)).tolist() == [0, *(int(epsilon * 255) for epsilon in EPSILONS)]
 
 
+def test_half_precision_keeps_small_perturbations(make, train):
+    """Eight bits round 0.01 down to 2/255, 22% less; all of Cats vs Dogs in 32 bits is 29 GB."""
+    exact, half = make(train, "float32").images, make(train, "float16").images
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() <= 2**-12
+    steps = np.abs(half[COUNT : 2 * COUNT] - half[:COUNT]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(steps, EPSILONS[0], rtol=0.03)
+    assert config_of("cross_architecture", "cats_vs_dogs").run.resnet18_retrained.copies.format == "float16"
+
+
 def test_streamed_images_get_the_same_copies(make, train):
-    for kind in ("float32", "uint8"):
+    for kind in ("float32", "float16", "uint8"):
         streamed, resident = make(data.from_dataset(train), kind), make(train, kind)
         assert isinstance(streamed, data.Source)
         chex.assert_trees_all_equal(data.read_all(streamed), resident)
@@ -187,7 +197,7 @@ def test_an_epoch_is_as_long_as_what_is_learnt():
     "copies, message",
     [
         ({"made_on": "x"}, "run.pupil: no earlier run is named 'x'"),
-        ({"format": "int8"}, "copies: format must be 'float32' or 'uint8', got 'int8'"),
+        ({"format": "int8"}, "copies: format must be one of float32, uint8, float16, got 'int8'"),
         ({"labels": "none"}, "copies: labels must be 'true' or 'predicted'"),
         ({"order": ("pgd",)}, "copies: 'pgd' is in the order but not described"),
         ({"fgsm": {"name": "auto_attack", "epsilon": 0.1}}, "copies.fgsm: auto_attack is for evaluation only"),

@@ -210,8 +210,11 @@ def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):
     outcome = next(o for o in read_outcomes(tmp_path / "outcomes.npz") if o.adaptive)
     wrong, still = outcome.predictions != outcome.labels, kept.predictions != kept.labels
     assert (facts["num_wrong"], facts["num_lost"]) == (wrong.sum(), (wrong & ~still).sum())
-    assert found.notes == [f"pgd on base: {facts['num_lost']} of {wrong.sum()} misclassifications are lost in 8 bits"]
-    assert found.notes[0] in said
+    assert found.notes[0] == "evaluated on 24 of 359 images, the first"
+    assert found.notes[1:] == [
+        f"pgd on base: {facts['num_lost']} of {wrong.sum()} misclassifications are lost in 8 bits"
+    ]
+    assert found.notes[1] in said
     assert adversarial_sets.allowed(attacks.linf(0.15), clean_images(), pixels(kept.images)).all()
 
 

@@ -91,3 +91,18 @@ def test_a_run_may_be_validated_with_another_attack_than_it_trains_with():
 def test_an_attack_that_cannot_validate_is_refused(spec, message):
     with pytest.raises(UserError, match=message):
         built(20, validation_attack=spec)
+
+
+def test_the_loss_is_measured_where_the_config_says_so():
+    """Cross-entropy of the true labels, clean and attacked; it is no part of the score."""
+    attack = {"name": "fgsm", "epsilon": "0.2", "made_on": "self"}
+    experiment = built(20, 32, validate_loss=True, attack=attack)
+    (run,), images, variables = experiment.runs, experiment.load_data().validation, fresh(experiment)
+    resources = Resources(devices(), 16, 0, None)
+    found = validation(run, variables, images, {}, resources)(variables)
+    assert list(found) == ["accuracy", "attacked_accuracy", "score", "cross_entropy", "attacked_cross_entropy"]
+    logits = np.asarray(blocks.logits_fn(run.model, variables)(images.images.astype(np.float32) / 255), np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), images.labels]
+    assert found["cross_entropy"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert found["attacked_cross_entropy"] > found["cross_entropy"]
+    assert found["score"] == pytest.approx((found["accuracy"] + found["attacked_accuracy"]) / 2)

@@ -158,7 +158,8 @@ def test_entries_of_shipped_configs_exist(name):
         # Attacks are paired with attacks of the same budget.
         assert (entry["our_attack"] == CLEAN) == (selected.attack == "none")
         if entry["our_attack"] != CLEAN:
-            assert evaluation["attacks"][entry["our_attack"]]["epsilon"] in selected.attack
+            epsilon = evaluation["attacks"][entry["our_attack"]]["epsilon"]
+            assert epsilon in selected.attack if epsilon != "inf" else selected.attack in ("CW_l2", "DeepFool")
     assert config["published_for"]["run"] == config["run"]
     held, reasons = join.applicable(config["published"], config)
     chosen = [(entry["table"], join.select(entry), entry["run"], entry["our_attack"]) for entry in held]
@@ -169,7 +170,51 @@ def test_entries_of_shipped_configs_exist(name):
 def test_the_fixer_config_has_both_column_groups():
     selected = [join.select(entry) for entry in config_of("cifar_fixer").published]
     values = [entry.value for entry in selected]
-    assert values == [91.2, 4.6, 17.1, 100.0, 0.0, 13.0, 87.5, 81.1, 41.7, 93.8, 95.1, 45.2]
+    fx_b = [67.3, 74.6, 45.6, 71.4, 75.7, 48.4]
+    assert values == [91.2, 4.6, 17.1, 100.0, 0.0, 13.0, 87.5, 81.1, 41.7, 93.8, 95.1, 45.2, *fx_b]
+
+
+def test_without_distillation_the_fixers_are_fx_b():
+    config = config_of("cifar_fixer")
+    config.run.fixer.objective.distillation = 0.0
+    held, _ = join.applicable(config.published, plain(config))
+    assert {join.select(entry).model for entry in held} == {"ResNet9:base", "ResNet9+fx-b"} and len(held) == 12
+
+
+def test_rows_of_a_paper_are_under_its_own_attacks():
+    """What is called faithful is the attack of the paper, with the labels that its numbers suggest."""
+    for name, faithful in {
+        "cifar_fixer": {"fgsm", "pgd_50", "carlini_wagner", "art_auto_pgd", "art_auto_pgd_16"},
+        "cifar_intelligent_mixup": {"fgsm", "bim_40", "pgd_100", "carlini_wagner_l2", "deepfool"},
+        "cross_architecture": {"fgsm_1", "fgsm_2", "fgsm_3"},
+    }.items():
+        evaluation = plain(config_of(name))["evaluation"]
+        assert set(evaluation["faithful_attacks"] or evaluation["attacks"]["order"]) == faithful
+        assert evaluation["protocol"] == "faithful"
+        labels = "true" if name == "cross_architecture" else "predicted"
+        assert evaluation["transfer_labels"] == labels
+    toolbox = "configs.papers.fixer.art_auto_pgd:art_auto_pgd"
+    assert plain(config_of("cifar_fixer"))["evaluation"]["attacks"]["art_auto_pgd"]["name"] == toolbox
+
+
+def test_a_checkpoint_counts_as_the_recipe_that_it_was_trained_with(tmp_path):
+    config = config_of("cifar_fixer")
+    trained = complete(config)
+
+    def kept(**changes):
+        run = {**trained["run"]["base"], **changes.pop("run", {})}
+        data = {**trained["data"], **changes}
+        (tmp_path / "run.json").write_text(json.dumps({"data": data, "run": run, "needs": {}, "seed": 0}))
+        held, reasons = left_of(config, run__base__checkpoint=str(tmp_path))
+        return len(held), reasons
+
+    number = len(left_of(config)[0])
+    assert kept(dir="elsewhere") == (number, set())
+    assert kept(run={"epochs": 1}) == (0, {"run.base.epochs is 1"})
+    assert kept(num_validation=1000) == (0, {f"run.base.checkpoint is {tmp_path}"})
+    assert kept(run={"model": {"name": "resnet9", "width": 0.5}})[0] == 0
+    (tmp_path / "run.json").unlink()
+    assert left_of(config) == ([], {f"run.base.checkpoint is {tmp_path}"})
 
 
 def test_an_override_moves_the_comparison_to_another_point():
@@ -188,19 +233,21 @@ def left_of(config, **changes):
             node = node[key]
         with node.ignore_type():
             node[last] = value
-    held, reasons = join.applicable(config.published, plain(config))
+    # fx-b is another point of the config of fx-a.
+    specs = [entry for entry in config.published if entry.get("model") != "ResNet9+fx-b"]
+    held, reasons = join.applicable(specs, plain(config))
     return [(entry["run"], entry["our_attack"], entry.get("subset", "all")) for entry in held], set(reasons)
 
 
 OF_THE_BASE = [
-    ("base", attack, subset) for subset in ("all", "base_correct") for attack in ("clean", "auto_pgd", "fgsm")
+    ("base", attack, subset) for subset in ("all", "base_correct") for attack in ("clean", "art_auto_pgd", "fgsm")
 ]
 
 
 @pytest.mark.parametrize(
     "changes, reasons",
     [
-        ({"run__fixer__objective__distillation": 0.0}, {"run.fixer.objective.distillation is 0.0"}),
+        ({"run__fixer__objective__distillation": 0.5}, {"run.fixer.objective.distillation is 0.5"}),
         ({"run__fixer__objective__tensor": "before"}, {"run.fixer.objective.tensor is before"}),
         ({"run__fixer__model__activation": "tanh"}, {"run.fixer.model.activation is tanh"}),
         (
@@ -233,9 +280,9 @@ def test_changing_what_all_rows_depend_on_unpairs_all(changes):
 
 
 def test_a_changed_attack_unpairs_its_own_rows():
-    held, reasons = left_of(config_of("cifar_fixer"), evaluation__attacks__auto_pgd__num_steps=100)
+    held, reasons = left_of(config_of("cifar_fixer"), evaluation__attacks__art_auto_pgd__num_steps=100)
     assert {attack for _, attack, _ in held} == {"clean", "fgsm"} and len(held) == 8
-    assert reasons == {"evaluation.attacks.auto_pgd.num_steps is 100"}
+    assert reasons == {"evaluation.attacks.art_auto_pgd.num_steps is 100"}
     held, _ = left_of(config_of("cifar_fixer"), evaluation__transfer_labels="true")
     assert [entry for entry in held if entry[0] == "fixer"] == [("fixer", "clean", s) for s in ("all", "base_correct")]
     assert len(held) == 8
@@ -247,12 +294,11 @@ def test_settings_without_effect_on_results_unpair_nothing():
     config = config_of("cifar_fixer")
     changes = {
         "run__fixer__log_every": 7,
-        "run__base__checkpoint": "there",
         "data__dir": "x",
         "evaluation__pictured": "",
     }
     held, reasons = left_of(config, **changes)
-    assert len(held) == len(config.published) == 12 and not reasons
+    assert len(held) == 12 and not reasons
 
 
 def test_another_run_of_the_experiment_does_not_matter():

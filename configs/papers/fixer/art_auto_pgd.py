@@ -1,8 +1,8 @@
 """AutoPGD as the Adversarial Robustness Toolbox had it up to version 1.8: what the fixer paper attacked with.
 
-Images share their fate: 32 at a time have one step size, and their mean loss decides when it is halved and where the
-search goes on.  So the result for an image depends on the images around it, which is why this is no part of the
-library; ``advjax.attacks.auto_pgd`` follows the paper of Croce and Hein.
+32 images at a time share one step size, and their mean loss decides when it is halved and where the search goes on.
+The result for an image therefore depends on the images around it, which is why this is not part of the library;
+``advjax.attacks.auto_pgd`` follows the paper of Croce and Hein.  In a config, its name is ``ART_AUTO_PGD``.
 """
 
 import itertools
@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks import ThreatModel, cross_entropy
+from advjax.attacks import Expectation, ThreatModel, cross_entropy
 from advjax.attacks.input_checks import require_count
-from advjax.attacks.keys import keys_per_image
+from advjax.attacks.keys import AFTER, fold_in, keys_per_image, model_keys
+from advjax.attacks.model_queries import differentiate, evaluate
+from advjax.attacks.per_image import varying_like
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
+ART_AUTO_PGD = "configs.papers.fixer.art_auto_pgd:art_auto_pgd"
 RHO = 0.75
 MOMENTUM = 0.75
 
@@ -92,35 +95,39 @@ def art_auto_pgd(
         require_count(name, value)
     windows = _windows(num_steps)
 
-    def attack(logits_fn: LogitsFn, images: Array, labels: Array, rng: Key, start: Array | None = None) -> AttackResult:
+    def attack(
+        logits_fn: LogitsFn | Expectation, images: Array, labels: Array, rng: Key, start: Array | None = None
+    ) -> AttackResult:
         if start is not None:
             raise ValueError("art_auto_pgd begins at random points of its own: leave out start")
         images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
         rngs, project = keys_per_image(rng, len(images)), jax.vmap(threat_model.project)
 
-        def holds(points):
-            return jnp.argmax(logits_fn(points), axis=-1) == labels
+        def holds(points, keys):
+            return jnp.argmax(evaluate(logits_fn, points, model_keys(keys, AFTER)), axis=-1) == labels
 
-        def restart(carry, number):
-            adversarial, steps = carry
-            robust = holds(adversarial)
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(rngs)
+        def restart(carry):
+            number, adversarial, robust, steps = carry
+            keys = fold_in(rngs, number)
             begin = jax.vmap(threat_model.sample)(images, keys)
-            last = climb(begin, robust)
-            found = jnp.where(_like(images, holds(last)), begin, last)
-            return (jnp.where(_like(images, robust), found, adversarial), steps + num_steps * robust), None
+            last = climb(begin, robust, keys)
+            found = jnp.where(_like(images, holds(last, keys)), begin, last)
+            adversarial = jnp.where(_like(images, robust), found, adversarial)
+            return number + 1, adversarial, robust & holds(adversarial, keys), steps + num_steps * robust
 
-        def climb(begin, robust):
+        def climb(begin, robust, keys):
             batches = (jnp.cumsum(robust) - 1).clip(0) // batch_size
             num_batches = -(-len(images) // batch_size)
             counts = jax.ops.segment_sum(robust.astype(jnp.int32), batches, num_batches)
 
-            def evaluate(points):
+            def loss_and_gradient(points, query):
                 """Mean loss [batches], and the gradient of each image's loss."""
-                logits, pullback = jax.vjp(logits_fn, points)
-                losses, cotangents = jax.vmap(jax.value_and_grad(cross_entropy))(logits, labels)
+                logits, gradient = differentiate(
+                    logits_fn, points, model_keys(keys, query), lambda z: jax.vmap(jax.grad(cross_entropy))(z, labels)
+                )
+                losses = jax.vmap(cross_entropy)(logits, labels)
                 total = jax.ops.segment_sum(jnp.where(robust, losses, 0), batches, num_batches)
-                return total / jnp.maximum(counts, 1), pullback(cotangents)[0]
+                return total / jnp.maximum(counts, 1), gradient
 
             def step(state, index):
                 return _checked(moved(state, index), jnp.asarray(windows)[index], batches), None
@@ -132,7 +139,7 @@ def art_auto_pgd(
                 inertia = (1 - MOMENTUM) * (state.point - state.previous)
                 heavy = project(images, state.point + MOMENTUM * (plain - state.point) + inertia)
                 point = jnp.where(index == 0, plain, heavy)
-                loss, gradient = evaluate(point)
+                loss, gradient = loss_and_gradient(point, index + 1)
                 shared = state.shared
                 rose = jnp.where(index == 0, loss >= shared.best_loss, loss > shared.best_loss)
                 moving, is_best = (_like(images, flags[batches]) for flags in (~shared.stopped, rose & ~shared.stopped))
@@ -151,15 +158,22 @@ def art_auto_pgd(
                     ),
                 )
 
-            loss, gradient = evaluate(begin)
-            rates = jnp.full_like(loss, step_size)
-            shared = Shared(rates, loss, jnp.zeros_like(counts), rates, loss, jnp.zeros(num_batches, bool))
+            loss, gradient = loss_and_gradient(begin, 0)
+            # Not constants, which would not vary over the devices of a surrounding ``shard_map``.
+            never = counts < 0
+            rates = jnp.where(never, 0, jnp.asarray(step_size, loss.dtype))
+            shared = Shared(rates, loss, jnp.zeros_like(counts), rates, loss, never)
             state = State(begin, begin, gradient, begin, images, gradient, shared)
             return jax.lax.scan(step, state, jnp.arange(num_steps))[0].point
 
-        begun = (images, jnp.zeros(len(images), jnp.int32))
-        (adversarial, steps), _ = jax.lax.scan(restart, begun, jnp.arange(num_restarts))
-        logits = logits_fn(adversarial)
+        begun = varying_like((images, labels, rngs), (images, jnp.zeros(len(images), jnp.int32)))
+        # A restart costs as much for one image as for all; none are made once all images are misclassified.
+        _, adversarial, _, steps = jax.lax.while_loop(
+            lambda carry: (carry[0] < num_restarts) & jnp.any(carry[2]),
+            restart,
+            (jnp.int32(0), begun[0], holds(images, rngs), begun[1]),
+        )
+        logits = evaluate(logits_fn, adversarial, model_keys(rngs, AFTER))
         allowed = jax.vmap(threat_model.contains)(images, adversarial)
         distance = jax.vmap(threat_model.distance)(images, adversarial).astype(jnp.float32)
         return AttackResult(adversarial, logits, (jnp.argmax(logits, axis=-1) != labels) & allowed, distance, steps)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from advjax import attacks
+from advjax.experiment.build_attack import build_attack, single_attack
+from advjax.types import UserError
 from support import attack_models as am
 from support.files import module_from
 from support.paths import REPOSITORY
@@ -114,3 +116,34 @@ def test_survivors_come_back_as_random_points(net):
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         paper.art_auto_pgd(**{"threat_model": attacks.linf(0.1), **options})
+
+
+def test_a_config_names_it_in_evaluation_and_training():
+    described = {"name": paper.ART_AUTO_PGD, "norm": "linf", "epsilon": "8/255", "num_steps": 2, "num_restarts": 3}
+    built = build_attack("toolbox", described, "here")
+    assert not built.is_ensemble and not built.is_query and len(built.stages) == 1
+    # The restarts are its own: each takes the images that are left.
+    assert built.stages[0].num_rounds(10) == 1
+    assert single_attack(built, "predicted", "here") is not built.attack
+    with pytest.raises(UserError, match=r"must return an advjax\.attacks\.Attack, or a function"):
+        build_attack("toolbox", {**described, "name": f"{__name__}:not_an_attack"}, "here")
+
+
+def not_an_attack(threat_model, num_steps: int = 1, num_restarts: int = 1):
+    return [threat_model]
+
+
+def test_no_restart_is_made_once_all_images_are_misclassified(net):
+    images, _, keys = problem(net)
+    wrong = (np.argmax(net(images), axis=-1) + 1) % 3
+    result = paper.art_auto_pgd(attacks.linf(EPSILON), num_steps=3, num_restarts=2)(net, images, wrong, keys)
+    np.testing.assert_array_equal(result.images, images)
+    assert result.success.all() and not result.steps.any()
+
+
+def test_stochastic_models_are_attacked_through_their_mean(net):
+    images, labels, keys = problem(net)
+    noisy = attacks.expectation(lambda x, rng: net(x + 1e-3 * jax.random.normal(rng, x.shape)), 3)
+    options = {"num_steps": 4, "step_size": 0.002, "num_restarts": 2}
+    result = jax.jit(lambda keys: paper.art_auto_pgd(attacks.linf(0.05), **options)(noisy, images, labels, keys))(keys)
+    assert np.mean(np.asarray(result.success)) > 0.3

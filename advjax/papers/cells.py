@@ -1,0 +1,267 @@
+"""The cells of an entry: each published accuracy with ours, under the paper's attack, a sound one, and AutoAttack.
+
+A published number stands beside the result of the same experiment at another size; `Cell.reduced` says that it does.
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from advjax import data
+from advjax.evaluation.outcomes import CLEAN
+from advjax.evaluation.report import ALL, Report, Row, is_on_itself
+from advjax.evaluation.statistics import wilson_interval
+from advjax.papers.config_diff import differences
+from advjax.papers.join import Accuracy, Spec, applicable, pair, select
+from advjax.papers.published import Published
+from advjax.papers.recipe import full_config
+from advjax.papers.running import Job
+from advjax.reporting.formatting import model_name
+from advjax.runtime.metrics import read_metrics
+
+EPOCH_TABLES = ("001_epochs", "001_adversarial_epochs")
+"""Tables of single epochs of long runs: an epoch that ours has not reached has no counterpart."""
+
+
+class Cell(NamedTuple):
+    """A published accuracy and ours, in percent."""
+
+    published: Published
+    theirs: Accuracy | None
+    """None where the paper printed no number: in a figure, or for a network of ours alone."""
+    model: str
+    """Our run, with its defense if it has one."""
+    attack: str
+    """Its name in our config, or "clean"."""
+    kind: str
+    """As in `advjax.papers.join.Pair`."""
+    ours: Accuracy | None
+    """Under the attack of the paper, by the paper's protocol; with several seeds, the mean over them."""
+    per_seed: tuple[float, ...]
+    sound: Accuracy | None
+    """The same model under the same attack made on the model itself, with true labels; None for clean images."""
+    auto_attack: Accuracy | None
+    reduced: tuple[str, ...]
+    """The settings that differ from the paper's experiment, as in "run.base.model.width is 0.125"; () for none."""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus theirs, in percentage points."""
+        return None if self.ours is None or self.theirs is None else self.ours.value - self.theirs.value
+
+
+def cells(jobs: Sequence[Job], tables: Sequence[str]) -> list[Cell]:
+    """The cells of an entry, from whatever reports there are.
+
+    Args:
+      jobs: of the entry, at one scale, for one or more seeds.
+      tables: the published tables that it is compared with.
+    """
+    by_seed: dict[tuple[Any, ...], list[Cell]] = {}
+    for job in jobs:
+        for cell in _cells_of(job, tables):
+            # The base of several parts, for one, is measured once.
+            known = by_seed.setdefault((*cell.published[:6], cell.model, cell.attack, job.config["seed"]), [])
+            known.append(cell)
+    one_a_seed = {key: max(found, key=_completeness) for key, found in by_seed.items()}
+    grouped: dict[tuple[Any, ...], list[Cell]] = {}
+    for key, cell in one_a_seed.items():
+        grouped.setdefault(key[:-1], []).append(cell)
+    return [_over_seeds(found) for found in grouped.values()]
+
+
+def _completeness(cell: Cell) -> int:
+    return sum(value is not None for value in (cell.ours, cell.sound, cell.auto_attack))
+
+
+def _over_seeds(found: Sequence[Cell]) -> Cell:
+    measured = [cell.ours.value for cell in found if cell.ours is not None]
+    first = next((cell for cell in found if cell.ours is not None), found[0])
+    if len(measured) < 2 or first.ours is None:
+        return first._replace(per_seed=tuple(measured))
+    spread = statistics.stdev(measured)
+    mean = statistics.mean(measured)
+    return first._replace(
+        ours=Accuracy(mean, (mean - 2 * spread, mean + 2 * spread), first.ours.n),
+        per_seed=tuple(measured),
+        sound=_mean(cell.sound for cell in found),
+        auto_attack=_mean(cell.auto_attack for cell in found),
+    )
+
+
+def _mean(found: Iterator[Accuracy | None]) -> Accuracy | None:
+    known = [accuracy for accuracy in found if accuracy is not None]
+    if not known:
+        return None
+    return Accuracy(statistics.mean(accuracy.value for accuracy in known), None, known[0].n)
+
+
+def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
+    reference = full_config(job.part)
+    specs = job.part.specs
+    if specs is None:
+        # A part may be a variant of its config that other published numbers are for.
+        specs = [spec for spec in reference["published"] if _applies(spec, reference)]
+    report, standard = job.reports()
+    for spec in specs:
+        if "unpublished" not in spec and spec["table"] not in tables:
+            continue
+        epoch = _epoch(spec)
+        if "mean_of" in spec:
+            yield _mean_cell(spec, reference, job, report, standard)
+        elif epoch is not None and spec["table"] in EPOCH_TABLES:
+            if epoch <= job.config["run"][spec["run"]]["epochs"]:
+                yield _epoch_cell(spec, epoch, reference, job)
+        else:
+            yield _report_cell(spec, reference, job, report, standard)
+
+
+def _applies(spec: Spec, reference: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``published`` is for the config, after as many epochs as it says."""
+    epoch = _epoch(spec)
+    config = reference if epoch is None else _after(reference, spec["run"], epoch)
+    return bool(applicable([spec], config)[0])
+
+
+def _after(config: Mapping[str, Any], run: str, epochs: int) -> dict[str, Any]:
+    """The config with so many epochs in a run."""
+    return {**config, "run": {**config["run"], run: {**config["run"][run], "epochs": epochs}}}
+
+
+def _report_cell(
+    spec: Spec, reference: Mapping[str, Any], job: Job, report: Report | None, standard: Report | None
+) -> Cell:
+    rows = report.rows if report else []
+    unpublished = spec.get("unpublished")
+    found = pair(rows, spec, unpublished or select(spec))
+    return Cell(
+        published=found.published,
+        theirs=None if unpublished else found.theirs,
+        model=found.model,
+        attack=found.attack,
+        kind=found.kind,
+        ours=found.ours,
+        per_seed=(),
+        sound=None if spec["our_attack"] == CLEAN else _on_itself(rows, spec, spec["our_attack"]),
+        auto_attack=_on_itself(standard.rows if standard else [], spec, "auto_attack"),
+        reduced=_reduced(reference, job.config, spec),
+    )
+
+
+def _on_itself(rows: Sequence[Row], spec: Spec, attack: str) -> Accuracy | None:
+    """The accuracy of the same model under an attack on itself; of a stochastic one, with the most draws."""
+    wanted = {"run": spec["run"], "defense": spec.get("defense", "none"), "subset": spec.get("subset", ALL)}
+    found = [
+        row
+        for row in rows
+        if row["attack"] == attack and is_on_itself(row) and all(row[key] == value for key, value in wanted.items())
+    ]
+    return _accuracy(max(found, key=lambda row: row["eot_samples"])) if found else None
+
+
+def _mean_cell(
+    spec: Spec, reference: Mapping[str, Any], job: Job, report: Report | None, standard: Report | None
+) -> Cell:
+    """A mean over networks and budgets, as 002 prints them; without an interval: its rows are of the same images."""
+    own = {key: value for key, value in spec.items() if key != "mean_of"}
+    published = select(own)
+    parts = [_report_cell({**own, **row}, reference, job, report, standard) for row in spec["mean_of"]]
+    return Cell(
+        published=published,
+        theirs=Accuracy(published.value, None, published.n),
+        model="mean",
+        attack="mean",
+        kind=parts[0].kind,
+        ours=_mean_if_all(cell.ours for cell in parts),
+        per_seed=(),
+        sound=_mean_if_all(cell.sound for cell in parts),
+        auto_attack=_mean_if_all(cell.auto_attack for cell in parts),
+        reduced=tuple(dict.fromkeys(reason for cell in parts for reason in cell.reduced)),
+    )
+
+
+def _mean_if_all(found: Iterator[Accuracy | None]) -> Accuracy | None:
+    known = list(found)
+    return None if None in known else _mean(iter(known))
+
+
+def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) -> Cell:
+    """An epoch of a longer run: accuracy on the validation images, which are the test images."""
+    beside = pair([], spec, select(spec))
+    run, metric = spec["run"], "accuracy" if spec["our_attack"] == CLEAN else "attacked_accuracy"
+    found = dict(epochs_of(job, run, metric)).get(epoch)
+    return Cell(
+        published=beside.published,
+        theirs=beside.theirs,
+        model=model_name(run, "none"),
+        attack=spec["our_attack"],
+        kind=beside.kind,
+        ours=None if found is None else _of_count(found, _num_validation(job)),
+        per_seed=(),
+        sound=None,
+        auto_attack=None,
+        reduced=_reduced(_after(reference, run, epoch), _after(job.config, run, epoch), spec),
+    )
+
+
+def epochs_of(job: Job, run: str, metric: str, kind: str = "validation") -> list[tuple[int, float]]:
+    """Epoch and value, for every epoch of a run that was validated.
+
+    Args:
+      job: what was run.
+      run: name of the run.
+      metric: such as "accuracy".
+      kind: of the records.
+    """
+    folder = _folder_of(job, run)
+    if folder is None or not (folder / "metrics.jsonl").exists():
+        return []
+    steps = _steps_per_epoch(job, run)
+    records = [record for record in read_metrics(folder) if record["kind"] == kind and record.get(metric) is not None]
+    if kind == "validation":
+        records = [record for record in records if record["step"] % steps == 0]
+    return [(record["step"] / steps, record[metric]) for record in records]
+
+
+def _folder_of(job: Job, run: str) -> pathlib.Path | None:
+    """Where a run was trained: in the folder of the job, or in that of another part."""
+    config = job.folder / "config.json"
+    if not config.exists():
+        return None
+    checkpoint = json.loads(config.read_text(encoding="utf-8"))["run"][run]["checkpoint"]
+    return pathlib.Path(checkpoint) if checkpoint else job.folder / run
+
+
+def _steps_per_epoch(job: Job, run: str) -> int:
+    facts = json.loads((job.folder / "data.json").read_text(encoding="utf-8"))
+    return data.steps_per_epoch(facts["num_examples"][run], job.config["run"][run]["batch_size"])
+
+
+def _num_validation(job: Job) -> int:
+    return json.loads((job.folder / "data.json").read_text(encoding="utf-8"))["num_validation"]
+
+
+def _of_count(share: float, n: int) -> Accuracy:
+    low, high = wilson_interval(round(share * n), n)
+    return Accuracy(100 * share, (100 * low, 100 * high), n)
+
+
+def _accuracy(row: Row) -> Accuracy | None:
+    if row["accuracy"] is None:
+        return None
+    return Accuracy(100 * row["accuracy"], (100 * row["low"], 100 * row["high"]), row["n"])
+
+
+def _reduced(reference: Mapping[str, Any], config: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:
+    changed = differences(reference, config, spec)
+    return tuple(f"{path} is {value}" for path, value in changed.items())
+
+
+def _epoch(spec: Spec) -> int | None:
+    return next((value for key, value in spec.get("when", {}).items() if _is_epochs(key)), None)
+
+
+def _is_epochs(key: str) -> bool:
+    return key.startswith("run.") and key.endswith(".epochs")

@@ -1,0 +1,136 @@
+"""``python -m advjax.papers run|list|status``: the tables and figures of the papers, reproduced, as pages."""
+
+import argparse
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from rich.console import Console
+from rich.text import Text
+
+from advjax.papers.entries import ENTRIES, find
+from advjax.papers.page import make_page, write_page
+from advjax.papers.recipe import Entry
+from advjax.papers.running import Job, jobs_of, run_job
+from advjax.reporting.plain_table import plain_table
+from advjax.runtime.preemption import PreemptedError, Preemption
+from advjax.types import UserError
+
+COMMANDS = ("run", "list", "status")
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """The options of the commands."""
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="names that `list` prints, or all")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("workdirs/papers"))
+    parser.add_argument("--scale", default="small", help="how large; `list` prints the scales of each entry")
+    parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from 0 on")
+    parser.add_argument("--budget", default="", help="stop, resumably, after this long: 90m, 5h")
+    parser.add_argument("--folder", default="", help="image folder of entries whose data are one")
+
+
+def run_command(options: argparse.Namespace, console: Console) -> None:
+    """Runs one of the commands.
+
+    Raises:
+      UserError: an unknown entry or scale, a budget that is none, or a config that makes no sense.
+    """
+    if options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
+    if options.command == "list":
+        console.print(_listing())
+        return
+    entries = _chosen(options.entries, options.scale, required=options.command == "run")
+    if options.command == "status":
+        console.print(_status(entries, options))
+        return
+    _use_compilation_cache()
+    deadline = time.monotonic() + _seconds(options.budget) if options.budget else float("inf")
+    with Preemption() as preemption:
+        _run_all(entries, options, console, lambda: preemption.requested() or time.monotonic() > deadline)
+
+
+def _run_all(
+    entries: Sequence[Entry], options: argparse.Namespace, console: Console, stop_requested: Callable[[], bool]
+) -> None:
+    """Runs the entries in order; one that cannot be run is reported, and the next one is run."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    for entry in entries:
+        if stop_requested():
+            say("stopped; repeat the command to go on")
+            return
+        jobs = _jobs(entry, options)
+        try:
+            for job in jobs:
+                run_job(job, options.workdir, say, stop_requested)
+        except PreemptedError as stopped:
+            say(f"{entry.name}: {stopped}; repeat the command to go on")
+        except UserError as error:
+            if len(entries) == 1:
+                raise
+            say(f"{entry.name}: not run: {error}")
+        _write(entry, jobs, options, say)
+
+
+def _write(entry: Entry, jobs: Sequence[Job], options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """The page of what there is, and its conclusion."""
+    page = make_page(entry, options.scale, jobs, options.seeds)
+    measured = sum(cell.ours is not None for cell in page.cells)
+    path = write_page(page, jobs, options.workdir / "pages")
+    reduced = ", reduced" if page.is_reduced else ""
+    say(f"{entry.name} ({options.scale}{reduced}): {measured} of {len(page.cells)} cells measured: {path}")
+    for ordering in page.orderings:
+        say(f"  {ordering.dataset}, {ordering.attack}: the published order {ordering.verdict}")
+
+
+def _jobs(entry: Entry, options: argparse.Namespace) -> list[Job]:
+    directories = {"folder": options.folder} if options.folder else {}
+    return jobs_of(entry, options.scale, options.workdir, options.seeds, directories)
+
+
+def _chosen(names: Sequence[str], scale: str, required: bool) -> list[Entry]:
+    if required and not names:
+        raise UserError("run what? Name entries, which `python -m advjax.papers list` prints, or all")
+    if not names or list(names) == ["all"]:
+        return [entry for entry in ENTRIES.values() if scale in entry.scales]
+    return [find(name) for name in names]
+
+
+def _listing() -> object:
+    table = plain_table("entry", "contents", "parts", "core hours of one seed (estimated)", numbers=("parts",))
+    for entry in ENTRIES.values():
+        hours = ", ".join(f"{scale} {entry.hours[scale]:g}" for scale in entry.scales if scale in entry.hours)
+        table.add_row(Text(entry.name), Text(entry.title), Text(str(len(entry.parts))), Text(hours))
+    return table
+
+
+def _status(entries: Sequence[Entry], options: argparse.Namespace) -> object:
+    table = plain_table("entry", "scale", "parts done", "page", numbers=("parts done",))
+    for entry in entries:
+        jobs = _jobs(entry, options)
+        page = options.workdir / "pages" / f"{entry.name}.{options.scale}.html"
+        done = f"{sum(job.is_done for job in jobs)} of {len(jobs)}"
+        table.add_row(*map(Text, (entry.name, options.scale, done, str(page) if page.exists() else "")))
+    return table
+
+
+def _seconds(budget: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+    if not found:
+        raise UserError(f"--budget must be a number with a unit, such as 90m or 5h, got {budget!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _use_compilation_cache() -> None:
+    cache = os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,61 @@
+"""Whether the order in which a paper puts its networks is also that of ours."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from advjax.papers.cells import Cell
+from advjax.papers.join import Accuracy
+
+
+class Ordering(NamedTuple):
+    """The pairs of networks of a table on the same images under the same attack."""
+
+    table: str
+    dataset: str
+    attack: str
+    holds: int
+    """Pairs in the published order."""
+    reversed: int
+    """Pairs in the opposite order."""
+    undecided: int
+    """Pairs whose intervals overlap in ours."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not (self.holds or self.reversed):
+            return "cannot be told: all intervals overlap"
+        if not self.reversed:
+            return "holds" if not self.undecided else "holds where it can be told"
+        return "does not hold" if self.reversed >= self.holds else "holds in part"
+
+
+def orderings(cells: Sequence[Cell]) -> list[Ordering]:
+    """The orderings of all tables in which at least two networks are measured, in the order of the cells."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.ours is not None and cell.theirs is not None:
+            key = cell.published.table, cell.published.dataset, cell.published.attack
+            groups.setdefault(key, []).append(cell)
+    return [_ordering(key, found) for key, found in groups.items() if len(found) > 1]
+
+
+def _ordering(key: tuple[str, str, str], found: Sequence[Cell]) -> Ordering:
+    counts = {"holds": 0, "reversed": 0, "undecided": 0}
+    for one, other in itertools.combinations(found, 2):
+        assert one.ours and other.ours and one.theirs and other.theirs
+        published = one.theirs.value - other.theirs.value
+        if not published:
+            continue
+        if _overlap(one.ours, other.ours):
+            counts["undecided"] += 1
+        else:
+            counts["holds" if published * (one.ours.value - other.ours.value) > 0 else "reversed"] += 1
+    return Ordering(*key, **counts)
+
+
+def _overlap(one: Accuracy, other: Accuracy) -> bool:
+    low, high = one.interval or (one.value, one.value)
+    other_low, other_high = other.interval or (other.value, other.value)
+    return max(low, other_low) <= min(high, other_high)

@@ -1,0 +1,174 @@
+"""What an entry came to, as csv, json, one HTML page and its figure: ``<workdir>/pages/<entry>.<scale>.*``."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from advjax.papers.cells import Cell, cells
+from advjax.papers.figures import draw
+from advjax.papers.join import Accuracy
+from advjax.papers.orderings import Ordering, orderings
+from advjax.papers.output import title
+from advjax.papers.recipe import Entry
+from advjax.papers.running import Job
+from advjax.papers.scale_words import in_words, is_reduced
+from advjax.runtime.environment import describe_environment
+from advjax.runtime.files import plain, write_atomically
+
+EXPLANATION = (
+    "Ours under the paper's protocol stands beside the published number; a transfer or oblivious attack, or one that "
+    "was given predicted labels, does not measure robust accuracy. The last two columns do: the same attack, and "
+    "AutoAttack, made on the scored model itself with the true labels. Intervals are over test images, or twice the "
+    "standard deviation over seeds where there are several."
+)
+CSV_COLUMNS = (
+    *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),
+    *("published", "published_low", "published_high", "published_n", "provenance", "note"),
+    *("model", "attack", "kind", "ours", "low", "high", "n", "seeds", "difference"),
+    *("sound", "sound_low", "sound_high", "sound_n", "auto_attack", "auto_attack_low", "auto_attack_high"),
+    *("auto_attack_n", "reduced"),
+)
+"""Columns of the csv file; accuracies in percent, unknown values empty."""
+
+
+class Page(NamedTuple):
+    """What a page shows."""
+
+    entry: Entry
+    scale: str
+    cells: list[Cell]
+    orderings: list[Ordering]
+    words: list[str]
+    is_complete: bool
+    """Whether all parts have been run."""
+    is_reduced: bool
+    """Whether any part is smaller than the paper's experiment."""
+
+
+def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> Page:
+    """The page of an entry, from whatever has been run."""
+    found = cells(jobs, entry.tables)
+    first = jobs[: len(entry.parts)]
+    return Page(
+        entry=entry,
+        scale=scale,
+        cells=found,
+        orderings=orderings(found),
+        words=in_words(first, num_seeds),
+        is_complete=all(job.is_done for job in jobs),
+        is_reduced=any(map(is_reduced, first)),
+    )
+
+
+def write_page(page: Page, jobs: Sequence[Job], folder: pathlib.Path) -> pathlib.Path:
+    """Writes all files of a page and returns the path of the HTML."""
+    stem = f"{page.entry.name}.{page.scale}"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = draw(page.entry.figure, page.cells, jobs) if page.entry.figure else None
+    if figure is not None:
+        write_atomically(folder / f"{stem}.svg", _standalone(figure).encode())
+    write_atomically(folder / f"{stem}.csv", as_csv(page).encode())
+    write_atomically(folder / f"{stem}.json", (json.dumps(as_json(page, jobs), indent=1) + "\n").encode())
+    path = folder / f"{stem}.html"
+    write_atomically(path, render(page, figure).encode())
+    return path
+
+
+def as_csv(page: Page) -> str:
+    """One line for each cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows([page.entry.name, page.scale, *_fields(cell)] for cell in page.cells)
+    return text.getvalue()
+
+
+def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The same as plain data, with the size in words and where it was computed."""
+    return plain(
+        {
+            "entry": page.entry.name,
+            "title": page.entry.title,
+            "scale": page.scale,
+            "reduced": page.is_reduced,
+            "complete": page.is_complete,
+            "note": page.entry.note,
+            "size": page.words,
+            "environment": describe_environment(),
+            "folders": [job.folder.name for job in jobs],
+            "orderings": [{**entry._asdict(), "verdict": entry.verdict} for entry in page.orderings],
+            "cells": [_plain_cell(cell) for cell in page.cells],
+        },
+        "page",
+    )
+
+
+def render(page: Page, figure: str | None) -> str:
+    """The HTML text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("advjax.reporting", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plan = page.entry.figure
+    measured = sum(cell.ours is not None for cell in page.cells)
+    state = "" if page.is_complete else ", not all parts have been run"
+    return environment.get_template("paper.html.j2").render(
+        title=page.entry.title,
+        lead=f"{'; '.join(map(title, page.entry.tables))} · scale {page.scale} · {measured} of {len(page.cells)} cells "
+        f"measured{state}",
+        is_reduced=page.is_reduced,
+        explanation=EXPLANATION,
+        note=page.entry.note,
+        words=page.words,
+        orderings=page.orderings,
+        figures=[{"caption": plan.caption, "svg": Markup(figure)}] if plan and figure else [],
+        cells=page.cells,
+    )
+
+
+def _standalone(svg: str) -> str:
+    """An SVG for a page, as a file of its own."""
+    return svg if "xmlns=" in svg else svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+def _fields(cell: Cell) -> Iterator[str]:
+    published = cell.published
+    yield from (published.table, published.model, published.dataset, published.training, published.attack)
+    yield from _numbers(cell.theirs)
+    yield from (published.provenance, published.note, cell.model, cell.attack, cell.kind)
+    yield from _numbers(cell.ours)
+    yield " ".join(f"{value:.2f}" for value in cell.per_seed)
+    yield "" if cell.difference is None else f"{cell.difference:.2f}"
+    yield from _numbers(cell.sound)
+    yield from _numbers(cell.auto_attack)
+    yield "; ".join(cell.reduced)
+
+
+def _numbers(accuracy: Accuracy | None) -> list[str]:
+    if accuracy is None:
+        return [""] * 4
+    low, high = accuracy.interval or (None, None)
+    shown = ["" if number is None else f"{number:.2f}" for number in (accuracy.value, low, high)]
+    return [*shown, "" if accuracy.n is None else str(accuracy.n)]
+
+
+def _plain_cell(cell: Cell) -> dict[str, Any]:
+    accuracies = {name: getattr(cell, name) for name in ("theirs", "ours", "sound", "auto_attack")}
+    return {
+        "published": cell.published._asdict(),
+        "model": cell.model,
+        "attack": cell.attack,
+        "kind": cell.kind,
+        "difference": cell.difference,
+        "per_seed": list(cell.per_seed),
+        "reduced": list(cell.reduced),
+        **{name: found and found._asdict() for name, found in accuracies.items()},
+    }

@@ -1,0 +1,159 @@
+"""Training and evaluating what an entry needs, once: parts and base networks are shared between entries.
+
+::
+
+    <workdir>/parts/<part>-<digest>/     a workdir of `advjax.jobs`, with standard/ for AutoAttack
+    <workdir>/trained/<digest>.json      which folder holds a run, so that no other part trains it again
+    <workdir>/pages/                     see `advjax.papers.page`
+"""
+
+import copy
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from advjax.evaluation.report import Report, read_report
+from advjax.experiment.from_config import complete
+from advjax.experiment.presets import with_preset
+from advjax.jobs.evaluate import evaluate
+from advjax.jobs.train import train
+from advjax.jobs.workdir import locked
+from advjax.papers.config_diff import with_dependencies
+from advjax.papers.recipe import Entry, Part, Scale, build
+from advjax.runtime.devices import Devices, mesh
+from advjax.runtime.files import write_atomically
+from advjax.types import UserError
+
+STANDARD = "standard"
+"""Preset, and folder of its report: AutoAttack."""
+_NO_DIFFERENCE = ("title", "published", "published_for")
+_PLACES = ("dir", "stream", "num_workers")
+
+
+class Job(NamedTuple):
+    """One part of an entry at a scale, with one seed."""
+
+    part: Part
+    scale: Scale
+    config: dict[str, Any]
+    """Complete, without the checkpoints of shared runs."""
+    folder: pathlib.Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its reports are there; the name of the folder says that they are about this config."""
+        folders = ("", STANDARD) if self.scale.num_auto_attack else ("",)
+        return all((self.folder / name / "report.json").exists() for name in folders)
+
+    def reports(self) -> tuple[Report | None, Report | None]:
+        """The report under the attacks of the config, and that under AutoAttack; None where there is none yet."""
+        paths = [self.folder / name / "report.json" for name in ("", STANDARD)]
+        found = [read_report(path) if path.exists() else None for path in paths]
+        return found[0], found[1]
+
+
+def jobs_of(
+    entry: Entry, scale: str, workdir: str | os.PathLike[str], seeds: int, directories: Mapping[str, str] | None = None
+) -> list[Job]:
+    """The jobs of an entry, one seed after the other.
+
+    Raises:
+      UserError: the entry has no such scale, or a config makes no sense.
+    """
+    if scale not in entry.scales:
+        raise UserError(f"{entry.name} has no scale {scale!r}; it has {', '.join(entry.scales)}")
+    made = []
+    for seed in range(seeds):
+        for part in entry.parts:
+            size = entry.scales[scale]
+            config = build(part, size, seed, directories)
+            folder = pathlib.Path(workdir, "parts", f"{part.name}-{_digest(_identity(config, size))}")
+            made.append(Job(part, size, config, folder))
+    return made
+
+
+def run_job(
+    job: Job,
+    workdir: str | os.PathLike[str],
+    notify: Callable[[str], None],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> None:
+    """Trains and evaluates a job, as far as that has not been done.
+
+    Raises:
+      UserError: something in its config makes no sense, its data cannot be read, or another process is working on it.
+      PreemptedError: asked to stop; the same call resumes.
+    """
+    if job.is_done:
+        return
+    trained = pathlib.Path(workdir, "trained")
+    config = _with_shared_runs(job, trained)
+    devices = Devices(mesh(), config["mapping"])
+    with locked(job.folder):
+        started = time.monotonic()
+        train(config, str(job.folder), devices, notify, stop_requested)
+        _remember(job, config, trained)
+        if not (job.folder / "report.json").exists():
+            evaluate(config, str(job.folder), devices, notify, stop_requested)
+        if job.scale.num_auto_attack and not (job.folder / STANDARD / "report.json").exists():
+            standard = _under_auto_attack(config, job.scale)
+            evaluate(standard, str(job.folder), devices, notify, stop_requested, str(job.folder / STANDARD))
+        notify(f"{job.part.name}: done in {(time.monotonic() - started) / 60:.1f} min, {job.folder}")
+
+
+def _under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    standard = with_preset(complete(config), STANDARD)
+    evaluation = standard["evaluation"]
+    asked = evaluation["num_examples"]
+    if evaluation["defenses"]["order"]:
+        # The authors' version for defenses with randomness.
+        evaluation["attacks"]["auto_attack"]["version"] = "rand"
+    evaluation.update(
+        num_examples=min(asked or scale.num_auto_attack, scale.num_auto_attack),
+        num_checked=0,
+        save_adversarial="",
+        faithful_attacks=[],
+        protocol="sound",
+        transfer_labels="true",
+    )
+    return standard
+
+
+def _with_shared_runs(job: Job, trained: pathlib.Path) -> dict[str, Any]:
+    """The config, with the runs that another part has trained as checkpoints."""
+    config = copy.deepcopy(job.config)
+    for name in config["runs"]:
+        found = trained / f"{_run_digest(job.config, name)}.json"
+        # A run that was begun here goes on here.
+        if found.exists() and not (job.folder / name / "run.json").exists():
+            config["run"][name]["checkpoint"] = json.loads(found.read_text(encoding="utf-8"))["folder"]
+    return config
+
+
+def _remember(job: Job, config: Mapping[str, Any], trained: pathlib.Path) -> None:
+    trained.mkdir(parents=True, exist_ok=True)
+    for name in config["runs"]:
+        if not config["run"][name]["checkpoint"]:
+            where = {"folder": str((job.folder / name).absolute()), "part": job.part.name}
+            write_atomically(trained / f"{_run_digest(job.config, name)}.json", json.dumps(where).encode())
+
+
+def _run_digest(config: Mapping[str, Any], name: str) -> str:
+    """Equal for runs that are trained alike, whatever else their configs hold."""
+    runs = {other: config["run"][other] for other in with_dependencies(config["run"], (name,))}
+    data = {key: value for key, value in config["data"].items() if key not in (*_PLACES, "test_on_training")}
+    return _digest({"name": name, "runs": runs, "data": data, "seed": config["seed"]})
+
+
+def _identity(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    facts = {key: value for key, value in config.items() if key not in _NO_DIFFERENCE}
+    facts["data"] = {key: value for key, value in config["data"].items() if key not in _PLACES}
+    return {**facts, "num_auto_attack": scale.num_auto_attack}
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]

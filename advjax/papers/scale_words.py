@@ -1,0 +1,73 @@
+"""The size of an experiment in plain words, beside the paper's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advjax.papers.config_diff import IGNORED
+from advjax.papers.recipe import full_config
+from advjax.papers.running import Job
+
+
+def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
+    """One line for each part: network width, share of the data, epochs, images and seeds, the paper's in brackets.
+
+    Args:
+      jobs: of the entry, of one seed.
+      num_seeds: seeds that were run.
+    """
+    lines = []
+    for job in jobs:
+        full = full_config(job.part)
+        runs = [_run(name, job, full) for name in job.config["runs"]]
+        evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
+        images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
+        standard = f", AutoAttack on {_num_auto_attack(job):,}" if job.scale.num_auto_attack else ", no AutoAttack"
+        seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
+        lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {seeds}")
+    # Several of the parts may be the same experiment.
+    return list(dict.fromkeys(lines))
+
+
+def _num_auto_attack(job: Job) -> int:
+    return min(job.config["evaluation"]["num_examples"] or job.scale.num_auto_attack, job.scale.num_auto_attack)
+
+
+def is_reduced(job: Job) -> bool:
+    """Whether a job is smaller than the paper's experiment, in its networks, its training, or its test images."""
+    full, config = full_config(job.part), job.config
+    runs = [(config["run"][name], full["run"][name]) for name in config["runs"]]
+    kept = [
+        {key: value for key, value in part["data"].items() if f"data.{key}" not in IGNORED} for part in (config, full)
+    ]
+    images = [part["evaluation"]["num_examples"] for part in (config, full)]
+    return any(ours != theirs for ours, theirs in runs) or kept[0] != kept[1] or images[0] != images[1]
+
+
+def _run(name: str, job: Job, full: Mapping[str, Any]) -> str:
+    ours, theirs = job.config["run"][name], full["run"][name]
+    said = [f"{_length(ours)} [{_length(theirs)}]"]
+    if "width" in ours["model"]:
+        said.append(f"width {ours['model']['width']:g} [{theirs['model']['width']:g}]")
+    counted = f" ({count:,} images)" if (count := _num_training(job, name)) else ""
+    said.append(f"{_percent(ours)} of the training images{counted} [{_percent(theirs)}]")
+    return f"{name} {', '.join(said)}"
+
+
+def _length(run: Mapping[str, Any]) -> str:
+    return f"{run['num_steps']} steps" if run["num_steps"] else f"{run['epochs']} epochs"
+
+
+def _percent(run: Mapping[str, Any]) -> str:
+    return f"{100 * float(run['train_fraction']):g}%"
+
+
+def _images(count: int) -> str:
+    return f"{count:,}" if count else "all"
+
+
+def _num_training(job: Job, run: str) -> int | None:
+    path = job.folder / "data.json"
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))["num_examples"].get(run)

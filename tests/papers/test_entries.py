@@ -1,0 +1,127 @@
+"""Every entry: its configs build at every scale, and its cells are published numbers."""
+
+import pytest
+
+from advjax.experiment.from_config import from_config
+from advjax.experiment.spec import DataFacts
+from advjax.papers import published, recipe
+from advjax.papers.cells import cells
+from advjax.papers.entries import ENTRIES, find
+from advjax.papers.running import jobs_of
+from advjax.types import UserError
+
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def facts_of(config):
+    """What a workdir would know of the data, so that they need not be read."""
+    side = config["data"]["image_size"]
+    shape = SHAPES.get(config["data"]["name"], (64, 64, 3))
+    shape = (side, side, shape[2]) if side else shape
+    return DataFacts(config["data"]["name"], shape, 10, 100, dict.fromkeys(config["runs"], 400))
+
+
+def distinct_parts():
+    """The parts of all entries, without those that several share."""
+    found = {}
+    for entry in ENTRIES.values():
+        for part in entry.parts:
+            found.setdefault((part.name, part.config, part.argument, repr(part.changes)), (entry, part))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("entry, part", distinct_parts(), ids=lambda value: value.name)
+def test_a_part_builds_at_its_smallest_and_largest_size(entry, part):
+    for scale in ("full", "tiny"):
+        config = recipe.build(part, entry.scales[scale], 3)
+        if scale == "full" and config["evaluation"]["defenses"]["order"]:
+            # Whether a defense fits its network is found out by tracing many draws of it.
+            continue
+        built = from_config(config, facts_of(config))
+        assert [run.name for run in built.runs] == config["runs"] and built.seed == 3
+    plan = recipe.build(part, entry.scales["tiny"], 0)["evaluation"]
+    assert plan["num_examples"] <= 16 and plan["num_checked"] == 0
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    """The jobs of every entry at the paper's size."""
+    return {name: jobs_of(entry, "full", "nowhere", seeds=1) for name, entry in ENTRIES.items()}
+
+
+@pytest.fixture(scope="module")
+def all_cells(jobs):
+    """The cells of every entry, none of them measured."""
+    return {name: cells(jobs[name], entry.tables) for name, entry in ENTRIES.items()}
+
+
+def test_the_cells_of_every_entry_are_published(all_cells):
+    for name, found in all_cells.items():
+        assert {cell.published.table for cell in found} - {""} == set(ENTRIES[name].tables)
+        for cell in found:
+            assert (cell.theirs is None) == (cell.published.table == "")
+            assert cell.ours is None and cell.reduced == ()
+        identities = [(*cell.published[:6], cell.model, cell.attack) for cell in found]
+        assert len(set(identities)) == len(identities)
+
+
+def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
+    for job in (job for found in jobs.values() for job in found):
+        attacks = {"clean", *job.config["evaluation"]["attacks"]["order"]}
+        for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
+            for row in spec.get("mean_of", (spec,)):
+                assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
+
+
+def test_every_published_accuracy_has_a_cell(all_cells):
+    """Besides an experiment that the report leaves out, means over fifty epochs, and another data set's base."""
+    covered = {cell.published[:6] for found in all_cells.values() for cell in found}
+    lost = {}
+    for table in published.TABLES:
+        rows = [row for row in published.read(table) if row.metric == "accuracy" and row[:6] not in covered]
+        if rows:
+            lost[table] = len(rows)
+    assert lost == {"001_last_epochs": LAST_EPOCHS, "001_pgd100": PGD_100, "003_text": 3}
+
+
+LAST_EPOCHS, PGD_100 = (
+    sum(row.metric == "accuracy" for row in published.read(table)) for table in ("001_last_epochs", "001_pgd100")
+)
+
+
+def test_entries_that_share_a_part_share_its_folder(tmp_path):
+    folders = {}
+    for name in ("003_table1", "003_figure6"):
+        for job in jobs_of(ENTRIES[name], "small", tmp_path, 1):
+            folders.setdefault(job.part.name, set()).add(job.folder)
+    assert all(len(found) == 1 for found in folders.values())
+    first, second = (jobs_of(ENTRIES["004_table1"], "small", tmp_path, 2)[i] for i in (0, 2))
+    assert first.part == second.part and first.folder != second.folder
+
+
+def test_a_scale_changes_sizes_and_nothing_else():
+    (part, *_) = ENTRIES["003_table1"].parts
+    scale = recipe.Scale(width=0.125, share=0.5, epochs=1 / 3, num_examples=100, num_stochastic=7)
+    full, small = recipe.full_config(part), recipe.build(part, scale, 4, {"cifar10": "there"})
+    base, fixer = small["run"]["base"], small["run"]["fixer"]
+    assert (base["model"]["width"], base["train_fraction"], base["epochs"]) == (0.125, 0.5, 13)
+    assert (fixer["train_fraction"], fixer["epochs"], small["seed"], small["data"]["dir"]) == (0.05, 20, 4, "there")
+    assert (
+        small["evaluation"]["num_examples"] == 100 and small["evaluation"]["attacks"] == full["evaluation"]["attacks"]
+    )
+    assert fixer["objective"] == full["run"]["fixer"]["objective"]
+    stochastic = next(part for part in ENTRIES["003_table1"].parts if part.name.startswith("drn"))
+    assert recipe.build(stochastic, scale, 0)["evaluation"]["num_examples"] == 7
+    assert recipe.build(part, recipe.Scale(), 0) == full
+
+
+def test_unknown_names_are_one_line():
+    with pytest.raises(UserError, match=r"no entry is named '003_table2'; there are 004_section3"):
+        find("003_table2")
+    with pytest.raises(UserError, match=r"004_table1 has no scale 'huge'; it has full, small, tiny"):
+        jobs_of(ENTRIES["004_table1"], "huge", "nowhere", 1)
+    part = recipe.Part("part", "cifar_fixed_mix", changes={"run.nobody.epochs": 1})
+    with pytest.raises(UserError, match=r"part part: unknown config key run\.nobody\.epochs"):
+        recipe.full_config(part)
+    with pytest.raises(UserError, match="no installed config nothing"):
+        recipe.full_config(recipe.Part("part", "nothing"))

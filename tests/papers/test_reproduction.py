@@ -1,0 +1,276 @@
+"""From reports to the cells, orderings and pages of an entry, by hand; and one entry from training to its page."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from advjax.evaluation import report
+from advjax.evaluation.statistics import wilson_interval
+from advjax.jobs import workdir as workdirs
+from advjax.papers import __main__ as command
+from advjax.papers import commands, page
+from advjax.papers.cells import cells
+from advjax.papers.entries import ENTRIES
+from advjax.papers.orderings import orderings
+from advjax.papers.recipe import Entry, Part, Scale
+from advjax.papers.running import jobs_of, run_job
+from advjax.runtime.preemption import PreemptedError
+from advjax.types import UserError
+
+N = 1024
+
+
+def row(run, attack, correct, n=N, **changes):
+    """A row of an attack on the model itself, or of clean images."""
+    is_clean = attack == "clean"
+    low, high = wilson_interval(correct, n)
+    itself = {"made_on": None if is_clean else run, "adaptive": not is_clean}
+    facts = {"knowledge": "none" if is_clean else "everything", "labels": "true", "protocol": "sound"}
+    common = {"run": run, "attack": attack, "defense": "none", "subset": "all", "eot_samples": 1, "seed": 0}
+    return {**common, **itself, **facts, "accuracy": correct / n, "low": low, "high": high, "n": n, **changes}
+
+
+def write_report(job, rows, folder=""):
+    path = job.folder / folder / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = report.Report(report.SCHEMA_VERSION, "", job.config, {}, rows, [], [], [], [])
+    path.write_text(json.dumps(found._asdict()))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """The jobs of Figure 3 of 004 at a reduced size, measured for two weights."""
+    jobs = jobs_of(ENTRIES["004_figure3"], "small", tmp_path, seeds=1)
+    by_name = {job.part.name: job for job in jobs}
+    write_report(
+        by_name["fixed_mix_0.1"],
+        [row("mixed", "clean", 300), row("mixed", "fgsm", 100), row("mixed", "pgd_40", 90)],
+    )
+    write_report(
+        by_name["fixed_mix_1"],
+        [row("mixed", "clean", 560), row("mixed", "fgsm", 104), row("mixed", "pgd_40", 0)],
+    )
+    write_report(by_name["fixed_mix_1"], [row("mixed", "auto_attack", 3, n=128)], "standard")
+    return jobs
+
+
+def test_cells_by_hand(sweep):
+    found = cells(sweep, ENTRIES["004_figure3"].tables)
+    assert len(found) == 18 and sum(cell.ours is not None for cell in found) == 6
+    by_name = {(cell.published.training, cell.attack): cell for cell in found}
+    clean = by_name["fixed_mix:lam1.0", "clean"]
+    assert (clean.theirs.value, clean.kind, clean.sound) == (55.0, "clean", None)
+    assert clean.ours.value == pytest.approx(100 * 560 / N) and clean.difference == pytest.approx(100 * 560 / N - 55)
+    # A reduced run stands beside the number, and says that it is one.
+    assert {"run.mixed.epochs is 3", "run.mixed.train_fraction is 0.1"} <= set(clean.reduced)
+    attacked = by_name["fixed_mix:lam1.0", "fgsm"]
+    assert attacked.sound == attacked.ours and attacked.auto_attack.value == pytest.approx(300 / 128)
+    assert by_name["fixed_mix:lam0.1", "fgsm"].auto_attack is None
+
+
+def test_orderings_by_hand(sweep):
+    found = {entry.attack: entry for entry in orderings(cells(sweep, ("004_figure3",)))}
+    # Published: 23.6 and 55.0 clean; 12.2 and 9.8 under FGSM; 9.8 and 5.6 under PGD.
+    assert found["none"].verdict == "holds" and found["none"][3:] == (1, 0, 0)
+    assert found["FGSM:eps0.03"].verdict == "cannot be told: all intervals overlap"
+    assert found["PGD40:eps0.03,alpha0.01"].verdict == "holds"
+
+
+def test_a_page_shows_what_there_is(sweep, tmp_path):
+    entry = ENTRIES["004_figure3"]
+    made = page.make_page(entry, "small", sweep, 1)
+    assert not made.is_complete
+    path = page.write_page(made, sweep, tmp_path / "pages")
+    text = path.read_text()
+    assert "Reduced: not the paper's experiment." in text and "6 of 18 cells measured, not all parts" in text
+    assert "3 epochs [10 epochs], width 1 [1], 10% of the training images [100%]; 512 test images [all]" in text
+    assert "<svg" in text and "holds" in text and "<script" not in text
+    with (tmp_path / "pages" / "004_figure3.small.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == page.CSV_COLUMNS and len(lines) == 18
+    (line,) = [line for line in lines if (line["published"], line["attack"]) == ("55.00", "clean")]
+    assert (line["ours"], line["n"], line["reduced"][:21]) == ("54.69", "1024", "run.mixed.train_fract")
+    stored = json.loads((tmp_path / "pages" / "004_figure3.small.json").read_text())
+    assert stored["reduced"] and not stored["complete"] and len(stored["cells"]) == 18
+    assert (tmp_path / "pages" / "004_figure3.small.svg").read_text().startswith("<svg")
+
+
+def test_the_papers_size_is_not_called_reduced(tmp_path):
+    entry = ENTRIES["004_figure3"]
+    jobs = jobs_of(entry, "full", tmp_path, seeds=1)
+    write_report(jobs[1], [row("mixed", "clean", 300)])
+    assert "At the paper's size." in page.render(page.make_page(entry, "full", jobs, 1), None)
+
+
+def test_seeds_are_averaged(tmp_path):
+    entry = ENTRIES["004_figure3"]
+    jobs = [job for job in jobs_of(entry, "full", tmp_path, seeds=3) if job.part.name == "fixed_mix_0.1"]
+    for job, correct in zip(jobs, (200, 240, 280), strict=True):
+        write_report(job, [row("mixed", "clean", correct)])
+    (cell,) = [cell for cell in cells(jobs, entry.tables) if cell.ours]
+    assert [round(value, 2) for value in cell.per_seed] == [19.53, 23.44, 27.34]
+    assert cell.ours.value == pytest.approx(100 * 240 / N)
+    assert cell.ours.interval == pytest.approx((100 * 160 / N, 100 * 320 / N))
+
+
+def test_means_over_networks_and_budgets(tmp_path):
+    entry = ENTRIES["002_table2"]
+    (job, *_) = jobs_of(entry, "full", tmp_path, seeds=1)
+    rows = []
+    for number, run in enumerate(("resnet18", "resnet50", "resnet101")):
+        rows.append(row(run, "clean", 900 + number))
+        for budget in (1, 2, 3):
+            rows.append(row(run, f"fgsm_{budget}", 100 * budget + number))
+            rows.append(row(run, f"fgsm_{budget}", 0, protocol="faithful"))
+    write_report(job, rows)
+    clean, attacked = [cell for cell in cells([job], entry.tables) if cell.published.dataset == "mnist/test20"]
+    assert clean.ours.value == pytest.approx(100 * 901 / N)
+    assert attacked.theirs.value == 39.46 and attacked.ours.value == pytest.approx(100 * 201 / N)
+    write_report(job, rows[:-2])
+    assert [cell.ours for cell in cells([job], entry.tables)][1] is None
+
+
+def test_epochs_come_from_one_run(tmp_path):
+    entry = ENTRIES["001_table1"]
+    (job,) = jobs_of(entry, "small", tmp_path, seeds=1)
+    (job.folder / "vanilla").mkdir(parents=True)
+    (job.folder / "config.json").write_text(json.dumps(job.config))
+    facts = {"num_examples": dict.fromkeys(job.config["runs"], 50_000), "num_validation": 10_000}
+    (job.folder / "data.json").write_text(json.dumps(facts))
+    records = [{"step": 500 * epoch, "kind": "validation", "accuracy": epoch / 1000} for epoch in range(1, 101)]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (job.folder / "vanilla" / "metrics.jsonl").write_text(text)
+    found = {
+        cell.published.training: cell for cell in cells([job], entry.tables) if cell.published.table == "001_epochs"
+    }
+    # The run is 100 epochs long: what the logs say of epoch 200 has no counterpart.
+    assert "vanilla:200ep" not in found and "vanilla:100ep" in found
+    twenty = found["vanilla:20ep"]
+    assert (twenty.theirs.value, twenty.ours.value, twenty.ours.n) == (98.96, pytest.approx(2.0), 10_000)
+    # The same network as the report's after as many epochs.
+    assert twenty.reduced == () and found["mixup:20ep"].ours is None
+    path = page.write_page(page.make_page(entry, "small", [job], 1), [job], tmp_path / "pages")
+    assert "vanilla: training loss, cross-entropy" in path.read_text()
+
+
+@dataclasses.dataclass
+class Calls:
+    """What would have been trained and evaluated."""
+
+    trained: list
+    evaluated: list
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Training and evaluation that only leave the files behind which others look for."""
+    made = Calls([], [])
+
+    def train(config, folder, devices, notify, stop_requested):
+        made.trained.append({name: run["checkpoint"] for name, run in config["run"].items()})
+        if stop_requested():
+            raise PreemptedError("stopped")
+
+    def evaluate(config, folder, devices, notify, stop_requested, into=None):
+        made.evaluated.append(tuple(config["evaluation"]["attacks"]["order"]))
+        path = workdirs.pathlib.Path(into or folder, "report.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report.Report(report.SCHEMA_VERSION, "", config, {}, [], [], [], [], [])._asdict()))
+
+    monkeypatch.setattr("advjax.papers.running.train", train)
+    monkeypatch.setattr("advjax.papers.running.evaluate", evaluate)
+    return made
+
+
+def test_a_base_is_trained_once(calls, tmp_path):
+    jobs = {job.part.name: job for job in jobs_of(ENTRIES["003_table1"], "small", tmp_path, seeds=1)}
+    first, second = jobs["fx_a_0.1_auto_pgd"], jobs["denoise_0.1_auto_pgd"]
+    run_job(first, tmp_path, print)
+    run_job(second, tmp_path, print)
+    assert calls.trained[0] == {"base": "", "fixer": ""}
+    assert calls.trained[1] == {"base": str(first.folder / "base"), "denoise": ""}
+    assert calls.evaluated[1] == calls.evaluated[3] == ("auto_attack",) and "art_auto_pgd" in calls.evaluated[0]
+    run_job(first, tmp_path, print)
+    assert len(calls.trained) == 2
+    other = Scale(width=0.5, num_auto_attack=0)
+    entry = Entry("x", "", (), (first.part,), {"other": other}, {})
+    run_job(jobs_of(entry, "other", tmp_path, 1)[0], tmp_path, print)
+    assert calls.trained[2] == {"base": "", "fixer": ""}
+
+
+def test_a_run_that_was_begun_is_not_taken_from_elsewhere(calls, tmp_path):
+    jobs = {job.part.name: job for job in jobs_of(ENTRIES["003_table1"], "small", tmp_path, seeds=1)}
+    second = jobs["denoise_0.1_auto_pgd"]
+    (second.folder / "base").mkdir(parents=True)
+    (second.folder / "base" / "run.json").write_text("{}")
+    run_job(jobs["fx_a_0.1_auto_pgd"], tmp_path, print)
+    run_job(second, tmp_path, print)
+    assert calls.trained[1] == {"base": "", "denoise": ""}
+
+
+def test_the_budget_stops_between_and_within_jobs(calls, tmp_path, capsys):
+    arguments = ["run", "004_table1", f"--workdir={tmp_path}", "--budget=0s"]
+    assert command.main(arguments) == 0
+    assert calls.trained == [] and "stopped; repeat the command to go on" in capsys.readouterr().out
+    job = jobs_of(ENTRIES["004_table1"], "small", tmp_path, seeds=1)[0]
+    with pytest.raises(PreemptedError):
+        run_job(job, tmp_path, print, lambda: True)
+    assert not calls.evaluated and not job.is_done
+
+
+def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
+    assert command.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ENTRIES)
+    assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "004_table1 (small, reduced): 0 of 4 cells measured: " in said
+    assert command.main(["status", "004_table1", f"--workdir={tmp_path}"]) == 0
+    assert "2 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run"], "run what? Name entries"),
+        (["run", "003_table9"], "no entry is named '003_table9'"),
+        (["run", "004_table1", "--scale=huge"], "004_table1 has no scale 'huge'; it has full, small, tiny"),
+        (
+            ["run", "004_table1", "--budget=soon"],
+            "--budget must be a number with a unit, such as 90m or 5h, got 'soon'",
+        ),
+        (["run", "004_table1", "--seeds=0"], "--seeds must be at least 1"),
+        (["walk"], "invalid choice: 'walk'"),
+    ],
+)
+def test_errors_of_the_commands_are_one_line(arguments, message, capsys, tmp_path):
+    assert command.main([*arguments, f"--workdir={tmp_path}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and message in captured.err
+
+
+def test_budgets():
+    assert [commands._seconds(text) for text in ("90m", "5h", "30s", "1.5h")] == [5400, 18000, 30, 5400]
+
+
+def test_a_config_without_an_entry_is_refused(tmp_path):
+    entry = Entry("x", "", (), (Part("x", "nowhere"),), {"small": Scale()}, {})
+    with pytest.raises(UserError, match="no installed config nowhere"):
+        jobs_of(entry, "small", tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_an_entry_from_training_to_its_page(tmp_path, shared, monkeypatch, capsys):
+    """Clean MNIST at the smallest size: two steps, sixteen images; then again, when there is nothing left to do."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared / "data" / "tensorflow_datasets"))
+    arguments = ["run", "001_table1", "--scale=tiny", f"--workdir={tmp_path}"]
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "001_table1 (tiny, reduced): 6 of 36 cells measured" in said
+    stored = json.loads((tmp_path / "pages" / "001_table1.tiny.json").read_text())
+    assert stored["complete"] and stored["reduced"]
+    assert sum(cell["ours"] is not None for cell in stored["cells"]) == 6
+    assert command.main(arguments) == 0
+    assert "done in" not in capsys.readouterr().out
