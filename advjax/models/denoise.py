@@ -79,5 +79,5 @@ def with_denoising(
     """
     if weighting not in ("dot_product", "gaussian"):
         raise ValueError(f"weighting must be 'dot_product' or 'gaussian', got {weighting!r}")
-    blocks = {name: DenoisingBlock(weighting, norm_decay, norm_epsilon) for name in after}
+    blocks: dict[str, nn.Module] = {name: DenoisingBlock(weighting, norm_decay, norm_epsilon) for name in after}
     return Patched(base, blocks, train_base=train_base)
