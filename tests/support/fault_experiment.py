@@ -19,7 +19,7 @@ class Linear(blocks.Classifier):
 
 
 def get_config():
-    """Checkpoints every eight steps; the second run trains on stored adversarial copies of the first one's images."""
+    """Checkpoints every nine steps; the second run trains on stored adversarial copies of the first one's images."""
     model = {"name": "support.fault_experiment:Linear"}
     plan = {"batch_size": 32, "num_steps": 48, "train_fraction": 0.2, "log_every": 5}
     return defaults.experiment(
