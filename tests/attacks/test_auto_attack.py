@@ -54,7 +54,9 @@ def test_parameters_are_those_of_the_original():
     }
 
 
-@pytest.mark.parametrize(("norm", "num_classes"), [("linf", 2), ("l2", 3), ("linf", 4)])
+@pytest.mark.parametrize(
+    ("norm", "num_classes"), [("linf", 2), ("l2", 3), pytest.param("linf", 4, marks=pytest.mark.slow)]
+)
 def test_verdicts_of_linear_models(norm, num_classes):
     """Robust exactly where the closed form says so."""
     images = am.gray_images(12)

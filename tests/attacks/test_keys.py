@@ -50,7 +50,10 @@ def test_fold_in_takes_one_number_or_one_for_each_key():
     np.testing.assert_array_equal(data(fold_in(keys, np.arange(3)))[2], data(jax.random.fold_in(keys[2], 2)))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "implementation",
+    [pytest.param(name, marks=pytest.mark.slow if name == "unsafe_rbg" else ()) for name in IMPLEMENTATIONS],
+)
 @pytest.mark.parametrize("name", [*ATTACKS, "expectation"])
 def test_an_image_has_the_same_result_in_any_batch(name, implementation):
     images = am.gray_images()

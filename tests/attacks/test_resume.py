@@ -14,8 +14,6 @@ from advjax.attacks import combine, result_store, resume, runner
 from advjax.types import UserError
 from support.stage_runs import COUNT, StageRuns, same
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture(scope="module")
 def data():

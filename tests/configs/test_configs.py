@@ -10,6 +10,7 @@ from advjax.evaluation.attacker_knowledge import TRANSFER
 from advjax.experiment import registry
 from advjax.experiment.from_config import from_config
 from advjax.jobs import evaluate, train
+from advjax.jobs.dry_run import check_evaluation, check_runs
 from advjax.models import blocks
 from advjax.runtime.metrics import read_metrics
 from advjax.training import losses, objectives
@@ -45,13 +46,14 @@ METHODS = {
 }
 
 
+QUICK = ("cifar_fixer", "mnist_mixup")
+"""Run to their ends also by the fast tests, which only trace the others."""
 EVALUATED = {
+    *QUICK,
     "cifar_defenses",
-    "cifar_fixer",
     "cifar_fixer_baselines",
     "cross_architecture",
     "hist_fixer",
-    "mnist_mixup",
 }
 """Configs whose evaluations differ in structure: defenses, curves, several sources, folders, runs without a base."""
 
@@ -70,17 +72,35 @@ def test_the_argument_after_the_colon_selects_the_experiment(shared):
     assert sides == {"cifar10": 0, "cats_vs_dogs": 224}
 
 
+@pytest.fixture
+def shipped(request):
+    """``name -> config`` as it is, with its data where they are here."""
+
+    def config_with_data(name):
+        config = config_of(name)
+        if config.data.name == "folder":
+            config.data.dir = str(request.getfixturevalue("shared") / "data" / "image_folders" / "monuseg_patches")
+            config.data.image_size = 32
+        elif config.data.name != "digits":
+            config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
+        return config
+
+    return config_with_data
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_trains_and_evaluates(name, tmp_path, request, devices):
-    config = config_of(name)
-    if config.data.name == "folder":
-        config.data.dir = str(request.getfixturevalue("shared") / "data" / "image_folders" / "monuseg_patches")
-        config.data.image_size = 32
-    elif config.data.name != "digits":
-        config.data.dir = str(request.getfixturevalue("shared") / "data" / "tensorflow_datasets")
-    # The config is valid as shipped.
-    from_config(config)
-    config = shrink(config)
+def test_a_config_is_valid_as_shipped(name, shipped, devices):
+    """Every training step, attack, and defense is traced."""
+    experiment = from_config(shipped(name))
+    check_runs(experiment, devices)
+    check_evaluation(experiment, experiment.load_data().train)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+)
+def test_a_config_trains_and_evaluates(name, shipped, tmp_path, devices):
+    config = shrink(shipped(name))
     train.train(config, str(tmp_path), devices, print)
     if name not in EVALUATED:
         return

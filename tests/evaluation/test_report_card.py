@@ -13,8 +13,6 @@ from advjax.evaluation import report_card
 from advjax.types import LogitsFn
 from support.reference import reference_networks
 
-pytestmark = pytest.mark.optimized
-
 COUNT = 48
 
 

@@ -1,4 +1,4 @@
-"""An evaluation with everything in it: two defences with randomness, queries, noise, and images that are kept."""
+"""An evaluation with everything in it: a defense with randomness, queries, noise, and images that are kept."""
 
 import pathlib
 import shutil
@@ -24,11 +24,16 @@ from support.experiments import devices
 
 NUM_SAMPLES = 2
 NOISES = defaults.gaussian_noises("0.08")
-DRAWS = {"run": "other", "num_draws": 3, "num_votes": 1, "num_samples": NUM_SAMPLES}
 DEFENSES = {
-    "order": ("smoothing", "mixup"),
-    "smoothing": {"name": "gaussian_smoothing", "std": 0.1, **DRAWS},
-    "mixup": {"name": "mixup_inference", "num_mixes": 2, "pool_size": 50, **DRAWS},
+    "order": ("smoothing",),
+    "smoothing": {
+        "name": "gaussian_smoothing",
+        "std": 0.1,
+        "run": "other",
+        "num_draws": 3,
+        "num_votes": 1,
+        "num_samples": NUM_SAMPLES,
+    },
 }
 ATTACKS = {
     "order": ("pgd", "square", *NOISES),
@@ -36,7 +41,7 @@ ATTACKS = {
     "square": {"name": "square", "epsilon": "0.15", "num_queries": 20},
     **NOISES,
 }
-MODELS = [("base", "none"), ("other", "none"), ("other", "smoothing"), ("other", "mixup")]
+MODELS = [("base", "none"), ("other", "none"), ("other", "smoothing")]
 
 
 def config_of(runs=("base", "other"), **evaluation):
@@ -173,8 +178,8 @@ def test_kept_images_give_the_stored_verdicts(found, workdir):
     path = f"{workdir}/adversarial/pgd.other+smoothing.npz"
     plan = config_of(defenses=DEFENSES)
     kept, verdicts = rescore.rescore(plan, workdir, path, devices(), print)
-    assert [verdict.differing for verdict in verdicts] == [None, None, 0, None]
-    expected = ["source model", "source model", "everything", "source model"]
+    assert [verdict.differing for verdict in verdicts] == [None, None, 0]
+    expected = ["source model", "source model", "everything"]
     assert [verdict.knowledge for verdict in verdicts] == expected
     row = next(
         r for r in rows_of(found, "other", "smoothing") if (r["attack"], r["eot_samples"]) == ("pgd", NUM_SAMPLES)
@@ -191,7 +196,7 @@ def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, wor
     path = f"{workdir}/adversarial/square.other.npz"
     _, verdicts = rescore.rescore(config_of(defenses=DEFENSES), workdir, path, devices(), print)
     knowledge = [verdict.knowledge for verdict in verdicts]
-    assert knowledge == ["source model", "scores", "undefended model", "undefended model"]
+    assert knowledge == ["source model", "scores", "undefended model"]
 
 
 def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):

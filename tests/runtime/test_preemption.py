@@ -20,10 +20,17 @@ def test_a_signal_is_remembered_and_the_old_handlers_return(number, capfd):
     assert ("press Ctrl-C again to stop without saving" in notice) == (number == signal.SIGINT)
 
 
-def test_a_second_interrupt_ends_the_work():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interruptible():
+    """Python's own handler: a shell starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_ends_the_work(interruptible):
     with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.requested()
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -27,6 +27,8 @@ class Row(NamedTuple):
     """Between differently compiled runs, of an attack that makes as many trials as it takes."""
     enough: float = 1.02
     """Multiple of the closed-form distance within which it has to succeed."""
+    variant_of: str = ""
+    """Another row, with the same loop: what depends on the loop alone is only tested on both in the slow tests."""
 
 
 def _fgsm(threat_model: ThreatModel, targeted: bool) -> Attack:
@@ -99,17 +101,32 @@ def _square(threat_model: ThreatModel, targeted: bool) -> Attack:
 
 
 ATTACKS = {
-    "fgsm": Row(_fgsm, ("l2", "linf", "l1"), returns_success=False),
-    "one_step_target_class": Row(_one_step_target_class, ("linf", "l2"), returns_success=False, targetable=False),
-    "bim": Row(_bim, ("linf",), returns_success=False),
+    "fgsm": Row(_fgsm, ("l2", "linf", "l1"), returns_success=False, variant_of="pgd"),
+    "one_step_target_class": Row(
+        _one_step_target_class, ("linf", "l2"), returns_success=False, targetable=False, variant_of="pgd"
+    ),
+    "bim": Row(_bim, ("linf",), returns_success=False, variant_of="pgd"),
     "pgd": Row(_pgd, ("l1", "linf", "l2"), random=True),
-    "pgd_highest_loss": Row(functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True),
+    "pgd_highest_loss": Row(
+        functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True, variant_of="pgd"
+    ),
     "auto_pgd": Row(_auto_pgd, ("linf", "l2"), random=True),
-    "auto_pgd_l1_aimed": Row(_auto_pgd_l1_aimed, ("l1",), random=True, targetable=False, enough=1.25),
+    "auto_pgd_l1_aimed": Row(
+        _auto_pgd_l1_aimed, ("l1",), random=True, targetable=False, enough=1.25, variant_of="auto_pgd_l1"
+    ),
     "auto_pgd_l1": Row(_auto_pgd_l1, ("l1",), random=True, enough=1.25),
-    "auto_pgd_dlr_best": Row(functools.partial(_auto_pgd, loss="dlr", returns="best"), ("l2",), random=True),
+    "auto_pgd_dlr_best": Row(
+        functools.partial(_auto_pgd, loss="dlr", returns="best"), ("l2",), random=True, variant_of="auto_pgd"
+    ),
     "carlini_wagner_l2": Row(_carlini_wagner_l2, ("l2",), minimal=True, pixels_close=1e-3),
-    "carlini_wagner_l2_last": Row(_carlini_wagner_l2_last, ("l2",), returns_success=False, minimal=True, enough=1.4),
+    "carlini_wagner_l2_last": Row(
+        _carlini_wagner_l2_last,
+        ("l2",),
+        returns_success=False,
+        minimal=True,
+        enough=1.4,
+        variant_of="carlini_wagner_l2",
+    ),
     "carlini_wagner_l2_line_search": Row(_carlini_wagner_l2_line_search, ("l2",), minimal=True, pixels_close=1e-3),
     "carlini_wagner_linf_line_search": Row(
         _carlini_wagner_linf_line_search, ("linf",), minimal=True, steps_close=8, enough=1.25

@@ -11,7 +11,6 @@ from advjax import attacks
 from advjax.data import Dataset, from_dataset
 from advjax.models import blocks
 from advjax.models.fixer import with_fixers
-from advjax.models.resnet9 import ResNet9
 from advjax.runtime import devices as sharding
 from advjax.runtime.checkpoint import restore_variables
 from advjax.runtime.devices import Devices
@@ -35,7 +34,6 @@ from advjax.types import UserError, Variables
 from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
-BASE = ResNet9(width=0.0625, num_classes=3, head="average")
 TINY = Tiny()
 EMA = averaging.ema(0.9)
 
@@ -50,7 +48,7 @@ def dataset():
 
 def make_method(average=EMA):
     """Adversarial training of a small network: augmentation, attack on the model itself, BatchNorm, momentum, decay."""
-    variables = blocks.init(BASE, jax.random.key(0), SHAPE)
+    variables = blocks.init(TINY, jax.random.key(0), SHAPE)
     labels = partition.label_params(variables.params, (), "trained")
     by_label = {"trained": optimizers.sgd(0.05, 0.9, weight_decay=1e-3)}
     steps = (
@@ -58,8 +56,8 @@ def make_method(average=EMA):
         transforms.perturb(attacks.pgd(attacks.linf(0.05), num_steps=2, step_size=0.03, returns="last")),
     )
     method = Method(
-        BASE,
-        objectives.supervised(BASE, losses.cross_entropy),
+        TINY,
+        objectives.supervised(TINY, losses.cross_entropy),
         steps,
         partition.partitioned(by_label, labels),
         partition.trainable_mask(labels, by_label),
@@ -133,7 +131,7 @@ def constant_score(variables):
     return {"score": 0.5}
 
 
-def run_fit(folder, dataset, plan, validate=constant_score, method=None, mapping="shard_map", **options):
+def run_fit(folder, dataset, plan, validate=constant_score, method=None, **options):
     method, variables = method or make_method()
     fit(
         "toy",
@@ -144,7 +142,7 @@ def run_fit(folder, dataset, plan, validate=constant_score, method=None, mapping
         {},
         validate,
         folder=str(folder),
-        devices=Devices(sharding.mesh(), mapping),
+        devices=Devices(sharding.mesh(), "shard_map"),
         config={},
         notify=print,
         **options,
@@ -213,8 +211,8 @@ def test_the_average_is_what_is_evaluated(dataset):
 
 @pytest.mark.optimized
 def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
-    base = blocks.init(BASE, jax.random.key(0), SHAPE)
-    model = with_fixers(BASE)
+    base = blocks.init(TINY, jax.random.key(0), SHAPE)
+    model = with_fixers(TINY, after=("conv",), reduction=1)
     variables = blocks.graft(blocks.init(model, jax.random.key(1), SHAPE), base)
     labels = partition.label_params(variables.params, (("^patches_", "trained"),), "frozen")
     by_label = {"trained": optimizers.sgd(0.1, 0.9, weight_decay=0.1), "frozen": partition.FROZEN}
@@ -225,7 +223,7 @@ def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
         (transforms.perturb(attack, "base"),),
         partition.partitioned(by_label, labels),
         partition.trainable_mask(labels, by_label),
-        {"base": BASE},
+        {"base": TINY},
         EMA,
     )
     devices = Devices(sharding.mesh(), "shard_map")
@@ -441,16 +439,15 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
-def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, mapping):
+def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset):
     """Also when the run is interrupted, and when the first batches refresh the statistics of the average."""
     method, variables = make_method()
     method = method._replace(average=averaging.swa(start=2, refresh_steps=2))
-    resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables), mapping=mapping)
+    resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables))
     asked = iter(range(1, 9))
-    arguments = {"method": (method, variables), "mapping": mapping}
+    source = from_dataset(dataset)
     with pytest.raises(PreemptedError):
         stop = {"stop_requested": lambda: next(asked) == 4}
-        run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments, **stop)
-    streamed = run_fit(tmp_path / "streamed", from_dataset(dataset), make_plan(), **arguments)
+        run_fit(tmp_path / "streamed", source, make_plan(), method=(method, variables), **stop)
+    streamed = run_fit(tmp_path / "streamed", source, make_plan(), method=(method, variables))
     chex.assert_trees_all_equal(resident.state, streamed.state)

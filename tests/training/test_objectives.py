@@ -13,7 +13,7 @@ from advjax.models import blocks
 from advjax.models.blocks import Classifier
 from advjax.models.denoise import with_denoising
 from advjax.models.fixer import with_fixers
-from advjax.models.resnet9 import ResNet9
+from advjax.models.layers import ConvNormRelu, Hidden
 from advjax.training import augment, losses, objectives, transforms
 from advjax.types import Batch, UserError, Variables
 from support import tiny_models as tiny
@@ -35,9 +35,17 @@ def make_batch(count=6, masked=2, clean=False, seed=0):
     )
 
 
+class TwoConvolutions(Classifier):
+    """The smallest network with BatchNorm and two places for fixers."""
+
+    def make_blocks(self):
+        convolutions = {name: ConvNormRelu(4, axis_name=self.axis_name) for name in ("res1", "res2")}
+        return {**convolutions, "head": Hidden(10, relu=False)}
+
+
 @pytest.fixture(scope="module")
 def base():
-    model = ResNet9(width=0.125, head="average")
+    model = TwoConvolutions()
     return model, blocks.init(model, jax.random.key(0), SHAPE)
 
 

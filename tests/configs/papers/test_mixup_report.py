@@ -61,7 +61,9 @@ def test_a_faithful_form_is_valid_as_shipped(name, shared):
     assert len(built.load_data().train.labels) == 50000 and {run.plan.select for run in built.runs} == {"last"}
 
 
-@pytest.mark.parametrize("name, runs", [("mnist", "clean,vanilla"), ("cifar", "partial")])
+@pytest.mark.parametrize(
+    "name, runs", [("mnist", "clean,vanilla"), pytest.param("cifar", "partial", marks=pytest.mark.slow)]
+)
 def test_a_faithful_form_trains_and_is_paired_with_published_numbers(name, runs, tmp_path, shared, devices):
     module, run = FAITHFUL[name]
     config = module.get_config(runs)
