@@ -57,7 +57,7 @@ def run_stages(
 
     A success counts only if the image is misclassified in a separate forward pass, in full precision, and if the threat
     model allows it.  An image whose success does not hold is attacked again in the precision of verdicts before it may
-    count as robust.
+    count as robust (unless the model has no gradients, and the attack follows those of another one).
 
     An image whose attack has ended is replaced by the next one (continuous batching).  Attacks run on ``batch_size``
     images at a time, or a quarter or a sixteenth of that when fewer are left, so that each is compiled at most three
