@@ -132,6 +132,22 @@ class Programs:
         known = self._known(model, _gradient, "gradient")
         return self._run_precisely(_gradient, known, model, images, labels, keys)[0]
 
+    def verdict_has_gradients(self, images: np.ndarray) -> bool:
+        """Whether the model that verdicts are about can be differentiated; ``images`` are a few of the data set."""
+        shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
+
+        def gradient(variables: PyTree, images: Array) -> Array:
+            rngs = jax.random.split(_any_key(), len(images))
+            evaluate = functools.partial(model_queries.evaluate, self.verdict.bind(variables), rngs=rngs)
+            return jax.grad(lambda images: jnp.sum(evaluate(images)))(images)
+
+        try:
+            jax.eval_shape(gradient, self.verdict.variables, shape)
+        except (NotImplementedError, TypeError, ValueError):
+            # Raised by JAX for a function without a differentiation rule.
+            return False
+        return True
+
     def of_search(
         self, search: "Search", kind: str, function: Callable[..., Any], batch: Sequence[Any], donate: bool = False
     ) -> Callable[..., Any]:

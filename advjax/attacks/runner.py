@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import input_checks, resume, run_identity
+from advjax.attacks.base import Attack
 from advjax.attacks.batching import batch_sizes, batches, default_batch_size
 from advjax.attacks.combine import Stage
 from advjax.attacks.continuous_batching import Found, Inputs, attack_images
@@ -55,7 +57,7 @@ def run_stages(
 
     A success counts only if the image is misclassified in a separate forward pass, in full precision, and if the threat
     model allows it.  An image whose success does not hold is attacked again in the precision of verdicts before it may
-    count as robust.
+    count as robust (unless the model has no gradients, and the attack follows those of another one).
 
     An image whose attack has ended is replaced by the next one (continuous batching).  Attacks run on ``batch_size``
     images at a time, or a quarter or a sixteenth of that when fewer are left, so that each is compiled at most three
@@ -142,15 +144,24 @@ class _Run(NamedTuple):
     def num_rounds(self, stage: int) -> int:
         return self.stages[stage].num_rounds(self.problem.logits.shape[1])
 
-    def searches(self, stage: int, number: int) -> list[Search]:
-        """How an image is attacked in a round, and then again as long as verdicts refuse what was found.
+    def search(self, stage: int, number: int) -> Search:
+        """How an image is attacked in a round."""
+        return Search(self.stages[stage], number, self.survivors_only, False)
+
+    def repetitions(self, first: Search) -> list[Search]:
+        """How an image is attacked again, one after the other, as long as verdicts refuse what was found.
 
         An attack that ends at its first success may always end at the same one, which holds in the batch of the attack
         alone, by rounding.  The last time, it goes on to its end.
         """
-        here = self.stages[stage], number
-        first = [Search(*here, self.survivors_only, False), Search(*here, self.survivors_only, True)]
-        return [*first, Search(*here, False, True)] if self.survivors_only else first
+        attack = first.stage.attack(jnp.int32(0))
+        is_query = isinstance(attack, Attack) and attack.objective is None
+        is_other = self.programs.search is not self.programs.verdict
+        if is_other and not is_query and not self.programs.verdict_has_gradients(self.problem.images):
+            # What was found with the gradients of another model cannot be searched for again.
+            return []
+        precise = first._replace(is_precise=True)
+        return [precise, precise._replace(until_success=False)] if self.survivors_only else [precise]
 
     def attacked(self, found: Verdicts) -> np.ndarray:
         """bool [n]: the images that the next round attacks."""
@@ -235,9 +246,10 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
     """Attacks some images in one round until the verdict on each of them is certain."""
     if not len(rows):
         return
-    inputs, searches = run.inputs(stage, number), run.searches(stage, number)
+    inputs, search = run.inputs(stage, number), run.search(stage, number)
+    repetitions: list[Search] | None = None
     steps, nonfinite = np.zeros(len(found.steps), np.int32), np.zeros(len(found.steps), bool)
-    for search in searches:
+    while True:
         again = []
         for result in attack_images(run.programs, search, inputs, rows):
             here = result.rows
@@ -246,13 +258,16 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
             nonfinite[here] |= result.nonfinite
             result = result._replace(steps=steps[here], nonfinite=nonfinite[here])
             results = run.verify(found, inputs, result, (stage, number) == (0, 0))
-            certain = ~results.refused | (search is searches[-1])
+            if repetitions is None and np.any(results.refused):
+                repetitions = run.repetitions(search)
+            certain = ~results.refused | (not repetitions)
             again.append(here[~certain])
             if np.any(certain):
                 yield results.at(certain)
         rows = np.concatenate(again)
-        if not len(rows):
+        if not len(rows) or not repetitions:
             return
+        search, *repetitions = repetitions
 
 
 def _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices) -> Programs:

@@ -14,8 +14,6 @@ from advjax.attacks.batching import batch_sizes, default_batch_size
 from support import attack_models as am
 from support.stage_runs import same
 
-pytestmark = pytest.mark.optimized
-
 COUNT, EPSILON = 40, 0.06
 
 
@@ -154,6 +152,26 @@ def test_few_images_take_few_lanes(monkeypatch):
     # 16 lanes, and 4 for the last image.
     assert counts[0] == 11 * (16 + 4)
     assert max(sizes) <= 16
+
+
+def test_a_stochastic_model_draws_what_it_draws_on_one_batch():
+    """Each image at its own step has the keys of that step."""
+    model, images, labels = linear(13)
+
+    def noisy(images, rng):
+        return model(images + 0.05 * jax.random.normal(rng, images.shape))
+
+    ball = attacks.linf(0.05)
+    attack = attacks.fab(ball, num_steps=3, aim=attacks.next_likely_class(1))
+    stochastic = attacks.expectation(noisy, 3)
+    found = runner.run_stages(
+        (combine.restarts("fab", attack, 1),), ball, stochastic, images, labels, batch_size=4, survivors_only=False
+    )
+    expected = jax.jit(functools.partial(attack, stochastic))(images, labels, am.keys_of(range(13)))
+    assert np.any(expected.distance > 0)
+    np.testing.assert_allclose(found.images, expected.images, atol=1e-6)
+    np.testing.assert_array_equal(found.broken_by >= 0, expected.success)
+    np.testing.assert_array_equal(found.refused, 0)
 
 
 def test_number_of_lanes():

@@ -209,6 +209,26 @@ def test_a_success_that_does_not_hold_is_searched_again(name, survivors_only):
     assert np.all(np.argmax(model(found.images), -1) == 1)
 
 
+def test_what_cannot_be_searched_again_is_warned_of(data):
+    """The attack follows the gradients of a stand-in, and the model itself has none."""
+    weights, bias = np.asarray(data.model.weights), np.asarray(data.model.bias)
+
+    def called_back(images):
+        shape = jax.ShapeDtypeStruct((len(images), 4), jnp.float32)
+        return jax.pure_callback(lambda x: (np.tensordot(x, weights, 3) + bias).astype(np.float32), shape, images)
+
+    def stand_in(images):
+        logits = data.model(images)
+        return logits - 0.3 * jax.nn.one_hot(jnp.argmax(logits, -1), 4)
+
+    strong = (data.stages[2],)
+    arguments = (strong, data.threat_model, called_back, data.images, data.labels)
+    with pytest.warns(UserWarning, match="robust images that did not hold when verified"):
+        found = runner.run_stages(*arguments, search_fn=stand_in, batch_size=8, devices=jax.devices()[:1])
+    assert np.sum(found.refused) > 0
+    np.testing.assert_array_equal(found.broken_by[found.refused > 0], runner.ROBUST)
+
+
 def test_a_search_that_finds_nothing_breaks_nothing(data):
     detached = lambda images: jax.lax.stop_gradient(data.model(images))  # noqa: E731
     strong = (data.stages[2],)
