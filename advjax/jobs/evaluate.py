@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,22 @@ UNFINISHED = "unfinished"
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def evaluate(
+class Subject(NamedTuple):
+    """What an evaluation measures, and what its report says of it besides the measurements."""
+
+    title: str
+    config: Mapping[str, Any]
+    """What the report stores as its config, as plain data."""
+    seed: int
+    plan: EvaluationPlan
+    models: Sequence[ScoredModel]
+    """All without a defense, then those with one."""
+    test: Dataset
+    curves: plots.Svg | None
+    """Training curves of the models."""
+
+
+def evaluate_experiment(
     config: Mapping[str, Any],
     workdir: str,
     devices: Devices,
@@ -68,17 +83,27 @@ def evaluate(
     """
     config, folder = complete(config), workdir if folder is None else folder
     experiment = open_experiment(config, workdir)
-    plan, test = experiment.evaluation, test_images(experiment)
+    test = test_images(experiment)
     check_evaluation(experiment, experiment.load_data().train)
     models = scored_models(experiment, workdir, notify)
+    curves = _training_curves(experiment.runs, workdir)
+    subject = Subject(experiment.title, config, experiment.seed, experiment.evaluation, models, test, curves)
+    return evaluate_models(subject, devices, notify, stop_requested, folder)
+
+
+def evaluate_models(
+    subject: Subject, devices: Devices, notify: Notify, stop_requested: Callable[[], bool], folder: str
+) -> report.Report:
+    """Measures models, whatever they come from, writes the report and returns it; see ``evaluate_experiment``."""
+    plan, models, test, seed = subject.plan, subject.models, subject.test, subject.seed
     store = os.path.join(folder, UNFINISHED)
-    resources = Resources(devices, plan.batch_size, experiment.seed, store, stop_requested)
+    resources = Resources(devices, plan.batch_size, seed, store, stop_requested)
     clean = {model.name: clean_outcome(model, test, resources) for model in models}
     # Report cards are mostly compilation, which leaves room for attacks beside them.
     pool = ThreadPoolExecutor(1)
     try:
         checked = [model for model in models if _gets_card(model, plan)]
-        cards = {model.name: pool.submit(_examined, model, test, plan, experiment.seed) for model in checked}
+        cards = {model.name: pool.submit(_examined, model, test, plan, seed) for model in checked}
         measured = measure(plan, models, clean, test, resources)
         examined = _awaited(cards, stop_requested)
         curve = _curve(plan.curve, models, test, resources)
@@ -88,8 +113,8 @@ def evaluate(
     notes = _kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,
-        title=experiment.title,
-        config=config,
+        title=subject.title,
+        config=dict(subject.config),
         environment=describe_environment(),
         rows=report.rows(measured.outcomes, {report.BASE_CORRECT: correct_index(clean[plan.made_on[0]])}),
         notes=notes,
@@ -100,8 +125,7 @@ def evaluate(
     if is_main_process():
         report.write(found, measured.outcomes, folder)
         pictures = _pictures(plan, measured, models, clean, test)
-        curves = _training_curves(experiment.runs, workdir)
-        html_page.write_page(found, curves=curves, gallery=pictures, path=os.path.join(folder, "report.html"))
+        html_page.write_page(found, curves=subject.curves, gallery=pictures, path=os.path.join(folder, "report.html"))
         shutil.rmtree(store, ignore_errors=True)
     return found
 
