@@ -58,7 +58,7 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     PAPER,
     list(PRESETS),
-    "Attacks to evaluate with: the config's (paper), a short ensemble, AutoAttack, or its version for stochastic models.",
+    "Attacks to evaluate with: the config's (paper), a short ensemble, or AutoAttack (rand: for stochastic models).",
 )
 _SAVE_ADVERSARIAL = flags.DEFINE_enum(
     "save_adversarial", None, FORMATS, "Keep the adversarial images, whatever evaluation.save_adversarial says."
