@@ -27,11 +27,11 @@ def given_attack(
     Raises:
       TypeError: it is none of the above.
     """
-    is_single, is_query = callable(attack), False
+    single, is_query = attack if callable(attack) else None, False
     if isinstance(attack, Attack):
         threat_model, is_query = attack.threat_model, attack.objective is None
-    if is_single:
-        stages = (restarts(name, attack, 1),)
+    if single is not None:
+        stages = (restarts(name, single, 1),)
     elif isinstance(attack, Sequence) and attack and all(isinstance(stage, Stage) for stage in attack):
         stages = tuple(attack)
     else:
@@ -41,4 +41,4 @@ def given_attack(
         )
     digests = [stage_digest(stage, True, image_shape, num_classes) for stage in stages]
     identity = {"name": name, "norm": threat_model.norm.name, "epsilon": str(threat_model.epsilon), "programs": digests}
-    return NamedAttack(name, threat_model, stages, attack if is_single else None, False, is_query, None, identity)
+    return NamedAttack(name, threat_model, stages, single, False, is_query, None, identity)

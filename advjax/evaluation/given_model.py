@@ -22,8 +22,8 @@ NUM_VOTES = 3
 """The verdict on a stochastic model is the majority of so many predictions, as for the defenses of a config."""
 _LAYOUTS = (
     ("images [n, c, h, w]", "lambda images: model(images.transpose(0, 3, 1, 2))", (0, 3, 1, 2), False),
-    ("single images [c, h, w]", "lambda images: jax.vmap(model)(images.transpose(0, 3, 1, 2))", (0, 3, 1, 2), True),
     ("single images [h, w, c]", "jax.vmap(model)", (0, 1, 2, 3), True),
+    ("single images [c, h, w]", "lambda images: jax.vmap(model)(images.transpose(0, 3, 1, 2))", (0, 3, 1, 2), True),
 )
 """What a function may take instead of images [n, h, w, c]: a description, how to wrap it, and what that does."""
 
@@ -51,21 +51,69 @@ def given_model(name: str, model: GivenModel, image_shape: tuple[int, int, int])
     """
     function, variables = _parts(name, model)
     draw = function.stochastic_fn if isinstance(function, Expectation) else function
-    key = (jax.eval_shape(lambda: jax.random.key(0)),) if isinstance(function, Expectation) else ()
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    call = draw if variables is None else functools.partial(draw, variables)
-    num_classes = _num_classes(name, call, images, key)
+    examples = (_images(1, image_shape), *_key(function))
+    num_classes = num_classes_of(
+        name, draw if variables is None else functools.partial(draw, variables), image_shape, _key(function)
+    )
     if variables is None:
-        variables, bind = lift(draw, images, *key)
+        variables, bind = lift(draw, *examples)
     else:
         bind = functools.partial(functools.partial, draw)
-    draws = function.num_samples if isinstance(function, Expectation) else 0
-    numbers = {"num_draws": draws, "num_samples": draws, "num_votes": NUM_VOTES if draws else 1}
-    content = _content_hash(bind, variables, images, key)
-    return Given(ScoredModel(name, NO_DEFENSE, bind, variables, content, **numbers), num_classes)
+    content = content_hash(bind, variables, image_shape, _key(function))
+    scored = ScoredModel(name, NO_DEFENSE, bind, variables, content)
+    if isinstance(function, Expectation):
+        draws = function.num_samples
+        scored = scored._replace(num_draws=draws, num_samples=draws, num_votes=NUM_VOTES)
+    return Given(scored, num_classes)
 
 
-def _parts(name: str, model: Any) -> tuple[Callable[..., Array] | Expectation, PyTree]:
+def num_classes_of(
+    name: str, call: Callable[..., Any], image_shape: tuple[int, int, int], key: tuple[Any, ...] = ()
+) -> int:
+    """The number of classes of ``images -> logits``, by tracing it on one image and on two.
+
+    Args:
+      name: of the model, for error messages.
+      call: the function.
+      image_shape: [h, w, c].
+      key: ``(key,)`` for a stochastic function, as shape and dtype.
+
+    Raises:
+      UserError: it cannot be called on such images, or returns something other than logits [n, classes].
+    """
+    pair = _images(2, image_shape)
+    for images in (pair, _images(1, image_shape)):
+        try:
+            output = jax.eval_shape(lambda *arguments: input_checks.as_logits(call(*arguments)), images, *key)
+        except Exception as error:
+            raise UserError(_diagnosis(name, call, pair, key, error)) from error
+        if output.ndim != 2 or output.shape[0] != images.shape[0] or output.shape[1] < 2:
+            wanted = f"({images.shape[0]}, classes) with at least two classes"
+            returned = f"it returns {output.shape} for images {images.shape} instead of logits {wanted}"
+            raise UserError(_advice(f"model {name!r}: {returned}", call, pair, key))
+    return output.shape[1]
+
+
+def content_hash(
+    bind: Callable[[Any], Any], variables: PyTree, image_shape: tuple[int, int, int], key: tuple[Any, ...] = ()
+) -> str:
+    """Tells functions apart by their variables and by the program that they trace to."""
+    lowered = jax.jit(lambda variables, *arguments: bind(variables)(*arguments)).lower(
+        variables, _images(1, image_shape), *key
+    )
+    return hashlib.sha256(f"{variables_hash(variables)} {lowered.as_text()}".encode()).hexdigest()[:16]
+
+
+def _images(count: int, image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+
+
+def _key(function: Any) -> tuple[Any, ...]:
+    """What a stochastic function takes besides images, as shape and dtype."""
+    return (jax.eval_shape(lambda: jax.random.key(0)),) if isinstance(function, Expectation) else ()
+
+
+def _parts(name: str, model: Any) -> tuple[Any, PyTree]:
     """The function, and its variables; None for those that it closes over."""
     function, variables = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
     if isinstance(function, nn.Module):
@@ -80,24 +128,6 @@ def _parts(name: str, model: Any) -> tuple[Callable[..., Array] | Expectation, P
             f"variables, got {type(model).__name__}"
         )
     return function, variables
-
-
-def _num_classes(name: str, call: Callable[..., Any], images: jax.ShapeDtypeStruct, key: tuple[Any, ...]) -> int:
-    """Traces the model on one image, and on two."""
-    pair = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
-    try:
-        outputs = [
-            jax.eval_shape(lambda *arguments: input_checks.as_logits(call(*arguments)), batch, *key)
-            for batch in (pair, images)
-        ]
-    except Exception as error:
-        raise UserError(_diagnosis(name, call, pair, key, error)) from error
-    for batch, output in zip((pair, images), outputs, strict=True):
-        if output.ndim != 2 or output.shape[0] != batch.shape[0] or output.shape[1] < 2:
-            wanted = f"({batch.shape[0]}, classes) with at least two classes"
-            returned = f"it returns {output.shape} for images {batch.shape} instead of logits {wanted}"
-            raise UserError(_advice(f"model {name!r}: {returned}", call, pair, key))
-    return outputs[0].shape[1]
 
 
 def _diagnosis(name: str, call: Callable[..., Any], images: jax.ShapeDtypeStruct, key: tuple, error: Exception) -> str:
@@ -124,9 +154,3 @@ def _advice(problem: str, call: Callable[..., Any], images: jax.ShapeDtypeStruct
         if isinstance(output, jax.ShapeDtypeStruct) and output.ndim == 2 and output.shape[0] == images.shape[0]:
             return f"{problem}; it seems to take {takes}: give {wrapping}"
     return f"{problem}; a model takes images [n, h, w, c] in [0, 1] and returns logits [n, classes]"
-
-
-def _content_hash(bind: Callable[[Any], Any], variables: PyTree, images: jax.ShapeDtypeStruct, key: tuple) -> str:
-    """Tells functions apart by their variables and by the program that they trace to."""
-    lowered = jax.jit(lambda variables, *arguments: bind(variables)(*arguments)).lower(variables, images, *key)
-    return hashlib.sha256(f"{variables_hash(variables)} {lowered.as_text()}".encode()).hexdigest()[:16]

@@ -125,8 +125,15 @@ class Run(NamedTuple):
     plan: Plan
     checkpoint: str
     """Folder of a finished run to use instead of training, or ""."""
+    given: Variables | None
+    """Variables that the network was given with, to use instead of training; None for a network of our own."""
     identity: Mapping[str, Any]
     """All that decides the result of training, as plain data: equal for equal runs."""
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether its variables come from elsewhere, so that it is not trained."""
+        return bool(self.checkpoint) or self.given is not None
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def check_runs(experiment: Experiment, devices: Devices) -> None:
     for run in experiment.runs:
         with _explained(f"run.{run.name}.model"):
             shapes = _shapes(run.model, experiment.facts)
-        if not run.checkpoint:
+        if not run.is_taken:
             with _explained(f"run.{run.name}.batch_size"):
                 devices.local_rows(run.plan.batch_size)
             with _explained(f"run.{run.name}"):

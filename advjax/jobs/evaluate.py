@@ -19,6 +19,7 @@ from advjax.data import Dataset, pixels
 from advjax.evaluation import report, report_card, summaries
 from advjax.evaluation.attack_runs import AttackRun, Resources
 from advjax.evaluation.epsilon_curve import epsilon_curve
+from advjax.evaluation.given_model import content_hash
 from advjax.evaluation.keep_adversarial import keep_adversarial
 from advjax.evaluation.outcomes import Outcome, correct_index
 from advjax.evaluation.scored_model import ScoredModel, undefended
@@ -34,6 +35,7 @@ from advjax.runtime.environment import describe_environment
 from advjax.runtime.metrics import read_metrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
+from advjax.types import Variables
 
 UNFINISHED = "unfinished"
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -144,11 +146,17 @@ def scored_models(experiment: Experiment, workdir: str, notify: Notify) -> list[
     """
     shape, runs = experiment.facts.image_shape, {run.name: run for run in experiment.runs}
     restored = {name: restore(run, workdir, shape, notify) for name, run in runs.items()}
-    models = [undefended(name, run.model, restored[name]) for name, run in runs.items()]
+    models = [_undefended(run, restored[run.name], shape) for run in experiment.runs]
     for defense in experiment.evaluation.defenses:
         train = experiment.load_data().train
         models.append(defense.defend(runs[defense.run].model, restored[defense.run], train))
     return models
+
+
+def _undefended(run: Run, variables: Variables, shape: tuple[int, int, int]) -> ScoredModel:
+    model = undefended(run.name, run.model, variables)
+    # The code of a given network may change where its variables do not.
+    return model if run.given is None else model._replace(hash=content_hash(model.bind, variables, shape))
 
 
 def _kept(
@@ -264,5 +272,5 @@ def _pictures(
 
 
 def _training_curves(runs: Sequence[Run], workdir: str) -> plots.Svg | None:
-    trained = {run.name: read_metrics(os.path.join(workdir, run.name)) for run in runs if not run.checkpoint}
+    trained = {run.name: read_metrics(os.path.join(workdir, run.name)) for run in runs if not run.is_taken}
     return plots.training_curves(trained) if trained else None

@@ -54,7 +54,7 @@ def train(
     trainer = _Trainer(experiment, workdir, devices, notify, stop_requested)
     done: dict[str, Variables] = {}
     for run in experiment.runs:
-        if not run.checkpoint:
+        if not run.is_taken:
             _train_run(run, trainer, done)
         done[run.name] = restore(run, workdir, experiment.facts.image_shape, notify)
 
