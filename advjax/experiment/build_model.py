@@ -79,4 +79,6 @@ def _as_variables(variables: Any, where: str) -> Variables:
         return variables
     if isinstance(variables, Mapping):
         return adapter.split_variables(variables)
-    raise UserError(f"{where}: variables must be {{'params': ...}}, as linen's init returns, got {type(variables)}")
+    raise UserError(
+        f"{where}: variables must be {{'params': ...}}, as linen's init returns, got {type(variables).__name__}"
+    )

@@ -35,6 +35,7 @@ METHODS = {
     "mart",
     "mixup",
     "mixup_adversarial",
+    "own_model",
     "partial_pgd",
     "random_self_ensemble",
     "soft_labels",
