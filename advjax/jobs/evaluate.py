@@ -7,6 +7,7 @@
     <folder>/unfinished/      results of attacks that an interrupted evaluation resumes from
 """
 
+import datetime
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +18,23 @@ import numpy as np
 
 from advjax.data import Dataset, pixels
 from advjax.evaluation import report, report_card, summaries
+from advjax.evaluation.attack_facts import attack_facts
 from advjax.evaluation.attack_runs import AttackRun, Resources
 from advjax.evaluation.epsilon_curve import epsilon_curve
 from advjax.evaluation.given_model import content_hash
 from advjax.evaluation.keep_adversarial import keep_adversarial
-from advjax.evaluation.outcomes import Outcome, correct_index
+from advjax.evaluation.outcomes import CLEAN, Outcome, correct_index
+from advjax.evaluation.report_card_checks import FEW_STEPS, LARGER_EPSILON
 from advjax.evaluation.scored_model import ScoredModel, undefended
 from advjax.evaluation.scoring import clean_outcome
 from advjax.experiment.from_config import complete
 from advjax.experiment.spec import CurvePlan, EvaluationPlan, Experiment, Run
 from advjax.jobs.attack_matrix import Measured, measure
 from advjax.jobs.dry_run import check_evaluation
+from advjax.jobs.gallery import gallery
 from advjax.jobs.workdir import Notify, open_experiment, restore
-from advjax.reporting import html_page, plots
+from advjax.reporting import html_page, verdict
+from advjax.reporting.plots.training import Metrics
 from advjax.runtime.devices import Devices, is_main_process, process_count
 from advjax.runtime.environment import describe_environment
 from advjax.runtime.metrics import read_metrics
@@ -38,6 +43,7 @@ from advjax.runtime.progress import progress
 from advjax.types import Variables
 
 UNFINISHED = "unfinished"
+PRECISION = "float32 (verdicts: matrix products at highest precision)"
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -52,8 +58,8 @@ class Subject(NamedTuple):
     models: Sequence[ScoredModel]
     """All without a defense, then those with one."""
     test: Dataset
-    curves: plots.Svg | None
-    """Training curves of the models."""
+    training: Metrics
+    """Metrics of the training of the models, as far as they were trained here."""
 
 
 def evaluate_experiment(
@@ -88,8 +94,9 @@ def evaluate_experiment(
     test = test_images(experiment)
     check_evaluation(experiment, experiment.load_data().train)
     models = scored_models(experiment, workdir, notify)
-    curves = _training_curves(experiment.runs, workdir)
-    subject = Subject(experiment.title, config, experiment.seed, experiment.evaluation, models, test, curves)
+    trained = [run.name for run in experiment.runs if not run.is_taken]
+    training = {name: read_metrics(os.path.join(workdir, name)) for name in trained}
+    subject = Subject(experiment.title, config, experiment.seed, experiment.evaluation, models, test, training)
     return evaluate_models(subject, devices, notify, stop_requested, folder)
 
 
@@ -113,6 +120,7 @@ def evaluate_models(
         # Whoever was asked to stop has no time to wait for a report card.
         pool.shutdown(wait=False, cancel_futures=True)
     notes = _kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)
+    checks = [row for model in models for row in _card(model, measured, examined.get(model.name, []))]
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,
         title=subject.title,
@@ -121,13 +129,19 @@ def evaluate_models(
         rows=report.rows(measured.outcomes, {report.BASE_CORRECT: correct_index(clean[plan.made_on[0]])}),
         notes=notes,
         summary=summaries.summary(measured.outcomes),
-        checks=[row for model in models for row in _card(model, measured, examined.get(model.name, []))],
-        curve=curve,
+        checks=checks,
+        curve=curve or _examined_curve(checks, plan, test),
+        attacks=[attack_facts(attack, test.num_classes) for attack in plan.attacks],
+        data={"name": test.name, "split": "test", "num_examples": len(test.labels), "precision": PRECISION},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+    found = found._replace(verdict=verdict.verdicts(found))
     if is_main_process():
         report.write(found, measured.outcomes, folder)
-        pictures = _pictures(plan, measured, models, clean, test)
-        html_page.write_page(found, curves=subject.curves, gallery=pictures, path=os.path.join(folder, "report.html"))
+        pictures = gallery(plan, measured, models, clean, test)
+        html_page.write_page(
+            found, training=subject.training, gallery=pictures, path=os.path.join(folder, "report.html")
+        )
         shutil.rmtree(store, ignore_errors=True)
     return found
 
@@ -235,42 +249,16 @@ def _curve(
     return points
 
 
-def _pictures(
-    plan: EvaluationPlan,
-    measured: Measured,
-    models: Sequence[ScoredModel],
-    clean: Mapping[str, Outcome],
-    test: Dataset,
-) -> list[html_page.GalleryItem]:
-    """Some images that the base classifies correctly, under the pictured attack, with the predictions on them."""
-    chosen = correct_index(clean[plan.made_on[0]])[: plan.num_pictures]
-    originals, names = pixels(test.images), test.class_names
-    by_name = {(model.run, model.defense): model.name for model in models}
-    items = []
-    for run, seen in measured.shown:
-        if run.attack.name != plan.pictured:
+def _examined_curve(checks: Sequence[report.CheckRow], plan: EvaluationPlan, test: Dataset) -> list[report.CurvePoint]:
+    """The accuracies over epsilon that the report cards have measured anyway."""
+    threat_model = next((attack.threat_model for attack in plan.attacks if attack.is_examinable), None)
+    count, points = min(plan.num_checked, len(test.labels)), []
+    for check in checks:
+        if check["name"] != LARGER_EPSILON or threat_model is None:
             continue
-        for i in np.flatnonzero(np.isin(test.index, chosen)):
-            predicted = {
-                by_name[outcome.run, outcome.defense]: (
-                    names[clean[by_name[outcome.run, outcome.defense]].predictions[i]],
-                    names[outcome.predictions[i]],
-                )
-                for outcome in seen
-            }
-            items.append(
-                html_page.GalleryItem(
-                    caption=run.attack.name,
-                    made_on=run.source.name,
-                    original=originals[i],
-                    adversarial=run.result.images[i],
-                    label=names[test.labels[i]],
-                    predictions=predicted,
-                )
-            )
-    return items
-
-
-def _training_curves(runs: Sequence[Run], workdir: str) -> plots.Svg | None:
-    trained = {run.name: read_metrics(os.path.join(workdir, run.name)) for run in runs if not run.is_taken}
-    return plots.training_curves(trained) if trained else None
+        for times, accuracy in check["numbers"].items():
+            epsilon = 0.0 if times == CLEAN else float(times) * float(threat_model.epsilon)
+            correct = np.arange(count) < round(accuracy * count)
+            model = check["run"], check["defense"]
+            points.append(summaries.curve_point(*model, FEW_STEPS, threat_model.norm.name, epsilon, correct))
+    return points

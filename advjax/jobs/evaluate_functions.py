@@ -119,7 +119,7 @@ def evaluate(
     )
     title = title or f"Robustness of {', '.join(given)}"
     config = _config(title, seed, plan, dataset, tuple(given))
-    subject = Subject(title, config, seed, plan, [entry.scored for entry in given.values()], dataset, None)
+    subject = Subject(title, config, seed, plan, [entry.scored for entry in given.values()], dataset, {})
     with locked(workdir):
         return evaluate_models(subject, Devices(mesh(), "shard_map"), notify, lambda: False, os.fspath(workdir))
 
