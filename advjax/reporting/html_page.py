@@ -28,7 +28,7 @@ class Prediction(NamedTuple):
     original: str
     adversarial: str
     relation: str
-    """What the attack was to this model: "transfer", "oblivious", "attacked itself"."""
+    """What the attack was to this model: "transfer", "oblivious", "adaptive"."""
 
 
 class GalleryItem(NamedTuple):

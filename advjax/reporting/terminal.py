@@ -73,7 +73,7 @@ def _table(block: Block, number: int) -> RenderableType:
     """Robust accuracy beside the results of source ``number``, if the block has any source."""
     if not block.lines:
         return Text()
-    table = plain_table("attack", "threat model")
+    table = plain_table("attack", "threat\nmodel")
     source = block.sources[number] if block.sources else None
     kind, sizes = (source.kind or "predicted labels", source.sizes) if source else ("", {})
     for subset, size in sizes.items():

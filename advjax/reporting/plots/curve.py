@@ -1,7 +1,6 @@
 """Robust accuracy of each model as a function of epsilon."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,10 +41,8 @@ def epsilon_curve(points: Sequence[CurvePoint], width: float = WIDE) -> Svg:
             _draw_series(axes, name, style, found, opacity)
         axes.set_ylim(-2, 102)
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"epsilon ({points[0]['norm']}, pixels in [0, 1])")
-        images = f"on {points[0]['n']} images"
-        title = f"robust accuracy under {points[0]['attack']} (%), {images}"
-        axes.set_title("\n".join(textwrap.wrap(title, int(11 * width))), loc="left", fontsize=9, fontweight="bold")
+        axes.set_xlabel(f"epsilon ({points[0]['norm']}, pixels in [0, 1]); {points[0]['n']} images")
+        axes.set_title(f"robust accuracy under {points[0]['attack']} (%)", loc="left", fontsize=9, fontweight="bold")
         axes.grid(color=COLORS.grid, linewidth=0.6, zorder=-1)
         axes.tick_params(length=0)
         figure.legend(
