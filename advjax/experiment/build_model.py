@@ -54,7 +54,7 @@ def build_model(
             f"{where}: {name} must return a flax.linen module, or a pair of a module and its variables, and returned "
             f"{type(built).__name__}"
         )
-    return module, None if variables is None else _as_variables(variables, where)
+    return module, None if variables is None else as_variables(variables, where)
 
 
 def _from_function(spec: Mapping[str, Any], where: str, facts: DataFacts) -> tuple[Classifier, Variables]:
@@ -73,8 +73,8 @@ def _from_function(spec: Mapping[str, Any], where: str, facts: DataFacts) -> tup
     return adapter.from_functions(functions, {"logits": constants})
 
 
-def _as_variables(variables: Any, where: str) -> Variables:
-    """Variables of advjax or of linen."""
+def as_variables(variables: Any, where: str) -> Variables:
+    """Variables of advjax or of linen; a UserError, which begins with ``where``, if they are neither."""
     if isinstance(variables, Variables):
         return variables
     if isinstance(variables, Mapping):

@@ -9,7 +9,7 @@ from advjax.experiment.build_attack import build_attack, known_label_use, whole_
 from advjax.experiment.build_method import build_method
 from advjax.experiment.build_model import build_model
 from advjax.experiment.registry import ATTACKS, TRAINING_ATTACKS, number
-from advjax.experiment.spec import AdversarialCopies, DataFacts, PlacedAttack, Run
+from advjax.experiment.spec import AdversarialCopies, DataFacts, GivenNetwork, PlacedAttack, Run
 from advjax.training.loop import Plan
 from advjax.types import UserError
 
@@ -18,7 +18,13 @@ SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
-def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: Mapping[str, Run]) -> Run:
+def build_run(
+    name: str,
+    config: Mapping[str, Any],
+    facts: DataFacts,
+    earlier: Mapping[str, Run],
+    network: GivenNetwork | None = None,
+) -> Run:
     """The run that a complete config describes under ``name``.
 
     Args:
@@ -26,6 +32,7 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
       config: the whole config.
       facts: about the data.
       earlier: the runs before it, which it may start from, patch or attack.
+      network: a trained one that is used instead of what the config describes.
 
     Raises:
       UserError: something in it is unknown or makes no sense.
@@ -41,7 +48,7 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
     for other in needed:
         if other not in earlier:
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
-    model, given = build_model(spec["model"], f"{where}.model", facts, earlier)
+    model, given = network or build_model(spec["model"], f"{where}.model", facts, earlier)
     is_taken = bool(spec["checkpoint"]) or given is not None
     plan = _plan(spec, where, facts.num_examples[name], config, is_taken)
     if plan.select_metric == "attacked_accuracy" and validation is None:

@@ -11,7 +11,7 @@ from advjax.experiment.build_data import describe_data, load_data
 from advjax.experiment.build_evaluation import build_evaluation
 from advjax.experiment.build_run import build_run
 from advjax.experiment.check_values import check_values
-from advjax.experiment.spec import DataFacts, Experiment, Run
+from advjax.experiment.spec import Data, DataFacts, Experiment, GivenNetwork, Run
 from advjax.types import UserError
 
 _TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
@@ -46,12 +46,20 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None = None) -> Experiment:
+def from_config(
+    config: ConfigDict | Mapping[str, Any],
+    facts: DataFacts | None = None,
+    *,
+    given: Mapping[str, GivenNetwork] | None = None,
+    data: Data | None = None,
+) -> Experiment:
     """The experiment that a config describes.
 
     Args:
       config: complete or not.
       facts: what a workdir knows of the data; they are read for it if None.
+      given: networks with their variables, by the names of the runs that they are instead of what the config describes.
+      data: instead of those that the config names.
 
     Raises:
       UserError: something in the config is unknown or makes no sense, or the data cannot be read.
@@ -63,11 +71,11 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
     if unknown := [name for name in named if name not in spec["run"]]:
         raise UserError(f"runs names {unknown[0]!r}, but run describes only {', '.join(spec['run'])}")
     if facts is None:
-        loaded = load_data(spec["data"], spec["seed"])
+        loaded = data or load_data(spec["data"], spec["seed"])
         facts = describe_data(loaded, {name: spec["run"][name] for name in named}, spec["seed"])
     runs: dict[str, Run] = {}
     for name in named:
-        runs[name] = build_run(name, spec, facts, runs)
+        runs[name] = build_run(name, spec, facts, runs, (given or {}).get(name))
     evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
     for defense in evaluation.defenses:
         defense.check(runs[defense.run].model, facts.image_shape)
@@ -76,7 +84,7 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
         seed=spec["seed"],
         runs=tuple(runs.values()),
         facts=facts,
-        load_data=lambda: load_data(spec["data"], spec["seed"]),
+        load_data=lambda: data or load_data(spec["data"], spec["seed"]),
         evaluation=evaluation,
         mapping=spec["mapping"],
     )

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import numpy as np
@@ -14,6 +14,10 @@ from advjax.evaluation.attack_runs import NamedAttack
 from advjax.evaluation.scored_model import ScoredModel, variables_hash
 from advjax.training.loop import Method, Plan
 from advjax.types import Array, AttackFn, PyTree, StochasticLogitsFn, UserError, Variables
+
+
+GivenNetwork: TypeAlias = tuple[nn.Module, Variables | None]
+"""A network that was given in Python; with variables, it is not trained."""
 
 
 class DefenseRecipe(NamedTuple):
