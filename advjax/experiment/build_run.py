@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
+
 from advjax import data
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment.build_attack import build_attack, known_label_use, whole_attack
@@ -10,8 +12,8 @@ from advjax.experiment.build_method import build_method
 from advjax.experiment.build_model import build_model
 from advjax.experiment.registry import ATTACKS, TRAINING_ATTACKS, number
 from advjax.experiment.spec import AdversarialCopies, DataFacts, GivenNetwork, PlacedAttack, Run
-from advjax.training.loop import Plan
-from advjax.types import UserError
+from advjax.training.loop import Method, Plan
+from advjax.types import UserError, Variables
 
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 """The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
@@ -55,7 +57,10 @@ def build_run(
         raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     if not is_taken and not facts.num_validation:
         _check_without_validation(plan, where)
-    steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
+    method = _not_trained
+    if not is_taken:
+        steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
+        method = build_method(spec, where, model, plan, steps_per_epoch, training, sources)
     return Run(
         name=name,
         model=model,
@@ -63,7 +68,7 @@ def build_run(
         train_fraction=number(spec["train_fraction"]),
         copies=copies,
         undersample=bool(spec["undersample"]),
-        method=build_method(spec, where, model, plan, steps_per_epoch, training, sources),
+        method=method,
         sources=sources,
         validation_attack=validation,
         plan=plan,
@@ -71,6 +76,11 @@ def build_run(
         given=given,
         identity=_identity(spec, config, facts, {other: earlier[other] for other in needed}),
     )
+
+
+def _not_trained(variables: Variables, models: Mapping[str, nn.Module]) -> Method:
+    """The method of a run that is taken from elsewhere; nobody asks for it."""
+    raise AssertionError("a run that is taken is not trained")
 
 
 def _identity(

@@ -15,7 +15,6 @@ from advjax.evaluation.scored_model import ScoredModel, variables_hash
 from advjax.training.loop import Method, Plan
 from advjax.types import Array, AttackFn, PyTree, StochasticLogitsFn, UserError, Variables
 
-
 GivenNetwork: TypeAlias = tuple[nn.Module, Variables | None]
 """A network that was given in Python; with variables, it is not trained."""
 

@@ -81,7 +81,7 @@ def test_fine_tuning_starts_from_the_weights_and_changes_all_of_them(tmp_path):
 
 
 def test_linen_variables_of_a_network_of_advjax_are_accepted(tmp_path):
-    network, trained = in_blocks()
+    _, trained = in_blocks()
     assert jax.tree.all(jax.tree.map(np.array_equal, {"params": trained.params, **trained.model_state}, TRAINED))
     found = fitted(tmp_path, variables=TRAINED, made_on="base")
     assert isinstance(found.model, blocks.Patched)
