@@ -12,6 +12,7 @@ from advjax.experiment.build_evaluation import build_evaluation
 from advjax.experiment.build_run import build_run
 from advjax.experiment.check_values import check_values
 from advjax.experiment.spec import Data, DataFacts, Experiment, GivenNetwork, Run
+from advjax.runtime.named_function import named_function
 from advjax.types import UserError
 
 _TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
@@ -87,6 +88,7 @@ def from_config(
         load_data=lambda: data or load_data(spec["data"], spec["seed"]),
         evaluation=evaluation,
         mapping=spec["mapping"],
+        on_metrics=named_function(spec["on_metrics"], "on_metrics") if spec["on_metrics"] else None,
     )
 
 

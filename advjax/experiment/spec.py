@@ -12,6 +12,7 @@ import numpy as np
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
 from advjax.evaluation.scored_model import ScoredModel, variables_hash
+from advjax.runtime.metrics import OnMetrics
 from advjax.training.loop import Method, Plan
 from advjax.types import Array, AttackFn, PyTree, StochasticLogitsFn, UserError, Variables
 
@@ -222,3 +223,5 @@ class Experiment(NamedTuple):
     evaluation: EvaluationPlan
     mapping: str
     """How steps are mapped over devices: one of ``runtime.devices.MAPPINGS``."""
+    on_metrics: OnMetrics | None
+    """Called with every record of the metrics of training."""

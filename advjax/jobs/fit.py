@@ -23,6 +23,7 @@ from advjax.jobs.workdir import Notify, claim, locked
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.runtime.devices import Devices, mesh
+from advjax.runtime.metrics import OnMetrics
 from advjax.types import LogitsFn, PyTree, UserError, Variables
 
 __all__ = ["Fitted", "fine_tune", "fit_fixers"]
@@ -60,6 +61,7 @@ def fit_fixers(
     seed: int = 0,
     num_validation: int = 0,
     notify: Notify = print,
+    on_metrics: OnMetrics | None = None,
     **run: Any,
 ) -> Fitted:
     """Inserts fixers into a trained network and trains them; the network's own weights stay as they are, bit for bit.
@@ -93,6 +95,7 @@ def fit_fixers(
       seed: of all randomness.
       num_validation: images held out to choose the best checkpoint by; 0 for the last one.
       notify: receives what people should know.
+      on_metrics: is called with ``(run, step, kind, values)`` for every record of the metrics.
       **run: other keys of a run in a config, such as ``epochs``, ``batch_size``, ``optimizer`` or ``augmentation``.
 
     Returns:
@@ -119,7 +122,7 @@ def fit_fixers(
         "trainable": "^patches_",
         **run,
     }
-    return _fit("fixers", spec, network, variables, images, labels, workdir, seed, num_validation, notify)
+    return _fit("fixers", spec, network, variables, images, labels, workdir, seed, num_validation, notify, on_metrics)
 
 
 def fine_tune(
@@ -133,6 +136,7 @@ def fine_tune(
     seed: int = 0,
     num_validation: int = 0,
     notify: Notify = print,
+    on_metrics: OnMetrics | None = None,
     **run: Any,
 ) -> Fitted:
     """Adversarial training of all weights, from those of a trained network; see ``fit_fixers`` for the arguments.
@@ -148,7 +152,9 @@ def fine_tune(
         "optimizer": {"schedule": {"peak_learning_rate": 0.01}},
         **run,
     }
-    return _fit("fine_tuned", spec, network, variables, images, labels, workdir, seed, num_validation, notify)
+    return _fit(
+        "fine_tuned", spec, network, variables, images, labels, workdir, seed, num_validation, notify, on_metrics
+    )
 
 
 def _attack(threat_model: ThreatModel) -> dict[str, Any]:
@@ -168,6 +174,7 @@ def _fit(
     seed: int,
     num_validation: int,
     notify: Notify,
+    on_metrics: OnMetrics | None,
 ) -> Fitted:
     """Trains the run ``name``, which starts from or patches the given network."""
     trained = as_variables(variables, "variables")
@@ -183,7 +190,7 @@ def _fit(
     if spec["model"]["name"] == "given":
         # The same network with the weights that training starts from: it is not taken, but trained.
         given[name] = (network, None)
-    experiment = from_config(config, given=given, data=loaded)
+    experiment = from_config(config, given=given, data=loaded)._replace(on_metrics=on_metrics)
     devices, folder = Devices(mesh(), config["mapping"]), os.fspath(workdir)
     check_runs(experiment, devices)
     with locked(workdir):

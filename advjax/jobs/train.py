@@ -109,6 +109,7 @@ def _train_run(run: Run, trainer: _Trainer, done: Mapping[str, Variables]) -> No
         config=dict(run.identity),
         notify=trainer.notify,
         stop_requested=trainer.stop_requested,
+        on_metrics=trainer.experiment.on_metrics,
     )
 
 

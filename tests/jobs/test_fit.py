@@ -74,7 +74,10 @@ def test_a_folder_is_refused_for_other_weights(patched, workdir):
 
 
 def test_fine_tuning_starts_from_the_weights_and_changes_all_of_them(tmp_path):
-    tuned = fitted(tmp_path, advjax.fine_tune, num_validation=8)
+    seen = []
+    tuned = fitted(tmp_path, advjax.fine_tune, num_validation=8, on_metrics=lambda *record: seen.append(record))
+    assert {(run, kind) for run, _, kind, _ in seen} == {("fine_tuned", "train"), ("fine_tuned", "validation")}
+    assert all(np.isfinite(values["accuracy"]) for *_, values in seen)
     _, start = in_blocks()
     moved = jax.tree.map(lambda a, b: 0 < np.max(np.abs(a - b)) < 0.5, tuned.variables.params, start.params)
     assert jax.tree.all(moved)
