@@ -27,7 +27,8 @@ def given_attack(
     Raises:
       TypeError: it is none of the above.
     """
-    single, is_query = attack if callable(attack) else None, False
+    single: Any = attack if callable(attack) else None
+    is_query = False
     if isinstance(attack, Attack):
         threat_model, is_query = attack.threat_model, attack.objective is None
     if single is not None:

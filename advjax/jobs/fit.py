@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from advjax.evaluation.scored_model import variables_hash
 from advjax.experiment import defaults
 from advjax.experiment.build_model import as_variables
 from advjax.experiment.from_config import complete, from_config
-from advjax.experiment.spec import Data, Division
+from advjax.experiment.spec import Data, Division, GivenNetwork
 from advjax.jobs.dry_run import check_runs
 from advjax.jobs.train import train_runs
 from advjax.jobs.workdir import Notify, claim, locked
@@ -122,7 +122,8 @@ def fit_fixers(
         "trainable": "^patches_",
         **run,
     }
-    return _fit("fixers", spec, network, variables, images, labels, workdir, seed, num_validation, notify, on_metrics)
+    options = _Options(os.fspath(workdir), seed, num_validation, notify, on_metrics)
+    return _fit("fixers", spec, (network, variables), images, labels, options)
 
 
 def fine_tune(
@@ -152,9 +153,8 @@ def fine_tune(
         "optimizer": {"schedule": {"peak_learning_rate": 0.01}},
         **run,
     }
-    return _fit(
-        "fine_tuned", spec, network, variables, images, labels, workdir, seed, num_validation, notify, on_metrics
-    )
+    options = _Options(os.fspath(workdir), seed, num_validation, notify, on_metrics)
+    return _fit("fine_tuned", spec, (network, variables), images, labels, options)
 
 
 def _attack(threat_model: ThreatModel) -> dict[str, Any]:
@@ -163,44 +163,44 @@ def _attack(threat_model: ThreatModel) -> dict[str, Any]:
     return {"name": "auto_pgd", "norm": threat_model.norm.name, "epsilon": epsilon, "num_steps": 5, "returns": "best"}
 
 
+class _Options(NamedTuple):
+    """What is the same for every kind of training."""
+
+    workdir: str
+    seed: int
+    num_validation: int
+    notify: Notify
+    on_metrics: OnMetrics | None
+
+
 def _fit(
-    name: str,
-    spec: Mapping[str, Any],
-    network: nn.Module,
-    variables: PyTree,
-    images: Any,
-    labels: Any,
-    workdir: str | os.PathLike[str],
-    seed: int,
-    num_validation: int,
-    notify: Notify,
-    on_metrics: OnMetrics | None,
+    name: str, spec: Mapping[str, Any], start: tuple[nn.Module, PyTree], images: Any, labels: Any, options: _Options
 ) -> Fitted:
     """Trains the run ``name``, which starts from or patches the given network."""
-    trained = as_variables(variables, "variables")
-    loaded = _data(images, labels, network, trained, seed, num_validation)
-    selection = {} if num_validation else {"select": "last"}
+    network, trained = start[0], as_variables(start[1], "variables")
+    loaded = _data(images, labels, network, trained, options)
+    selection = {} if options.num_validation else {"select": "last"}
     runs = {
         _BASE: defaults.run(model={"name": "given", "hash": variables_hash(trained)}),
         name: defaults.run(**{**selection, **spec}),
     }
-    described = {"name": fingerprint(loaded.test), "num_validation": num_validation}
-    config = complete(defaults.experiment(seed=seed, data=described, runs=(_BASE, name), run=runs))
-    given = {_BASE: (network, trained)}
+    described = {"name": fingerprint(loaded.test), "num_validation": options.num_validation}
+    config = complete(defaults.experiment(seed=options.seed, data=described, runs=(_BASE, name), run=runs))
+    given: dict[str, GivenNetwork] = {_BASE: (network, trained)}
     if spec["model"]["name"] == "given":
         # The same network with the weights that training starts from: it is not taken, but trained.
         given[name] = (network, None)
-    experiment = from_config(config, given=given, data=loaded)._replace(on_metrics=on_metrics)
-    devices, folder = Devices(mesh(), config["mapping"]), os.fspath(workdir)
+    experiment = from_config(config, given=given, data=loaded)._replace(on_metrics=options.on_metrics)
+    devices = Devices(mesh(), config["mapping"])
     check_runs(experiment, devices)
-    with locked(workdir):
+    with locked(options.workdir):
         for run in experiment.runs:
-            claim(run, folder)
-        done = train_runs(experiment, folder, devices, notify)
+            claim(run, options.workdir)
+        done = train_runs(experiment, options.workdir, devices, options.notify)
     return Fitted(experiment.runs[-1].model, done[name])
 
 
-def _data(images: Any, labels: Any, network: nn.Module, trained: Variables, seed: int, num_validation: int) -> Data:
+def _data(images: Any, labels: Any, network: nn.Module, trained: Variables, options: _Options) -> Data:
     """The images as training and validation split."""
     images = np.asarray(input_checks.as_array("images", images))
     labels = np.asarray(input_checks.as_array("labels", labels))
@@ -213,6 +213,7 @@ def _data(images: Any, labels: Any, network: nn.Module, trained: Variables, seed
     num_classes = jax.eval_shape(lambda images: blocks.apply(network, trained, images), example).shape[-1]
     index, names = np.arange(len(images), dtype=np.int32), tuple(map(str, range(num_classes)))
     whole = check(Dataset("images", images, labels.astype(np.int32), index, names))
-    train, validation = data.train_validation(whole.labels, num_validation=num_validation, seed=seed, name=whole.name)
+    known = {"num_validation": options.num_validation, "seed": options.seed, "name": whole.name}
+    train, validation = data.train_validation(whole.labels, **known)
     parts = {"train": train, "validation": validation}
     return Data(whole.take(train), whole.take(validation), whole, Division(whole.name, whole.labels, parts))
