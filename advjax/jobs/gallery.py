@@ -51,5 +51,5 @@ def gallery(
 def _relation(outcome: Outcome) -> str:
     """What the attack was to the model whose prediction is shown."""
     if outcome.adaptive:
-        return "adaptive" if outcome.label_use == "true" else "its own predicted labels"
+        return "adaptive" if outcome.label_use == "true" else "predicted labels"
     return {OBLIVIOUS: "oblivious", TRANSFER: "transfer"}.get(outcome.knowledge, outcome.knowledge)
