@@ -104,11 +104,7 @@ def fit_fixers(
     Raises:
       ValueError: something makes no sense, or ``workdir`` belongs to other training.
     """
-    if not isinstance(network, Classifier | Patched):
-        raise UserError(
-            f"fixers need a network that is cut into blocks, got {type(network).__name__}: "
-            "adapter.from_module(module, names_of_submodules, variables) does this for a linen module"
-        )
+    _check_network(network)
     if made_on not in ("self", _BASE):
         raise UserError(f"made_on must be 'self' or 'base', got {made_on!r}")
     model = {"name": "fixers", "base": _BASE, "after": tuple(after), "zero_last": True, "reduction": 1}
@@ -127,7 +123,7 @@ def fit_fixers(
 
 
 def fine_tune(
-    network: nn.Module,
+    network: Classifier | Patched,
     variables: PyTree,
     images: np.ndarray,
     labels: np.ndarray,
@@ -145,6 +141,7 @@ def fine_tune(
     By default, the network is trained on AutoPGD examples of itself for 10 epochs, with a peak learning rate of 0.01.
     ``run`` may name another method: ``objective={"name": "trades", "beta": 6.0}``.
     """
+    _check_network(network)
     spec = {
         "model": {"name": "given"},
         "start": _BASE,
@@ -155,6 +152,14 @@ def fine_tune(
     }
     options = _Options(os.fspath(workdir), seed, num_validation, notify, on_metrics)
     return _fit("fine_tuned", spec, (network, variables), images, labels, options)
+
+
+def _check_network(network: Any) -> None:
+    if not isinstance(network, Classifier | Patched):
+        raise UserError(
+            f"training needs a network that is cut into blocks, got {type(network).__name__}: "
+            "adapter.from_module(module, names_of_submodules, variables) does this for a linen module"
+        )
 
 
 def _attack(threat_model: ThreatModel) -> dict[str, Any]:

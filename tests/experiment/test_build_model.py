@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.models import adapter
+
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
 
 def logits(images):
@@ -38,6 +40,12 @@ class Net(nn.Module):
 
 def trained():
     return Net(), {"params": {"Dense_0": {"kernel": WEIGHTS, "bias": np.zeros(10, np.float32)}}}
+
+def in_blocks():
+    return adapter.from_module(Net(), ("Dense_0",), trained()[1])
+
+def untrained():
+    return in_blocks()[0]
 
 def other_shape():
     return Net(), {"params": {"Dense_0": {"kernel": WEIGHTS[:, :4], "bias": np.zeros(4, np.float32)}}}
@@ -90,6 +98,18 @@ def test_a_module_may_come_with_its_variables(own, tmp_path):
     (run,) = from_config(experiment(name=f"{own}:trained")).runs
     assert isinstance(run.model, nn.Module) and run.is_taken
     assert restore(run, tmp_path, (8, 8, 1), print).params["Dense_0"]["kernel"].shape == (64, 10)
+
+
+def test_later_runs_start_from_a_network_that_was_given(own, tmp_path):
+    config = experiment(name=f"{own}:in_blocks")
+    config.runs = ("given", "tuned")
+    few = {"epochs": 0, "num_steps": 2, "batch_size": 8, "train_fraction": 0.05, "select": "last"}
+    with config.unlocked():
+        config.run.tuned = defaults.run(model={"name": f"{own}:untrained"}, start="given", **few)
+    train.train(config, str(tmp_path), devices(), print)
+    given, tuned = from_config(config).runs
+    start, end = (restore(run, tmp_path, (8, 8, 1), print).params["Dense_0"]["kernel"] for run in (given, tuned))
+    assert 0 < np.max(np.abs(np.asarray(start) - end)) < 1
 
 
 def test_variables_of_another_network_are_refused(own, tmp_path):
