@@ -1,7 +1,7 @@
 """Adversarial robustness in JAX and Flax: exact attacks, robust training, honest evaluation.
 
-``advjax.attacks``, ``advjax.data``, ``advjax.models`` and ``advjax.load`` are imported when they are first used, so
-that ``import advjax.attacks`` loads neither Flax nor Orbax nor TensorFlow Datasets.
+``advjax.attacks``, ``advjax.data``, ``advjax.models`` and the functions are imported when they are first used, so that
+``import advjax.attacks`` loads neither Flax nor Orbax nor TensorFlow Datasets.
 """
 
 import importlib
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advjax import attacks, data, models
+    from advjax.jobs.evaluate_functions import evaluate
+    from advjax.jobs.fit import fine_tune, fit_fixers
     from advjax.jobs.load import load
 
-__all__ = ["__version__", "attacks", "data", "load", "models"]
+__all__ = ["__version__", "attacks", "data", "evaluate", "fine_tune", "fit_fixers", "load", "models"]
 
 try:
     __version__ = importlib.metadata.version("advjax")
@@ -20,7 +22,12 @@ except importlib.metadata.PackageNotFoundError:  # Run from a source tree that w
     __version__ = "unknown"
 
 _PACKAGES = ("attacks", "data", "models")
-_FUNCTIONS = {"load": "advjax.jobs.load"}
+_FUNCTIONS = {
+    "evaluate": "advjax.jobs.evaluate_functions",
+    "fine_tune": "advjax.jobs.fit",
+    "fit_fixers": "advjax.jobs.fit",
+    "load": "advjax.jobs.load",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ from advjax.experiment import config_flag
 from advjax.experiment.from_config import complete
 from advjax.experiment.presets import PAPER, PRESETS, with_preset
 from advjax.jobs.compare import compare
-from advjax.jobs.evaluate import evaluate
+from advjax.jobs.evaluate import evaluate_experiment
 from advjax.jobs.rescore import print_scores, rescore
 from advjax.jobs.train import train
 from advjax.jobs.workdir import locked, open_experiment, read_config
@@ -62,7 +62,10 @@ _MODE = flags.DEFINE_enum(
     "mode", MODES[0], MODES, "What to do; evaluate needs only --workdir, and so does compare, which reads reports."
 )
 _PRESET = flags.DEFINE_enum(
-    "preset", PAPER, list(PRESETS), "Attacks to evaluate with: the config's (paper), a short ensemble, or AutoAttack."
+    "preset",
+    PAPER,
+    list(PRESETS),
+    "Attacks to evaluate with: the config's (paper), a short ensemble, or AutoAttack (rand: for stochastic models).",
 )
 _SAVE_ADVERSARIAL = flags.DEFINE_enum(
     "save_adversarial", None, FORMATS, "Keep the adversarial images, whatever evaluation.save_adversarial says."
@@ -157,7 +160,7 @@ def _work_on(
             print_scores(path, kept, scores, Console(highlight=False))
     if _MODE.value != "train" and not _ADVERSARIAL.value:
         folder = os.path.join(workdir, _preset_folder())
-        found = evaluate(config, workdir, devices, notify, stop_requested, folder)
+        found = evaluate_experiment(config, workdir, devices, notify, stop_requested, folder)
         if is_main_process():
             print_report(found, Console(highlight=False))
             notify(f"report: {pathlib.Path(folder, 'report.html').absolute()}")

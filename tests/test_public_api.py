@@ -15,7 +15,8 @@ from advjax.evaluation import report
 from advjax.experiment import registry
 from support.paths import REPOSITORY
 
-EXPORTING = ("advjax.attacks", "advjax.data", "advjax.defenses", "advjax.models.torch", "advjax.jobs.load")
+JOBS = ("advjax.jobs.evaluate_functions", "advjax.jobs.fit", "advjax.jobs.load")
+EXPORTING = ("advjax.attacks", "advjax.data", "advjax.defenses", "advjax.models.torch", *JOBS)
 
 
 @pytest.mark.parametrize("name", EXPORTING)

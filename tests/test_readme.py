@@ -52,7 +52,7 @@ def self_contained(page):
     for number, text in enumerate(blocks("python", page)):
         if "import" in text and not any(word in text for word in ("advjax.load", "models.torch", "get_config")):
             # The whole of AutoAttack is a minute of compiling, whatever it attacks.
-            marks = pytest.mark.slow if "auto_attack" in text or "examine" in text else ()
+            marks = pytest.mark.slow if re.search("auto_attack|examine|advjax.evaluate", text) else ()
             yield pytest.param(text, marks=marks, id=f"{page}-{number}")
 
 

@@ -1,8 +1,10 @@
 """Checks of what attacks are given, with errors that say what was given, what is allowed and what to do."""
 
+import contextlib
 import math
 import operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,6 +24,31 @@ NONFINITE = (
     "attacks cannot follow them, and an attack that fails there is no evidence of robustness: look for square roots, "
     "norms, logarithms and divisions at 0 in the model (jax.config.update('jax_debug_nans', True) finds them)"
 )
+
+TRAIN_MODE = (
+    "it changes its own state while JAX traces it, as an nnx module in train mode does, whose BatchNorm updates its "
+    "statistics and whose Dropout counts its keys: call model.eval() first"
+)
+
+
+@contextlib.contextmanager
+def explaining_train_mode() -> Iterator[None]:
+    """Around calls of a model: explains why a model that changes itself cannot be traced.
+
+    Raises:
+      TypeError: instead of Flax's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_train_mode_error(error):
+            raise TypeError(f"logits_fn cannot be attacked: {TRAIN_MODE}") from error
+        raise
+
+
+def is_train_mode_error(error: Exception) -> bool:
+    """Whether a model could not be traced because it changes itself; Flax, which says so, need not be there."""
+    return type(error).__name__ == "TraceContextError"
 
 
 def is_concrete(value: object) -> bool:

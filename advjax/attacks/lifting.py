@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from advjax.attacks.input_checks import explaining_train_mode
 from advjax.types import PyTree
 
 
@@ -49,7 +50,8 @@ def _call(function: Callable[..., Any], lifted: list[Any], variables: Sequence[A
 def _traced(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, PyTree]:
     """Traces a function as it is now; returns the shapes of its results, too."""
     # JAX caches traces by function, and would miss that an object in its closure has new weights.
-    return jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
+    with explaining_train_mode():
+        return jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
 
 
 def _constants(traced: ClosedJaxpr) -> PyTree:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks.eot import Expectation, log_mean_probability
-from advjax.attacks.input_checks import as_logits
+from advjax.attacks.input_checks import as_logits, explaining_train_mode
 from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.types import Array, Key, LogitsFn
 
@@ -18,7 +18,8 @@ def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Arr
     """Logits [n, classes].  Only a stochastic model uses the keys [n]."""
     if isinstance(logits_fn, Expectation):
         return log_mean_probability(fast_on_cpu(logits_fn.draws)(images, rngs))
-    return as_logits(fast_on_cpu(logits_fn)(images))
+    with explaining_train_mode():
+        return as_logits(fast_on_cpu(logits_fn)(images))
 
 
 def differentiate(

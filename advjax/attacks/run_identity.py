@@ -40,7 +40,7 @@ def identity(
     return {
         "stages": [stage.name for stage in stages],
         "rounds": [stage.num_rounds(num_classes) for stage in stages],
-        "attacks": [_stage_digest(stage, survivors_only, shape, num_classes) for stage in stages],
+        "attacks": [stage_digest(stage, survivors_only, shape, num_classes) for stage in stages],
         "norm": norm,
         "epsilon": repr(epsilon),
         "bounds": list(bounds),
@@ -83,7 +83,7 @@ def fingerprint(problem: Problem, programs: Programs, *, has_variables: bool) ->
     return arrays
 
 
-def _stage_digest(stage: Stage, survivors_only: bool, image_shape: tuple[int, ...], num_classes: int) -> str:
+def stage_digest(stage: Stage, survivors_only: bool, image_shape: tuple[int, ...], num_classes: int) -> str:
     """Identifies a stage by the program it traces to for a small model.
 
     A stage is a closure, which hides its parameters, but the program contains all of them.  Nothing is compiled.

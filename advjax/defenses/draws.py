@@ -11,7 +11,7 @@ def per_image(transform: Callable[[Array, Key], Array], logits_fn: LogitsFn) -> 
     """The logits of randomly transformed images, each with its own key."""
 
     def draw(images: Array, rng: Key) -> Array:
-        return logits_fn(jax.vmap(transform)(images, jax.random.split(rng, len(images))))
+        return logits_fn(jax.vmap(transform)(images, jax.random.split(rng, images.shape[0])))
 
     return draw
 

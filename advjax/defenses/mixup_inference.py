@@ -63,14 +63,14 @@ def mixup_inference(
 
     def mixed(images: Array, predicted: Array, rng: Key, of_others: bool, count: int, weight: float) -> Array:
         """Log of the mean probabilities over ``count`` mixtures, [n, classes]."""
-        keys = jax.random.split(rng, (len(images), count))
+        keys = jax.random.split(rng, (images.shape[0], count))
         partners = jax.vmap(jax.vmap(lambda key, label: _partner(pool, key, label, of_others), (0, None)))(
             keys, predicted
         )
         mixtures = weight * images[:, None] + (1 - weight) * partners
         logits = logits_fn(mixtures.reshape(-1, *images.shape[1:]))
         # Probabilities themselves would underflow for a confident network, and gradients would vanish with them.
-        logs = jax.nn.log_softmax(logits).reshape(len(images), count, -1)
+        logs = jax.nn.log_softmax(logits).reshape(images.shape[0], count, -1)
         return jax.nn.logsumexp(logs, axis=1) - jnp.log(count)
 
     def draw(images: Array, rng: Key) -> Array:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
+from advjax.evaluation.attack_facts import AttackFacts
 from advjax.evaluation.outcomes import CLEAN, Outcome, check, write_outcomes
 from advjax.evaluation.statistics import spread_over_fifths, wilson_interval
 from advjax.runtime.files import plain, write_atomically
@@ -123,11 +124,20 @@ class Report(NamedTuple):
     summary: list[Summary]
     checks: list[CheckRow]
     curve: list[CurvePoint]
+    # Absent from reports written before 2026-12-01; the defaults are never modified.
+    verdict: list[str] = []  # noqa: RUF012
+    """The result in one sentence for each model and threat model."""
+    attacks: list[AttackFacts] = []  # noqa: RUF012
+    data: dict[str, Any] = {}  # noqa: RUF012
+    """Name, split, number of examples, and the precision of verdicts."""
+    date: str = ""
+    """Day on which the evaluation was finished, in UTC."""
 
 
 _KINDS = {
-    **dict.fromkeys(("config", "environment"), dict),
-    **dict.fromkeys(("rows", "notes", "summary", "checks", "curve"), list),
+    **dict.fromkeys(("config", "environment", "data"), dict),
+    **dict.fromkeys(("rows", "notes", "summary", "checks", "curve", "verdict", "attacks"), list),
+    "date": str,
 }
 """JSON types of the fields of a report."""
 
@@ -204,7 +214,8 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         raise UserError(f"{path} is not a complete report ({error}): evaluate again") from None
     for field, kind in _KINDS.items():
         value = getattr(found, field)
-        if not isinstance(value, kind) or (kind is list and field != "notes" and not _are_objects(value)):
+        is_list_of_objects = kind is list and field not in ("notes", "verdict")
+        if not isinstance(value, kind) or (is_list_of_objects and not _are_objects(value)):
             raise UserError(f"{path} is not a complete report ({field} is not what it should be): evaluate again")
     return found
 

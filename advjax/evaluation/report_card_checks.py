@@ -22,7 +22,10 @@ SIGNIFICANT = 0.05
 MAX_ZERO_GRADIENTS = 0.01
 """Largest share of images whose gradient may vanish."""
 MAX_CONFIDENT_LOGIT = 1e3
-_FEW = f"AutoPGD-{STEPS}"
+FEW_STEPS = f"AutoPGD-{STEPS}"
+"""The attack of most checks."""
+LARGER_EPSILON = "larger epsilon"
+"""The check whose numbers are accuracies over epsilon: "clean", and by the multiple of epsilon."""
 
 
 class Finding(NamedTuple):
@@ -96,12 +99,12 @@ def _scale(model: ExaminedModel) -> Finding:
 
 
 def _iterative(model: ExaminedModel) -> Finding:
-    return _at_least_as_strong(_FEW, model.under("few steps"), "one step of FGSM", model.under("one step"))
+    return _at_least_as_strong(FEW_STEPS, model.under("few steps"), "one step of FGSM", model.under("one step"))
 
 
 def _noise(model: ExaminedModel) -> Finding:
     return _at_least_as_strong(
-        _FEW, model.under("few steps"), "random points in the ball", model.under("random points")
+        FEW_STEPS, model.under("few steps"), "random points in the ball", model.under("random points")
     )
 
 
@@ -116,8 +119,8 @@ def _losses(model: ExaminedModel) -> Finding:
     p_value = mcnemar(entropy, margin)
     passed = p_value >= SIGNIFICANT or entropy.mean() <= margin.mean()
     finding = (
-        f"accuracy under {_FEW}: {entropy.mean():.1%} with the cross-entropy, {margin.mean():.1%} with the margin loss "
-        f"(p = {p_value:.2g})"
+        f"accuracy under {FEW_STEPS}: {entropy.mean():.1%} with the cross-entropy, {margin.mean():.1%} with the "
+        f"margin loss (p = {p_value:.2g})"
     )
     numbers = {"cross_entropy": float(entropy.mean()), "margin": float(margin.mean()), "p_value": p_value}
     return Finding(bool(passed), finding, numbers)
@@ -187,7 +190,7 @@ CHECKS: Mapping[str, Callable[[ExaminedModel], Finding]] = {
     "random noise": _noise,
     "query attack": _queries,
     "choice of loss": _losses,
-    "larger epsilon": _more_epsilon,
+    LARGER_EPSILON: _more_epsilon,
     "more steps": _more_steps,
     "unbounded attack": _unbounded,
     "label leakage": _leakage,

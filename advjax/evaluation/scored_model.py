@@ -40,7 +40,7 @@ class ScoredModel(NamedTuple):
     variables: PyTree
     """Every array that the model is computed from; an argument of each compiled program."""
     hash: str
-    """``variables_hash`` of the trained run, whatever the defense."""
+    """``variables_hash`` of the trained run, whatever the defense; of a given function, also of its program."""
     num_draws: int = 0
     num_votes: int = 1
     num_samples: int = 0

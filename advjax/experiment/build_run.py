@@ -9,10 +9,11 @@ from advjax import data
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.experiment.build_attack import build_attack, known_label_use, whole_attack
 from advjax.experiment.build_method import build_method
-from advjax.experiment.registry import ATTACKS, MODELS, PATCHES, TRAINING_ATTACKS, build, number
-from advjax.experiment.spec import AdversarialCopies, DataFacts, PlacedAttack, Run
-from advjax.training.loop import Plan
-from advjax.types import UserError
+from advjax.experiment.build_model import build_model
+from advjax.experiment.registry import ATTACKS, TRAINING_ATTACKS, number
+from advjax.experiment.spec import AdversarialCopies, DataFacts, GivenNetwork, PlacedAttack, Run
+from advjax.training.loop import Method, Plan
+from advjax.types import UserError, Variables
 
 COPY_FORMATS = (*FORMATS, "float16")
 """Formats that adversarial copies of training images may be stored in."""
@@ -21,7 +22,13 @@ SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
-def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: Mapping[str, Run]) -> Run:
+def build_run(
+    name: str,
+    config: Mapping[str, Any],
+    facts: DataFacts,
+    earlier: Mapping[str, Run],
+    network: GivenNetwork | None = None,
+) -> Run:
     """The run that a complete config describes under ``name``.
 
     Args:
@@ -29,6 +36,7 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
       config: the whole config.
       facts: about the data.
       earlier: the runs before it, which it may start from, patch or attack.
+      network: a trained one that is used instead of what the config describes.
 
     Raises:
       UserError: something in it is unknown or makes no sense.
@@ -44,13 +52,17 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
     for other in needed:
         if other not in earlier:
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
-    model = _model(spec["model"], where, facts.num_classes, earlier)
-    plan = _plan(spec, where, facts.num_examples[name], config["seed"], config["data"]["num_workers"])
+    model, given = network or build_model(spec["model"], f"{where}.model", facts, earlier)
+    is_taken = bool(spec["checkpoint"]) or given is not None
+    plan = _plan(spec, where, facts.num_examples[name], config, is_taken)
     if plan.select_metric == "attacked_accuracy" and validation is None:
         raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
-    if not spec["checkpoint"] and not facts.num_validation:
+    if not is_taken and not facts.num_validation:
         _check_without_validation(plan, where)
-    steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
+    method = _not_trained
+    if not is_taken:
+        steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
+        method = build_method(spec, where, model, plan, steps_per_epoch, training, sources)
     return Run(
         name=name,
         model=model,
@@ -58,14 +70,20 @@ def build_run(name: str, config: Mapping[str, Any], facts: DataFacts, earlier: M
         train_fraction=number(spec["train_fraction"]),
         copies=copies,
         undersample=bool(spec["undersample"]),
-        method=build_method(spec, where, model, plan, steps_per_epoch, training, sources),
+        method=method,
         sources=sources,
         validation_attack=validation,
         plan=plan,
         validate_loss=bool(spec["validate_loss"]),
         checkpoint=spec["checkpoint"],
+        given=given,
         identity=_identity(spec, config, facts, {other: earlier[other] for other in needed}),
     )
+
+
+def _not_trained(variables: Variables, models: Mapping[str, nn.Module]) -> Method:
+    """The method of a run that is taken from elsewhere; nobody asks for it."""
+    raise AssertionError("a run that is taken is not trained")
 
 
 def _identity(
@@ -105,23 +123,6 @@ def _validation_attack(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {"name": "pgd", **{key: training[key] for key in _OF_EVERY_PGD if key in training}}
 
 
-def _model(spec: Mapping[str, Any], where: str, num_classes: int, earlier: Mapping[str, Run]) -> nn.Module:
-    spec, where = dict(spec), f"{where}.model"
-    if base := spec.pop("base", None):
-        return build(PATCHES, spec, where, earlier[base].model)
-    if spec.get("name") in PATCHES:
-        raise UserError(f"{where}: {spec['name']} needs the earlier run that it goes into as 'base'")
-    given, width = spec.get("num_classes", num_classes), spec.get("width", 1.0)
-    if given != num_classes:
-        raise UserError(f"{where}: num_classes must be {num_classes}, as the data have, got {given!r}")
-    if not isinstance(width, int | float) or not 0 < width < 1e3:
-        raise UserError(f"{where}: width must be a positive factor, got {width!r}")
-    built = build(MODELS, {"num_classes": num_classes, **spec}, where)
-    if not isinstance(built, nn.Module):
-        raise UserError(f"{where}: {spec['name']} must return a flax.linen module, and returned {type(built).__name__}")
-    return built
-
-
 def _copies(spec: Mapping[str, Any], where: str) -> AdversarialCopies | None:
     if not spec["order"]:
         return None
@@ -145,9 +146,10 @@ def _check_without_validation(plan: Plan, where: str) -> None:
         )
 
 
-def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_workers: int) -> Plan:
+def _plan(spec: Mapping[str, Any], where: str, num_train: int, config: Mapping[str, Any], is_taken: bool) -> Plan:
     steps = data.steps_per_epoch(num_train, spec["batch_size"])
-    num_steps = spec["num_steps"] or spec["epochs"] * steps
+    # A run that is taken from elsewhere need not say how long it would train.
+    num_steps = spec["num_steps"] or spec["epochs"] * steps or int(is_taken)
     if num_steps < 1:
         raise UserError(f"{where}: epochs or num_steps must be at least 1")
     for key, least in (("log_every", 1), ("validate_every_epochs", 1), ("patience", 0)):
@@ -164,9 +166,9 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, seed: int, num_wo
         spec["batch_size"],
         spec["log_every"],
         every,
-        seed,
+        config["seed"],
         spec["select"],
         spec["select_metric"],
         spec["patience"],
-        num_workers,
+        config["data"]["num_workers"],
     )

@@ -152,6 +152,9 @@ EXPERIMENT = {
     "seed": 0,
     # How steps are mapped over devices: "shard_map", "pmap" or "jit".
     "mapping": "shard_map",
+    # Function to call with every record of the metrics of training, "package.module:function" of (run, step, kind,
+    # values), for trackers such as Weights & Biases; "" for none.
+    "on_metrics": "",
     "data": DATA,
     # Names of the runs, in the order of their training.
     "runs": (),

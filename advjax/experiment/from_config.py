@@ -11,7 +11,8 @@ from advjax.experiment.build_data import describe_data, load_data
 from advjax.experiment.build_evaluation import build_evaluation
 from advjax.experiment.build_run import build_run
 from advjax.experiment.check_values import check_values
-from advjax.experiment.spec import DataFacts, Experiment, Run
+from advjax.experiment.spec import Data, DataFacts, Experiment, GivenNetwork, Run
+from advjax.runtime.named_function import named_function
 from advjax.types import UserError
 
 _TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
@@ -46,12 +47,20 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None = None) -> Experiment:
+def from_config(
+    config: ConfigDict | Mapping[str, Any],
+    facts: DataFacts | None = None,
+    *,
+    given: Mapping[str, GivenNetwork] | None = None,
+    data: Data | None = None,
+) -> Experiment:
     """The experiment that a config describes.
 
     Args:
       config: complete or not.
       facts: what a workdir knows of the data; they are read for it if None.
+      given: networks with their variables, by the names of the runs that they are instead of what the config describes.
+      data: instead of those that the config names.
 
     Raises:
       UserError: something in the config is unknown or makes no sense, or the data cannot be read.
@@ -59,11 +68,11 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
     spec = complete(config)
     named = spec["runs"]
     if facts is None:
-        loaded = load_data(spec["data"], spec["seed"])
+        loaded = data or load_data(spec["data"], spec["seed"])
         facts = describe_data(loaded, {name: spec["run"][name] for name in named}, spec["seed"])
     runs: dict[str, Run] = {}
     for name in named:
-        runs[name] = build_run(name, spec, facts, runs)
+        runs[name] = build_run(name, spec, facts, runs, (given or {}).get(name))
     evaluation = build_evaluation(spec["evaluation"], runs, spec["run"])
     for defense in evaluation.defenses:
         defense.check(runs[defense.run].model, facts.image_shape)
@@ -72,11 +81,12 @@ def from_config(config: ConfigDict | Mapping[str, Any], facts: DataFacts | None 
         seed=spec["seed"],
         runs=tuple(runs.values()),
         facts=facts,
-        load_data=lambda: load_data(spec["data"], spec["seed"]),
+        load_data=lambda: data or load_data(spec["data"], spec["seed"]),
         evaluation=evaluation,
         mapping=spec["mapping"],
         split="train" if spec["data"]["test_on_training"] else "test",
         validates_on_test=bool(spec["data"]["validate_on_test"]),
+        on_metrics=named_function(spec["on_metrics"], "on_metrics") if spec["on_metrics"] else None,
     )
 
 

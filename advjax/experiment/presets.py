@@ -1,4 +1,4 @@
-"""Evaluation presets (``quick``, ``standard``) that replace a config's attacks."""
+"""Evaluation presets (``quick``, ``standard``, ``rand``) that replace a config's attacks."""
 
 import copy
 from collections.abc import Mapping
@@ -11,9 +11,10 @@ PAPER = "paper"
 PRESETS: Mapping[str, Mapping[str, Any] | None] = {
     "quick": {"name": "quick_check"},
     "standard": {"name": "auto_attack", "version": "standard"},
+    "rand": {"name": "auto_attack", "version": "rand"},
     PAPER: None,
 }
-"""``paper``: the attacks of the config."""
+"""``paper``: the attacks of the config.  ``rand``: AutoAttack's version for stochastic models."""
 
 
 def with_preset(config: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -242,6 +242,12 @@ def _check_argument(value: Any, annotation: Any, where: str) -> None:
             raise UserError(f"{where} must be a number, got {value!r}")
 
 
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
+
+
 def required(spec: Mapping[str, Any], key: str, where: str) -> Any:
     """``spec[key]``; a UserError if it is missing or empty."""
     if not spec.get(key):

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import numpy as np
@@ -12,8 +12,12 @@ import numpy as np
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
 from advjax.evaluation.scored_model import ScoredModel, variables_hash
+from advjax.runtime.metrics import OnMetrics
 from advjax.training.loop import Method, Plan
 from advjax.types import Array, AttackFn, PyTree, StochasticLogitsFn, UserError, Variables
+
+GivenNetwork: TypeAlias = tuple[nn.Module, Variables | None]
+"""A network that was given in Python; with variables, it is not trained."""
 
 
 class DefenseRecipe(NamedTuple):
@@ -130,8 +134,15 @@ class Run(NamedTuple):
     """Whether validation also measures the mean cross-entropy."""
     checkpoint: str
     """Folder of a finished run to use instead of training, or ""."""
+    given: Variables | None
+    """Variables that the network was given with, to use instead of training; None for a network of our own."""
     identity: Mapping[str, Any]
     """All that decides the result of training, as plain data: equal for equal runs."""
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether its variables come from elsewhere, so that it is not trained."""
+        return bool(self.checkpoint) or self.given is not None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -228,3 +239,5 @@ class Experiment(NamedTuple):
     """What the evaluated images are of: "test", or "train" where training images are evaluated."""
     validates_on_test: bool
     """Whether training is validated on the test images."""
+    on_metrics: OnMetrics | None
+    """Called with every record of the metrics of training."""

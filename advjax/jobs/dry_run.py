@@ -7,7 +7,7 @@ seconds; nothing is compiled or computed.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import flax.errors
 import flax.linen as nn
@@ -41,7 +41,7 @@ def check_runs(experiment: Experiment, devices: Devices) -> None:
     for run in experiment.runs:
         with _explained(f"run.{run.name}.model"):
             shapes = _shapes(run.model, experiment.facts)
-        if not run.checkpoint:
+        if not run.is_taken:
             with _explained(f"run.{run.name}.batch_size"):
                 devices.local_rows(run.plan.batch_size)
             with _explained(f"run.{run.name}"):
@@ -64,9 +64,7 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
       UserError: something cannot be measured as described; the message starts with its config key.
     """
     plan, facts = experiment.evaluation, experiment.facts
-    for attack in plan.attacks:
-        with _explained(f"evaluation.attacks.{attack.name}"):
-            _trace_attack(attack, facts)
+    check_attacks(plan.attacks, facts, "evaluation.attacks.")
     if plan.curve is not None:
         with _explained("evaluation.curve"):
             curve = plan.curve
@@ -81,6 +79,22 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
     for defense in plan.defenses:
         with _explained(f"evaluation.defenses.{defense.name}"):
             _trace_defense(defense, models[defense.run], facts, train)
+
+
+def check_attacks(attacks: Sequence[NamedAttack], facts: DataFacts, where: str) -> None:
+    """Traces attacks on a small model of the same images and classes.
+
+    Args:
+      attacks: to run.
+      facts: about the images.
+      where: stands before the name of an attack in an error.
+
+    Raises:
+      UserError: an attack cannot be run on such images.
+    """
+    for attack in attacks:
+        with _explained(f"{where}{attack.name}"):
+            _trace_attack(attack, facts)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@
     <folder>/unfinished/      results of attacks that an interrupted evaluation resumes from
 """
 
+import datetime
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,30 +20,56 @@ from advjax.attacks import Verdicts
 from advjax.attacks.verdicts import ROBUST
 from advjax.data import Dataset, pixels
 from advjax.evaluation import report, report_card, summaries
+from advjax.evaluation.attack_facts import attack_facts
 from advjax.evaluation.attack_runs import AttackRun, Resources
 from advjax.evaluation.epsilon_curve import epsilon_curve
-from advjax.evaluation.few_images import described, few_images, ranked, takes_first
+from advjax.evaluation.few_images import described, few_images, takes_first
+from advjax.evaluation.given_model import content_hash
 from advjax.evaluation.keep_adversarial import keep_adversarial
-from advjax.evaluation.outcomes import Outcome, correct_index
+from advjax.evaluation.outcomes import CLEAN, Outcome, correct_index
+from advjax.evaluation.report_card_checks import FEW_STEPS, LARGER_EPSILON
 from advjax.evaluation.scored_model import ScoredModel, undefended
 from advjax.evaluation.scoring import clean_outcome
 from advjax.experiment.from_config import complete
 from advjax.experiment.spec import CurvePlan, EvaluationPlan, Experiment, Run
 from advjax.jobs.attack_matrix import Measured, measure
 from advjax.jobs.dry_run import check_evaluation
+from advjax.jobs.gallery import gallery
 from advjax.jobs.workdir import Notify, open_experiment, restore
-from advjax.reporting import html_page, plots
+from advjax.reporting import html_page, verdict
+from advjax.reporting.plots.training import Metrics
 from advjax.runtime.devices import Devices, is_main_process, process_count
 from advjax.runtime.environment import describe_environment
 from advjax.runtime.metrics import read_metrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
+from advjax.types import Variables
 
 UNFINISHED = "unfinished"
+PRECISION = "float32 (verdicts: matrix products at highest precision)"
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def evaluate(
+class Subject(NamedTuple):
+    """What an evaluation measures, and what its report says of it besides the measurements."""
+
+    title: str
+    config: Mapping[str, Any]
+    """What the report stores as its config, as plain data."""
+    seed: int
+    plan: EvaluationPlan
+    models: Sequence[ScoredModel]
+    """All without a defense, then those with one."""
+    test: Dataset
+    training: Metrics
+    """Metrics of the training of the models, as far as they were trained here."""
+    split: str = "test"
+    """What the images are of."""
+    notes: Sequence[str] = ()
+    """What the report says of the images."""
+
+
+def evaluate_experiment(
     config: Mapping[str, Any],
     workdir: str,
     devices: Devices,
@@ -71,41 +98,58 @@ def evaluate(
     """
     config, folder = complete(config), workdir if folder is None else folder
     experiment = open_experiment(config, workdir)
-    plan, test = experiment.evaluation, test_images(experiment)
+    test = test_images(experiment)
     check_evaluation(experiment, experiment.load_data().train)
     models = scored_models(experiment, workdir, notify)
+    trained = [run.name for run in experiment.runs if not run.is_taken]
+    training = {name: read_metrics(os.path.join(workdir, name)) for name in trained}
+    about = experiment.split, notes_on_images(experiment)
+    subject = Subject(experiment.title, config, experiment.seed, experiment.evaluation, models, test, training, *about)
+    return evaluate_models(subject, devices, notify, stop_requested, folder)
+
+
+def evaluate_models(
+    subject: Subject, devices: Devices, notify: Notify, stop_requested: Callable[[], bool], folder: str
+) -> report.Report:
+    """Measures models, whatever they come from, writes the report and returns it; see ``evaluate_experiment``."""
+    plan, models, test, seed = subject.plan, subject.models, subject.test, subject.seed
     store = os.path.join(folder, UNFINISHED)
-    resources = Resources(devices, plan.batch_size, experiment.seed, store, stop_requested, experiment.split)
+    resources = Resources(devices, plan.batch_size, seed, store, stop_requested, subject.split)
     clean = {model.name: clean_outcome(model, test, resources) for model in models}
     # Report cards are mostly compilation, which leaves room for attacks beside them.
     pool = ThreadPoolExecutor(1)
     try:
         checked = [model for model in models if _gets_card(model, plan)]
-        cards = {model.name: pool.submit(_examined, model, test, plan, experiment.seed) for model in checked}
+        cards = {model.name: pool.submit(_examined, model, test, plan, seed) for model in checked}
         measured = measure(plan, models, clean, test, resources)
         examined = _awaited(cards, stop_requested)
         curve = _curve(plan.curve, models, test, resources)
     finally:
         # Whoever was asked to stop has no time to wait for a report card.
         pool.shutdown(wait=False, cancel_futures=True)
-    notes = notes_on_images(experiment)
-    notes += _kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)
+    notes = [*subject.notes, *_kept(measured.adaptive, test, plan.save_adversarial, resources, folder, notify)]
+    checks = [row for model in models for row in _card(model, measured, examined.get(model.name, []))]
     found = report.Report(
         schema_version=report.SCHEMA_VERSION,
-        title=experiment.title,
-        config=config,
+        title=subject.title,
+        config=dict(subject.config),
         environment=describe_environment(),
         rows=report.rows(measured.outcomes, {report.BASE_CORRECT: correct_index(clean[plan.made_on[0]])}),
         notes=notes,
         summary=summaries.summary(measured.outcomes),
-        checks=[row for model in models for row in _card(model, measured, examined.get(model.name, []))],
-        curve=curve,
+        checks=checks,
+        curve=curve or _examined_curve(checks, plan, test),
+        attacks=[attack_facts(attack, test.num_classes) for attack in plan.attacks],
+        data={"name": test.name, "split": subject.split, "num_examples": len(test.labels), "precision": PRECISION},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+    found = found._replace(verdict=verdict.verdicts(found))
     if is_main_process():
         report.write(found, measured.outcomes, folder)
-        pictures = _pictures(plan, measured, models, clean, test, experiment.seed)
-        curves = _training_curves(experiment.runs, workdir)
-        html_page.write_page(found, curves=curves, gallery=pictures, path=os.path.join(folder, "report.html"))
+        pictures = gallery(plan, measured, models, clean, test, seed)
+        html_page.write_page(
+            found, training=subject.training, gallery=pictures, path=os.path.join(folder, "report.html")
+        )
         shutil.rmtree(store, ignore_errors=True)
     return found
 
@@ -137,11 +181,17 @@ def scored_models(experiment: Experiment, workdir: str, notify: Notify) -> list[
     """
     shape, runs = experiment.facts.image_shape, {run.name: run for run in experiment.runs}
     restored = {name: restore(run, workdir, shape, notify) for name, run in runs.items()}
-    models = [undefended(name, run.model, restored[name]) for name, run in runs.items()]
+    models = [_undefended(run, restored[run.name], shape) for run in experiment.runs]
     for defense in experiment.evaluation.defenses:
         train = experiment.load_data().train
         models.append(defense.defend(runs[defense.run].model, restored[defense.run], train))
     return models
+
+
+def _undefended(run: Run, variables: Variables, shape: tuple[int, int, int]) -> ScoredModel:
+    model = undefended(run.name, run.model, variables)
+    # The code of a given network may change where its variables do not.
+    return model if run.given is None else model._replace(hash=content_hash(model.bind, variables, shape))
 
 
 def _kept(
@@ -226,45 +276,16 @@ def _curve(
     return points
 
 
-def _pictures(
-    plan: EvaluationPlan,
-    measured: Measured,
-    models: Sequence[ScoredModel],
-    clean: Mapping[str, Outcome],
-    test: Dataset,
-    seed: int,
-) -> list[html_page.GalleryItem]:
-    """Some images that the base classifies correctly, under the pictured attack, with the predictions on them."""
-    is_right = np.isin(test.index, correct_index(clean[plan.made_on[0]]))
-    order = ranked(test.labels, test.name, seed)
-    chosen = np.sort(order[is_right[order]][: plan.num_pictures])
-    originals, names = pixels(test.images), test.class_names
-    by_name = {(model.run, model.defense): model.name for model in models}
-    items = []
-    for run, seen in measured.shown:
-        if run.attack.name != plan.pictured:
+def _examined_curve(checks: Sequence[report.CheckRow], plan: EvaluationPlan, test: Dataset) -> list[report.CurvePoint]:
+    """The accuracies over epsilon that the report cards have measured anyway."""
+    threat_model = next((attack.threat_model for attack in plan.attacks if attack.is_examinable), None)
+    count, points = min(plan.num_checked, len(test.labels)), []
+    for check in checks:
+        if check["name"] != LARGER_EPSILON or threat_model is None:
             continue
-        for i in chosen:
-            predicted = {
-                by_name[outcome.run, outcome.defense]: (
-                    names[clean[by_name[outcome.run, outcome.defense]].predictions[i]],
-                    names[outcome.predictions[i]],
-                )
-                for outcome in seen
-            }
-            items.append(
-                html_page.GalleryItem(
-                    caption=run.attack.name,
-                    made_on=run.source.name,
-                    original=originals[i],
-                    adversarial=run.result.images[i],
-                    label=names[test.labels[i]],
-                    predictions=predicted,
-                )
-            )
-    return items
-
-
-def _training_curves(runs: Sequence[Run], workdir: str) -> plots.Svg | None:
-    trained = {run.name: read_metrics(os.path.join(workdir, run.name)) for run in runs if not run.checkpoint}
-    return plots.training_curves(trained) if trained else None
+        for times, accuracy in check["numbers"].items():
+            epsilon = 0.0 if times == CLEAN else float(times) * float(threat_model.epsilon)
+            correct = np.arange(count) < round(accuracy * count)
+            model = check["run"], check["defense"]
+            points.append(summaries.curve_point(*model, FEW_STEPS, threat_model.norm.name, epsilon, correct))
+    return points

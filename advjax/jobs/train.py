@@ -51,12 +51,24 @@ def train(
     for run in experiment.runs:
         claim(run, workdir)
     write_experiment(experiment, config, workdir)
+    train_runs(experiment, workdir, devices, notify, stop_requested)
+
+
+def train_runs(
+    experiment: Experiment,
+    workdir: str,
+    devices: Devices,
+    notify: Notify,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, Variables]:
+    """Trains the runs of an experiment in order, see ``train``; returns the variables of each."""
     trainer = _Trainer(experiment, workdir, devices, notify, stop_requested)
     done: dict[str, Variables] = {}
     for run in experiment.runs:
-        if not run.checkpoint:
+        if not run.is_taken:
             _train_run(run, trainer, done)
         done[run.name] = restore(run, workdir, experiment.facts.image_shape, notify)
+    return done
 
 
 class _Trainer(NamedTuple):
@@ -97,6 +109,7 @@ def _train_run(run: Run, trainer: _Trainer, done: Mapping[str, Variables]) -> No
         config=dict(run.identity),
         notify=trainer.notify,
         stop_requested=trainer.stop_requested,
+        on_metrics=trainer.experiment.on_metrics,
     )
 
 

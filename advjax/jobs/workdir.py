@@ -116,7 +116,7 @@ def claim(run: Run, workdir: str | os.PathLike[str]) -> None:
       UserError: it holds the run trained in another way, or what was written down is damaged.
     """
     path = pathlib.Path(workdir) / run.name / "run.json"
-    if run.checkpoint:
+    if run.is_taken:
         return
     if path.exists():
         if difference := _first_difference(_stored_identity(path, run), run.identity):
@@ -135,22 +135,30 @@ def restore(run: Run, workdir: str | os.PathLike[str], image_shape: tuple[int, i
     Raises:
       UserError: there is no intact checkpoint, or it belongs to another run than the one described.
     """
+    if run.given is not None:
+        _check_shapes(run, run.given, image_shape, f"what {run.identity['run']['model']['name']} returns")
+        return run.given
     folder = run.checkpoint or os.path.join(workdir, run.name)
     which = "best" if run.plan.select == "best" else "latest"
     restored = checkpoint.restore_variables(
         os.path.join(folder, "checkpoints"), which=which, best_metric=run.plan.select_metric, notify=notify
     )
     variables = evaluation_variables(restored.state)
+    _check_shapes(run, variables, image_shape, folder)
+    _check_origin(run, restored.config, folder)
+    return variables
+
+
+def _check_shapes(run: Run, variables: Variables, image_shape: tuple[int, int, int], where: str) -> None:
+    """Refuses variables of another network than the one described."""
     expected = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), image_shape))
     there, here = (_shapes(tree) for tree in (variables, expected))
     if there != here:
         path = sorted(there.items() ^ here.items())[0][0]
         raise UserError(
-            f"{folder} holds another model than run {run.name!r} describes: "
+            f"{where} holds another model than run {run.name!r} describes: "
             f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
         )
-    _check_origin(run, restored.config, folder)
-    return variables
 
 
 def _check_origin(run: Run, there: Mapping[str, Any], folder: str) -> None:

@@ -155,7 +155,7 @@ def from_module(
     """
     if not blocks:
         raise UserError("blocks must name at least one submodule, got none")
-    return ModuleClassifier(module=lambda: module, blocks=tuple(blocks)), _split(variables)
+    return ModuleClassifier(module=lambda: module, blocks=tuple(blocks)), split_variables(variables)
 
 
 def in_blocks(variables: Mapping[str, PyTree]) -> Variables:
@@ -168,10 +168,15 @@ def in_blocks(variables: Mapping[str, PyTree]) -> Variables:
       UserError: there are no parameters.
     """
     renamed = {kind: {f"block_{name}": tree for name, tree in trees.items()} for kind, trees in variables.items()}
-    return _split(renamed)
+    return split_variables(renamed)
 
 
-def _split(variables: Mapping[str, PyTree]) -> Variables:
+def split_variables(variables: Mapping[str, PyTree]) -> Variables:
+    """Splits the variables of a linen module into parameters and state.
+
+    Raises:
+      UserError: there are no parameters.
+    """
     if "params" not in variables:
         raise UserError(f"variables must be {{'params': ...}}, as returned by init, got {', '.join(variables)}")
     state = dict(variables)

@@ -192,7 +192,8 @@ def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Varia
     """
     # Each initializer is compiled once per shape; compiling a whole network of them as one program takes far longer.
     variables = dict(model.lazy_init(rng, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
-    return Variables(variables.pop("params"), variables)
+    # A plain function as a network may have none.
+    return Variables(variables.pop("params", {}), variables)
 
 
 def apply(

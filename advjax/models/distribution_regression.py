@@ -125,7 +125,7 @@ class DistributionRegression(nn.Module):
         check_resizing(images.shape[1:], self.smallest, self.largest)
         copies = images[:, None]
         if self.has_rng("noise"):
-            keys = jax.random.split(self.make_rng("noise"), (len(images), self.num_copies))
+            keys = jax.random.split(self.make_rng("noise"), (images.shape[0], self.num_copies))
 
             def copy(image: Array, key: Key) -> Array:
                 return resize_and_pad(image, key, self.smallest, self.largest)

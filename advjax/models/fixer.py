@@ -50,10 +50,12 @@ class Fixer(nn.Module):
 
 
 def with_fixers(base: Classifier | Patched, after: Sequence[str] = ("res1", "res2"), **fixer: object) -> Patched:
-    """The classifier with a fixer after each of the named blocks, whose outputs should be rectified.
+    """The classifier with a fixer after each of the named blocks; it computes the same at first only if ``zero_last``.
 
-    Where features may be negative, the fixer's outer ReLU changes the classifier even without a correction. At width 1,
-    the two fixers of ResNet9 have 41,120 and 656,000 parameters, 10.6% of the base.
+    By default, the fixers start from random weights, as in the paper, and change the predictions until they are
+    trained. The outputs of the blocks should be rectified: where features may be negative, the fixer's outer ReLU
+    changes the classifier even without a correction. At width 1, the two fixers of ResNet9 have 41,120 and 656,000
+    parameters, 10.6% of the base.
 
     Raises:
       ValueError: the activation is unknown, or ``reduction`` is below 1.

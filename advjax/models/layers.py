@@ -130,7 +130,7 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        x = dense(x.reshape(len(x), -1), self.features)
+        x = dense(x.reshape(x.shape[0], -1), self.features)
         return nn.relu(x) if self.relu else x
 
 

@@ -54,4 +54,4 @@ class LeNet5(Net62k):
         images = super().prepare(images)
         if images.shape[1:3] != (28, 28):
             return images
-        return jax.image.resize(images, (len(images), 32, 32, images.shape[-1]), "bilinear")
+        return jax.image.resize(images, (images.shape[0], 32, 32, images.shape[-1]), "bilinear")

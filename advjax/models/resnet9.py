@@ -68,7 +68,7 @@ class Head(nn.Module):
                     f"head {self.pooling!r} needs features of 4x4 or more, got {x.shape[1]}x{x.shape[2]}: use 'average'"
                 )
             x = nn.max_pool(x, (4, 4), (4, 4))
-        x = x.reshape(len(x), -1) if self.pooling == "max4" else global_average_pool(x)
+        x = x.reshape(x.shape[0], -1) if self.pooling == "max4" else global_average_pool(x)
         return dense(x, self.num_classes)
 
 

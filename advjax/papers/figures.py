@@ -13,7 +13,7 @@ from advjax.papers.image_rows import image_rows
 from advjax.papers.join import Accuracy
 from advjax.papers.recipe import FigurePlan
 from advjax.papers.running import Job
-from advjax.reporting.plots.style import COLORS, RC, WIDTH_INCHES, Svg, hide_frame, to_svg
+from advjax.reporting.plots.style import COLORS, RC, WIDE, Svg, hide_frame, to_svg
 
 _HUES = (COLORS.ink, COLORS.robust, COLORS.transfer, COLORS.third, COLORS.fourth, COLORS.fifth, COLORS.sixth)
 _MARKERS = "osD^vPX"
@@ -48,7 +48,7 @@ def _points(cells: Sequence[Cell]) -> Svg | None:
     if not any(cell.ours for cell in cells):
         return None
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH_INCHES, 3.2 * len(panels)), layout="constrained")
+        figure = Figure(figsize=(WIDE, 3.2 * len(panels)), layout="constrained")
         for axes, (dataset, found) in zip(
             figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
         ):
@@ -73,7 +73,7 @@ def _sweep(cells: Sequence[Cell], prefix: str) -> Svg | None:
         return float(cell.published.training.removeprefix(prefix))
 
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH_INCHES, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
         axes = figure.subplots()
         for number, (attack, found) in enumerate(_grouped(swept, lambda cell: cell.published.attack).items()):
             found = sorted(found, key=place)
@@ -92,7 +92,7 @@ def _curves(cells: Sequence[Cell], jobs: Sequence[Job]) -> Svg | None:
     if not found:
         return None
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH_INCHES, 2.3 * len(found)), layout="constrained")
+        figure = Figure(figsize=(WIDE, 2.3 * len(found)), layout="constrained")
         for (accuracies, losses), (run, job) in zip(
             figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True
         ):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from advjax.evaluation.report import Report, read_report
 from advjax.experiment.from_config import complete
 from advjax.experiment.presets import with_preset
-from advjax.jobs.evaluate import evaluate
+from advjax.jobs.evaluate import evaluate_experiment
 from advjax.jobs.train import train
 from advjax.jobs.workdir import locked
 from advjax.papers.config_diff import with_dependencies
@@ -98,10 +98,10 @@ def run_job(
         train(config, str(job.folder), devices, notify, stop_requested)
         _remember(job, config, trained)
         if not (job.folder / "report.json").exists():
-            evaluate(config, str(job.folder), devices, notify, stop_requested)
+            evaluate_experiment(config, str(job.folder), devices, notify, stop_requested)
         if job.scale.num_auto_attack and not (job.folder / STANDARD / "report.json").exists():
             standard = _under_auto_attack(config, job.scale)
-            evaluate(standard, str(job.folder), devices, notify, stop_requested, str(job.folder / STANDARD))
+            evaluate_experiment(standard, str(job.folder), devices, notify, stop_requested, str(job.folder / STANDARD))
         notify(f"{job.part.name}: done in {(time.monotonic() - started) / 60:.1f} min, {job.folder}")
 
 

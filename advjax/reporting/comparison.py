@@ -11,12 +11,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from advjax.evaluation.outcomes import CLEAN, Outcome, read_outcomes
-from advjax.evaluation.report import Report, SummaryCell, read_report, rows
+from advjax.evaluation.outcomes import CLEAN, read_outcomes
+from advjax.evaluation.report import SummaryCell, read_report, rows
 from advjax.evaluation.statistics import mcnemar
 from advjax.evaluation.summaries import cell, robust_correct
 from advjax.reporting.formatting import accuracy_text, model_name, threat_name
 from advjax.reporting.plain_table import plain_table
+from advjax.reporting.seeds import SEEDS_EXPLANATION, Evaluation, over_seeds, seed_table
 from advjax.reporting.terminal import print_wide
 from advjax.types import UserError
 
@@ -25,13 +26,6 @@ EXPLANATION = (
     "these images, without correction for multiple comparisons. It captures variability across test images, not across "
     "training seeds."
 )
-
-
-class Evaluation(NamedTuple):
-    """The results that an evaluation has stored."""
-
-    report: Report
-    outcomes: list[Outcome]
 
 
 class ModelCorrectness(NamedTuple):
@@ -108,7 +102,9 @@ def pairs(entries: Sequence[ModelCorrectness]) -> list[ModelPair]:
 def print_comparison(evaluations: Mapping[str, Evaluation], console: Console) -> None:
     """Prints the accuracies of all models, then the test for each pair of them."""
     entries = correctness(evaluations)
-    tables = _accuracy_table(entries), Text(), _pair_table(pairs(entries)), Text(EXPLANATION, style="dim")
+    tables = [_accuracy_table(entries), Text(), _pair_table(pairs(entries)), Text(EXPLANATION, style="dim")]
+    if spreads := over_seeds(evaluations):
+        tables += [Text(), seed_table(spreads), Text(SEEDS_EXPLANATION, style="dim")]
     print_wide(Group(*tables), console)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -15,9 +15,20 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from advjax.evaluation.report import BASE_CORRECT, Report
-from advjax.reporting import formatting, layout, legend, noise_table, summary
-from advjax.reporting.plots import Svg, accuracy_per_attack, epsilon_curve
+from advjax.reporting import formatting, layout, legend, noise_table, summary, verdict
+from advjax.reporting.plots import Plot, Svg, accuracy_per_attack, at_both_widths, epsilon_curve, training_curves
+from advjax.reporting.plots.training import Metrics
 from advjax.runtime.files import plain, write_atomically
+
+
+class Prediction(NamedTuple):
+    """How one model classifies an image before and after an attack: names of classes."""
+
+    model: str
+    original: str
+    adversarial: str
+    relation: str
+    """What the attack was to this model: "transfer", "oblivious", "adaptive"."""
 
 
 class GalleryItem(NamedTuple):
@@ -27,31 +38,37 @@ class GalleryItem(NamedTuple):
     """The attack, such as "autopgd_8"."""
     made_on: str
     """The model that the attack was crafted on."""
+    given: str
+    """What is unusual about what the attack was given, "" for nothing."""
     original: np.ndarray
     """float [h, w, c] in [0, 1], c = 1 or 3."""
     adversarial: np.ndarray
     """float [h, w, c] in [0, 1]."""
     label: str
     """Name of the true class."""
-    predictions: Mapping[str, tuple[str, str]]
-    """Model -> names of the classes it predicts for the original and for the adversarial image."""
+    predictions: Sequence[Prediction]
+
+    @property
+    def kind(self) -> str:
+        """The caption that all images of one kind share."""
+        return f"{self.caption} crafted on {self.made_on}" + (f", {self.given}" if self.given else "")
 
 
 def write_page(
-    report: Report, *, curves: Svg | None, gallery: Sequence[GalleryItem], path: str | os.PathLike[str]
+    report: Report, *, training: Metrics, gallery: Sequence[GalleryItem], path: str | os.PathLike[str]
 ) -> None:
     """Write ``report.html``.
 
     Args:
       report: the report to show.  Accuracies under attacks crafted on another model appear as transfer results.
-      curves: training curves (`plots.training_curves`); None omits the section.
+      training: metrics of the runs, for training curves; if empty, the section is omitted.
       gallery: images to show; if empty, the section is omitted.
       path: the HTML file, replaced atomically.
     """
-    write_atomically(path, render_page(report, curves=curves, gallery=gallery).encode())
+    write_atomically(path, render_page(report, training=training, gallery=gallery).encode())
 
 
-def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[GalleryItem]) -> str:
+def render_page(report: Report, *, training: Metrics, gallery: Sequence[GalleryItem]) -> str:
     """The HTML text of the page, determined by the arguments alone.  See `write_page`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("advjax.reporting", "templates"),
@@ -84,9 +101,10 @@ def render_page(report: Report, *, curves: Svg | None, gallery: Sequence[Gallery
         cards=summary.checks_by_model(report.checks),
         noise=noise,
         noise_columns=noise_table.noise_columns(noise),
-        curve=Markup(epsilon_curve(report.curve)) if report.curve else None,
-        plot=Markup(accuracy_per_attack(report)) if has_attacks else None,
-        curves=None if curves is None else Markup(curves),
+        head=verdict.head(report),
+        curve=_both(lambda width: epsilon_curve(report.curve, width)) if report.curve else None,
+        plot=_both(lambda width: accuracy_per_attack(report, width)) if has_attacks else None,
+        curves=_both(lambda width: training_curves(training, width)) if training else None,
         gallery=[_panel(item) for item in gallery],
         environment=_flat(report.environment),
         config=json.dumps(plain(report.config, "config"), indent=2, ensure_ascii=False),
@@ -122,14 +140,18 @@ def image_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _both(draw: Callable[[float], Svg]) -> Plot:
+    """A plot at both widths, as markup."""
+    return Plot(*map(Markup, at_both_widths(draw)))
+
+
 def _panel(item: GalleryItem) -> dict[str, Any]:
     """A gallery item as the template shows it."""
     perturbation = np.asarray(item.adversarial, np.float32) - np.asarray(item.original, np.float32)
     factor = magnification(perturbation)
     magnified = 0.5 + factor * perturbation
     return {
-        "caption": item.caption,
-        "made_on": item.made_on,
+        "kind": item.kind,
         "label": item.label,
         "images": [
             ("original", image_uri(item.original)),
@@ -138,10 +160,7 @@ def _panel(item: GalleryItem) -> dict[str, Any]:
         ],
         # Small images are enlarged with crisp pixels; large photographs are downscaled, which needs smoothing.
         "is_small": max(item.original.shape[:2]) <= 96,
-        "predictions": [
-            {"run": run, "clean": clean, "adversarial": adversarial, "is_source": run == item.made_on}
-            for run, (clean, adversarial) in item.predictions.items()
-        ],
+        "predictions": item.predictions,
     }
 
 

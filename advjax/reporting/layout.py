@@ -162,7 +162,7 @@ def _lines(own: Sequence[Row], transfer: Sequence[Row], origins: Sequence[tuple[
             line.transfer[origins.index(_origin(row))][row["subset"]] = row
         elif row["subset"] == ALL:
             lines[key] = line._replace(robust=row) if is_robust_accuracy(row) else line._replace(minimum=row)
-    return _with_sizes(list(lines.values()))
+    return _with_sizes(sorted(lines.values(), key=lambda line: line.attack != WORST_CASE))
 
 
 def _with_sizes(lines: list[Line]) -> list[Line]:

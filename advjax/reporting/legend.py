@@ -3,6 +3,8 @@
 Terminal, page and plots take them from here, so that all say the same about what is robust accuracy and what is not.
 """
 
+from collections.abc import Collection
+
 ROBUST_ACCURACY = (
     "Robust accuracy: accuracy under an adaptive attack, one crafted on the scored model itself with its defense in "
     "the loop, using true labels and bounded perturbations. It is an upper bound: a stronger attack can only lower it."
@@ -26,12 +28,14 @@ TERMS = {
     "misclassified images into the correct class.",
 }
 """Explanations of ``AttackSource.terms``."""
-SUMMARY = (
-    "Each number is the accuracy under the per-image worst case over all attacks of that kind. Robust accuracy: worst "
-    "case over white-box and query attacks. White-box: crafted on the scored model itself, with gradients through its "
-    "defense. Query: crafted on the scored model itself, from its outputs alone. Transfer: crafted on a different run. "
-    "Oblivious: crafted on the same run without its defense. Transfer and oblivious results are not robust accuracy."
-)
+_SUMMARY = "Robust accuracy: the per-image worst case over all attacks crafted on the scored model itself."
+_COLUMNS = {
+    "white_box": "White-box: those of them that use gradients through the model and its defense.",
+    "queries": "Query: those of them that use its outputs alone.",
+    "transfer": "Transfer: worst case over attacks crafted on a different model; not robust accuracy.",
+    "oblivious": "Oblivious: the same, crafted on the same model without its defense; not robust accuracy either.",
+}
+"""Key of a column of the summary -> its explanation."""
 REPORT_CARD = (
     "Checks that the evaluation itself is sound. A failed check is not a property of the model: it means that the "
     "accuracies measured on it may be too high."
@@ -40,6 +44,11 @@ NOISE = (
     "Accuracy on images with random noise, the same noise for every model. The noise is not optimized against any "
     "model, so this says nothing about adversarial robustness."
 )
+
+
+def summary(columns: Collection[str]) -> str:
+    """What the columns of the summary mean, as far as it has them."""
+    return " ".join([_SUMMARY, *(text for key, text in _COLUMNS.items() if key in columns)])
 
 
 def no_adaptive_attack(model: str) -> str:

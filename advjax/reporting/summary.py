@@ -24,8 +24,10 @@ COLUMNS = {
 
 
 def measured_columns(summaries: Sequence[Summary]) -> list[str]:
-    """The keys of ``COLUMNS`` that at least one summary has a number for."""
-    return [key for key in COLUMNS if any(entry[key] is not None for entry in summaries)]
+    """The keys of ``COLUMNS`` that at least one summary has a number for, and that say more than robust accuracy."""
+    found = [key for key in COLUMNS if any(entry[key] is not None for entry in summaries)]
+    repeated = {key for key in ("white_box", "queries") if all(entry[key] == entry["robust"] for entry in summaries)}
+    return [key for key in found if key not in repeated]
 
 
 def checks_by_model(checks: Sequence[CheckRow]) -> dict[str, list[CheckRow]]:
@@ -47,7 +49,8 @@ def render(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if report.summary:
         heading = Text.assemble(("Summary", "bold"), "  accuracy in % [95% Wilson interval]")
-        parts += [heading, _summary_table(report.summary), Text(legend.SUMMARY, style="dim"), Text()]
+        explanation = Text(legend.summary(measured_columns(report.summary)), style="dim")
+        parts += [heading, _summary_table(report.summary), explanation, Text()]
     for model, checks in checks_by_model(report.checks).items():
         heading = Text.assemble((f"Report card of {model}", "bold"), f"  {verdict(checks)}")
         parts += [heading, _check_table(checks), Text()]
@@ -56,7 +59,7 @@ def render(report: Report) -> list[RenderableType]:
 
 def _summary_table(summaries: Sequence[Summary]) -> Table:
     keys = measured_columns(summaries)
-    table = plain_table("model", "threat")
+    table = plain_table("model", "threat model")
     for key in keys:
         table.add_column(COLUMNS[key], justify="right", style="bold" if key == "robust" else "", overflow="fold")
     for entry in summaries:

@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from advjax.evaluation.report import BASE_CORRECT, Report, Row
-from advjax.reporting import legend, noise_table, summary
+from advjax.reporting import legend, noise_table, summary, verdict
 from advjax.reporting.formatting import MISSING, percent, subset_name
 from advjax.reporting.layout import Block, blocks, explained_terms, sources
 from advjax.reporting.plain_table import plain_table
@@ -32,7 +32,7 @@ def print_wide(content: RenderableType, console: Console) -> None:
 def render(report: Report) -> RenderableType:
     """The whole report for rich: summary, one table per model and attack source, noise, legend and notes."""
     arranged = blocks(report)
-    parts: list[RenderableType] = [Text(report.title, style="bold"), Text(), *summary.render(report)]
+    parts: list[RenderableType] = [Text(report.title, style="bold"), *_head(report), Text(), *summary.render(report)]
     for block in arranged:
         parts += [_heading(block), Text()]
         # Side by side, the columns of several sources would be wider than most terminals.
@@ -44,6 +44,12 @@ def render(report: Report) -> RenderableType:
     parts += [Text(line, style="dim") for line in _legend(arranged)]
     parts += [Text(f"Note: {note}") for note in report.notes]
     return Group(*parts)
+
+
+def _head(report: Report) -> list[RenderableType]:
+    """The result in a sentence per model, and what it was measured on, with what and where."""
+    facts = [Text(f"{heading}: {text}", style="dim") for heading, text in verdict.head(report)]
+    return [*(Text(sentence, style="bold") for sentence in report.verdict), *facts]
 
 
 def _legend(arranged: list[Block]) -> list[str]:
@@ -67,7 +73,7 @@ def _table(block: Block, number: int) -> RenderableType:
     """Robust accuracy beside the results of source ``number``, if the block has any source."""
     if not block.lines:
         return Text()
-    table = plain_table("attack", "threat")
+    table = plain_table("attack", "threat\nmodel")
     source = block.sources[number] if block.sources else None
     kind, sizes = (source.kind or "predicted labels", source.sizes) if source else ("", {})
     for subset, size in sizes.items():

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from advjax.runtime.devices import is_main_process
 from advjax.runtime.files import plain, write_all, write_atomically
@@ -16,6 +16,9 @@ from advjax.runtime.tensorboard_events import EventFile
 from advjax.types import UserError
 
 FILE = "metrics.jsonl"
+
+OnMetrics: TypeAlias = Callable[[str, int, str, Mapping[str, float]], None]
+"""``(run, step, kind, values)``: a function of the user's for other trackers, such as Weights & Biases or MLflow."""
 
 
 class MetricWriter:
@@ -28,6 +31,7 @@ class MetricWriter:
       resume_step: the step from which a run resumes; later records of the interrupted run are dropped, because they
         will be computed again. None keeps everything.
       notify: receives one line if the file has unreadable lines, which are dropped.
+      on_metrics: is called with every record, too, after it has been written.
     """
 
     def __init__(
@@ -36,8 +40,9 @@ class MetricWriter:
         *,
         resume_step: int | None = None,
         notify: Callable[[str], None] = print,
+        on_metrics: OnMetrics | None = None,
     ) -> None:
-        self._folder = pathlib.Path(folder)
+        self._folder, self._on_metrics = pathlib.Path(folder), on_metrics
         self._resume_step = resume_step
         self._notify = notify
         self._resources = contextlib.ExitStack()
@@ -82,6 +87,8 @@ class MetricWriter:
             write_all(self._file.fileno(), (json.dumps(record, allow_nan=False) + "\n").encode())
             for name, number in numbers.items():
                 self._events.scalar(f"{kind}/{name}", number, int(step))
+        if self._on_metrics is not None:
+            self._on_metrics(self._folder.name, int(step), kind, numbers)
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:

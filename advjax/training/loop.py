@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from advjax.data import Dataset, Source
 from advjax.runtime.checkpoint import Checkpoints, Restored, restore_variables
 from advjax.runtime.devices import Devices, fetch, is_main_process
-from advjax.runtime.metrics import MetricWriter
+from advjax.runtime.metrics import MetricWriter, OnMetrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
 from advjax.training.feed import Feed, make_feed
@@ -57,6 +57,7 @@ class _Run(NamedTuple):
     sources: Mapping[str, Variables]
     validate: Callable[[Variables], dict[str, float]]
     stop_requested: Callable[[], bool]
+    on_metrics: OnMetrics | None
 
 
 def fit(
@@ -73,6 +74,7 @@ def fit(
     config: dict[str, Any],
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
+    on_metrics: OnMetrics | None = None,
 ) -> None:
     """Trains a run to its last step, or until patience is exhausted, resuming from the checkpoints in ``folder``.
 
@@ -93,6 +95,7 @@ def fit(
       config: stored in every checkpoint.
       notify: receives a line if a damaged checkpoint is skipped, and when a run resumes.
       stop_requested: called after every step, on all processes together.
+      on_metrics: called with every record of the metrics, on the main process.
 
     Raises:
       PreemptedError: ``stop_requested`` returned true; the state has been saved.
@@ -119,6 +122,7 @@ def fit(
             devices.replicate(dict(sources)),
             validate,
             stop_requested,
+            on_metrics,
         )
         _train(run, state, restored, checkpoints, folder, notify)
 
@@ -138,7 +142,7 @@ def _train(
             notify(f"{run.name}: resuming at step {start} of {plan.num_steps}")
     patience = {key: metrics[key] for key in _PATIENCE if key in metrics}
     with (
-        MetricWriter(folder, resume_step=start, notify=notify) as writer,
+        MetricWriter(folder, resume_step=start, notify=notify, on_metrics=run.on_metrics) as writer,
         progress(f"train {run.name}", plan.num_steps, initial=start) as bar,
         run.feed(start, plan.num_steps) as batches,
     ):

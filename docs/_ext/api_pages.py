@@ -32,6 +32,7 @@ MODULES = {
     "advjax.types": "Types shared by the whole package.",
     "advjax.data.image_folder": "Data sets from folders of images.",
     "advjax.experiment.defaults": "Builds configs from the default values of their keys.",
+    "advjax.jobs.fit": "What `advjax.fit_fixers` and `advjax.fine_tune` return.",
     "advjax.jobs.load": "What `advjax.load` returns.",
 }
 

@@ -36,6 +36,7 @@ METHODS = {
     "mart",
     "mixup",
     "mixup_adversarial",
+    "own_model",
     "partial_pgd",
     "random_self_ensemble",
     "soft_labels",
@@ -104,7 +105,7 @@ def test_a_config_trains_and_evaluates(name, shipped, tmp_path, devices):
     train.train(config, str(tmp_path), devices, print)
     if name not in EVALUATED:
         return
-    found = evaluate.evaluate(config, str(tmp_path), devices, print)
+    found = evaluate.evaluate_experiment(config, str(tmp_path), devices, print)
     assert {row["run"] for row in found.rows} == set(config.runs)
     if len(config.runs) > 1:
         made_on = config.evaluation.made_on

@@ -68,7 +68,7 @@ def workdir(tmp_path_factory):
 def found(workdir):
     curve = {"attack": {"name": "fgsm"}, "epsilons": ("0", "0.15"), "num_examples": 24}
     plan = config_of(defenses=DEFENSES, save_adversarial="float32", curve=curve)
-    return evaluate.evaluate(plan, workdir, devices(), print)
+    return evaluate.evaluate_experiment(plan, workdir, devices(), print)
 
 
 def clean_images():
@@ -115,7 +115,9 @@ def test_an_evaluation_that_is_stopped_does_not_wait_for_a_report_card(workdir, 
     monkeypatch.setattr(evaluate, "_examined", endless)
     try:
         with pytest.raises(PreemptedError):
-            evaluate.evaluate(config_of(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path))
+            evaluate.evaluate_experiment(
+                config_of(num_checked=8), workdir, devices(), print, begun.is_set, str(tmp_path)
+            )
         assert begun.is_set() and not may_end.is_set()
     finally:
         may_end.set()
@@ -130,7 +132,7 @@ def test_an_evaluation_stops_also_after_its_attacks(during, workdir, monkeypatch
     plan = config_of(curve=curve, num_checked=8 if during == "report cards" else 0)
     try:
         with pytest.raises(PreemptedError, match=during):
-            evaluate.evaluate(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
+            evaluate.evaluate_experiment(plan, workdir, devices(), print, asked.is_set, str(tmp_path))
     finally:
         may_end.set()
 
@@ -202,7 +204,7 @@ def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, wor
 def test_images_in_8_bits_say_how_many_lose_their_effect(workdir, tmp_path):
     said = []
     plan = config_of(("base",), attacks={**ATTACKS, "order": ("pgd",)}, save_adversarial="uint8")
-    found = evaluate.evaluate(plan, workdir, devices(), said.append, folder=str(tmp_path))
+    found = evaluate.evaluate_experiment(plan, workdir, devices(), said.append, folder=str(tmp_path))
     path = f"{tmp_path}/adversarial/pgd.base.npz"
     kept, (verdict,) = rescore.rescore(plan, workdir, path, devices(), print)
     assert kept.images.dtype == np.uint8 and verdict.differing == 0

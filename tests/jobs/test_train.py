@@ -65,7 +65,7 @@ def small(**changes):
 def finished(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("work"))
     train.train(small(), workdir, devices(), print)
-    return workdir, evaluate.evaluate(small(), workdir, devices(), print)
+    return workdir, evaluate.evaluate_experiment(small(), workdir, devices(), print)
 
 
 def without_seconds(found):
@@ -161,7 +161,7 @@ def test_evaluating_again_from_the_folder_alone_gives_identical_verdicts(finishe
     before = read_outcomes(f"{workdir}/outcomes.npz")
     with open(f"{workdir}/config.json") as file:
         again = json.load(file)
-    repeated = evaluate.evaluate(again, workdir, devices(), print)
+    repeated = evaluate.evaluate_experiment(again, workdir, devices(), print)
     assert without_seconds(repeated) == without_seconds(found)
     for old, new in zip(before, read_outcomes(f"{workdir}/outcomes.npz"), strict=True):
         np.testing.assert_array_equal(old.predictions, new.predictions)
@@ -200,7 +200,7 @@ def test_a_run_may_be_an_existing_checkpoint(finished, tmp_path):
     workdir, _ = finished
     again = small(run__base__checkpoint=f"{workdir}/base", runs=("base",))
     train.train(again, str(tmp_path), devices(), print)
-    found = evaluate.evaluate(again, str(tmp_path), devices(), print)
+    found = evaluate.evaluate_experiment(again, str(tmp_path), devices(), print)
     expected = [row for row in without_seconds(finished[1]) if row["run"] == "base" and row["attack"] == "clean"]
     assert [row for row in without_seconds(found) if row["attack"] == "clean"] == expected
     assert not (tmp_path / "base" / "checkpoints").exists()
@@ -259,7 +259,7 @@ def test_a_folder_from_before_a_key_existed_is_still_the_same_run(finished, tmp_
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
-        evaluate.evaluate(small(), str(tmp_path), devices(), print)
+        evaluate.evaluate_experiment(small(), str(tmp_path), devices(), print)
 
 
 def test_every_mapping_gives_the_same_verdicts(finished):
@@ -268,7 +268,7 @@ def test_every_mapping_gives_the_same_verdicts(finished):
     expected = [row for row in without_seconds(found) if row["attack"] in kept]
     for mapping in ("pmap", "jit"):
         config = small(evaluation__attacks__order=("auto_pgd",), evaluation__pictured="auto_pgd")
-        repeated = evaluate.evaluate(config, workdir, devices(mapping), print)
+        repeated = evaluate.evaluate_experiment(config, workdir, devices(mapping), print)
         assert [row for row in without_seconds(repeated) if row["attack"] in kept] == expected
 
 
@@ -303,7 +303,7 @@ def staged():
 def undisturbed(staged, finished):
     """The report, and how often it was asked whether to stop."""
     asked = Asked(None)
-    return evaluate.evaluate(staged, finished[0], devices(), print, asked), asked.count
+    return evaluate.evaluate_experiment(staged, finished[0], devices(), print, asked), asked.count
 
 
 def test_stages_are_an_attack_like_any_other(undisturbed, finished):
@@ -320,9 +320,9 @@ def test_stages_are_an_attack_like_any_other(undisturbed, finished):
 def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(staged, finished, undisturbed, at):
     workdir, (expected, count) = finished[0], undisturbed
     with pytest.raises(PreemptedError, match=r"stopped .* state saved"):
-        evaluate.evaluate(staged, workdir, devices(), print, Asked(at))
+        evaluate.evaluate_experiment(staged, workdir, devices(), print, Asked(at))
     rest = Asked(None)
-    found = evaluate.evaluate(staged, workdir, devices(), print, rest)
+    found = evaluate.evaluate_experiment(staged, workdir, devices(), print, rest)
     assert without_seconds(found) == without_seconds(expected)
     # One question before each attack and one after each batch; a batch that was done is not attacked again.
     assert rest.count < count

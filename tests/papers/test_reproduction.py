@@ -180,7 +180,7 @@ def calls(monkeypatch):
         path.write_text(json.dumps(report.Report(report.SCHEMA_VERSION, "", config, {}, [], [], [], [], [])._asdict()))
 
     monkeypatch.setattr("advjax.papers.running.train", train)
-    monkeypatch.setattr("advjax.papers.running.evaluate", evaluate)
+    monkeypatch.setattr("advjax.papers.running.evaluate_experiment", evaluate)
     return made
 
 

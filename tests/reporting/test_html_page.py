@@ -38,8 +38,8 @@ METRICS = {
 }
 
 
-def checked(report=None, curves=None, gallery=()) -> tuple[str, Checker]:
-    text = html_page.render_page(report or make_report(), curves=curves, gallery=gallery)
+def checked(report=None, training=None, gallery=()) -> tuple[str, Checker]:
+    text = html_page.render_page(report or make_report(), training=training or {}, gallery=gallery)
     checker = Checker()
     checker.feed(text)
     checker.close()
@@ -49,7 +49,7 @@ def checked(report=None, curves=None, gallery=()) -> tuple[str, Checker]:
 
 def test_the_page_is_self_contained_and_well_formed():
     gallery = [make_item(), make_item((32, 32, 3))]
-    text, checker = checked(curves=plots.training_curves(METRICS), gallery=gallery)
+    text, checker = checked(training=METRICS, gallery=gallery)
     assert checker.references
     assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in checker.references)
     assert not checker.tags & {"script", "link", "iframe", "object"}
@@ -105,9 +105,9 @@ def test_names_and_notes_are_escaped():
         environment={evil: evil},
         notes=[evil],
     )
-    curves = plots.training_curves({evil: METRICS["base"]})
-    item = make_item(caption=evil, made_on=evil, label=evil, predictions={evil: (evil, evil)})
-    text, checker = checked(report, curves, [item])
+    training = {evil: METRICS["base"]}
+    item = make_item(caption=evil, made_on=evil, label=evil, predictions=[html_page.Prediction(evil, evil, evil, evil)])
+    text, checker = checked(report, training, [item])
     assert "script" not in checker.tags
     assert "<script" not in text
     assert "&lt;script&gt;" in text
@@ -128,7 +128,7 @@ def test_provenance_environment_and_config_are_shown():
 
 
 def test_write_page_writes_what_render_page_says(tmp_path):
-    arguments = {"curves": plots.training_curves(METRICS), "gallery": [make_item()]}
+    arguments = {"training": METRICS, "gallery": [make_item()]}
     html_page.write_page(make_report(), path=tmp_path / "report.html", **arguments)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_page.render_page(make_report(), **arguments)
 

@@ -111,7 +111,7 @@ def make_report() -> Report:
 @pytest.fixture(scope="module")
 def html(report) -> str:
     """Its page."""
-    return html_page.render_page(report, curves=None, gallery=())
+    return html_page.render_page(report, training={}, gallery=())
 
 
 def text_of(html):
@@ -123,8 +123,8 @@ def section(text, heading):
 
 
 def test_the_page_is_well_formed(report):
-    item = make_item(predictions={run: ("cat", "dog") for run, _ in MODELS})
-    text = html_page.render_page(report, curves=None, gallery=[item])
+    item = make_item(predictions=[html_page.Prediction(run, "cat", "dog", "transfer") for run, _ in MODELS])
+    text = html_page.render_page(report, training={}, gallery=[item])
     checker = Checker()
     checker.feed(text)
     checker.close()
@@ -134,7 +134,8 @@ def test_the_page_is_well_formed(report):
 
 def test_robust_accuracy_is_the_first_number_of_every_table(report, html):
     tables = re.findall(r'<table class="results[^"]*">.*?</table>', html, re.S)
-    first = [re.search(r"<tbody>\s*<tr><th.*?</th>\s*<td([^>]*)>", found, re.S)[1].strip() for found in tables]
+    cells = [re.search(r"<tbody>\s*<tr><th.*?</th>\s*<td([^>]*)>", found, re.S)[1] for found in tables]
+    first = [re.sub('data-label="[^"]*"', "", attributes).strip() for attributes in cells]
     assert len(first) == len(layout.blocks(report)) + 2
     assert first == ['class="robust"'] * (len(first) - 1) + [""]
     heads = re.findall(r"<th [^>]*>(.*?)</th>", section(html, "Summary").split("<tbody>")[0])
@@ -152,7 +153,7 @@ def test_noise_has_a_section_with_every_model_and_is_not_called_robust(html):
 
 def test_without_noise_there_is_no_section(report):
     rest = report._replace(rows=[row for row in report.rows if row["knowledge"] != "nothing"])
-    text = html_page.render_page(rest, curves=None, gallery=())
+    text = html_page.render_page(rest, training={}, gallery=())
     assert "<h2>Random noise</h2>" not in text and legend.NOISE not in text
 
 
@@ -165,7 +166,7 @@ def test_every_row_states_what_the_attacker_knows(html):
 def test_long_names_may_break_and_are_still_escaped(report, html):
     assert "random_<wbr>self_<wbr>ensemble" in html
     evil = report._replace(summary=[Summary(**(report.summary[0] | {"run": "<b>_x"}))], rows=report.rows[:1], curve=[])
-    assert "&lt;b&gt;_<wbr>x" in html_page.render_page(evil, curves=None, gallery=())
+    assert "&lt;b&gt;_<wbr>x" in html_page.render_page(evil, training={}, gallery=())
 
 
 def test_no_two_curves_have_the_same_style(report):

@@ -45,8 +45,9 @@ def make_item(shape=(8, 8, 1), size=8 / 255, **changes) -> html_page.GalleryItem
     rng = np.random.default_rng(0)
     original = rng.uniform(0.2, 0.8, shape).astype(np.float32)
     adversarial = original + np.float32(size) * rng.choice([-1, 1], shape).astype(np.float32)
-    predictions = {"base": ("cat", "dog"), "fixer": ("cat", "cat")}
-    return html_page.GalleryItem("pgd", "base", original, adversarial, "cat", predictions)._replace(**changes)
+    seen = ("base", "cat", "dog", "adaptive"), ("fixer", "cat", "cat", "transfer")
+    predictions = [html_page.Prediction(*entry) for entry in seen]
+    return html_page.GalleryItem("pgd", "base", "", original, adversarial, "cat", predictions)._replace(**changes)
 
 
 def make_row(run, attack="clean", accuracy=0.9, made_on=None, **changes) -> Row:

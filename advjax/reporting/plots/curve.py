@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from advjax.evaluation.report import CurvePoint
 from advjax.reporting.formatting import model_name
-from advjax.reporting.plots.style import COLORS, RC, WIDTH_INCHES, Svg, hide_frame, to_svg
+from advjax.reporting.plots.style import COLORS, RC, WIDE, Svg, hide_frame, to_svg
 
 _HUES = tuple(getattr(COLORS, name) for name in ("robust", "transfer", "third", "fourth", "fifth", "sixth"))
 _MARKERS = "osD^vPX"
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
-def epsilon_curve(points: Sequence[CurvePoint]) -> Svg:
+def epsilon_curve(points: Sequence[CurvePoint], width: float = WIDE) -> Svg:
     """Plots robust accuracy over epsilon for each model, with 95% Wilson intervals.
 
     Each run has its own color and marker; line styles distinguish its test-time defenses.
@@ -32,8 +32,8 @@ def epsilon_curve(points: Sequence[CurvePoint]) -> Svg:
         series.setdefault((point["run"], point["defense"]), []).append(point)
     with matplotlib.rc_context(RC):
         names = [model_name(*model) for model in series]
-        columns = _legend_columns(names)
-        figure = Figure(figsize=(WIDTH_INCHES, 2.9 + 0.18 * math.ceil(len(names) / columns)), layout="constrained")
+        columns = _legend_columns(names, width)
+        figure = Figure(figsize=(width, 2.9 + 0.18 * math.ceil(len(names) / columns)), layout="constrained")
         axes = figure.subplots()
         # Overlapping bands would hide the lines.
         opacity = 0.14 if len(series) <= 4 else 0.07
@@ -41,7 +41,7 @@ def epsilon_curve(points: Sequence[CurvePoint]) -> Svg:
             _draw_series(axes, name, style, found, opacity)
         axes.set_ylim(-2, 102)
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"epsilon ({points[0]['norm']}, pixels in [0, 1])")
+        axes.set_xlabel(f"epsilon ({points[0]['norm']}, pixels in [0, 1]); {points[0]['n']} images")
         axes.set_title(f"robust accuracy under {points[0]['attack']} (%)", loc="left", fontsize=9, fontweight="bold")
         axes.grid(color=COLORS.grid, linewidth=0.6, zorder=-1)
         axes.tick_params(length=0)
@@ -76,6 +76,6 @@ def _styles(models: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     return styles
 
 
-def _legend_columns(names: Sequence[str]) -> int:
+def _legend_columns(names: Sequence[str], width: float) -> int:
     """As many columns as fit across the figure, given the longest name."""
-    return max(1, min(len(names), 120 // (max(map(len, names)) + 9)))
+    return max(1, min(len(names), int(120 * width / WIDE) // (max(map(len, names)) + 9)))

@@ -6,6 +6,7 @@ variables with a light default, so that a page can restyle plots for dark mode; 
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
@@ -45,7 +46,20 @@ RC: dict[Any, Any] = {
     "text.parse_math": False,
 }
 """Matplotlib settings that figures are drawn with."""
-WIDTH_INCHES = 7.2
+WIDE, NARROW = 7.2, 3.7
+"""Widths of plots in inches: for a page, and for a phone."""
+
+
+class Plot(NamedTuple):
+    """One plot for each width of screen, of which the page shows one."""
+
+    wide: Svg
+    narrow: Svg
+
+
+def at_both_widths(draw: Callable[[float], Svg]) -> Plot:
+    """Draws a plot, a function of its width, for wide and for narrow screens."""
+    return Plot(draw(WIDE), draw(NARROW))
 
 
 def hide_frame(axes: Axes, *more: str) -> None:
@@ -60,7 +74,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Svg:
 
     Args:
       figure: what to convert.
-      name: prefix of all element ids, so that several plots can share a page.
+      name: prefix of all element ids, together with the width, so that several plots can share a page.
       description: label for screen readers.
     """
     figure.patch.set_visible(False)
@@ -70,7 +84,8 @@ def to_svg(figure: Figure, name: str, description: str) -> Svg:
     # The XML declaration and doctype are invalid inside a page, and the doctype refers to an external address.
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip().replace("*{stroke", "svg{stroke")
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    prefix = f"{name}-{'narrow' if figure.get_figwidth() < WIDE else 'wide'}"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = svg.replace("'DejaVu Sans'", "system-ui, 'Helvetica Neue', Arial, sans-serif")
     for color, value in COLORS._asdict().items():
         svg = svg.replace(value, f"var(--{color}, {value})")

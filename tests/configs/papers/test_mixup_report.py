@@ -77,7 +77,7 @@ def test_a_faithful_form_trains_and_is_paired_with_published_numbers(name, runs,
         if runs == run:
             config.run[run].start = ""
     train.train(config, str(tmp_path), devices, print)
-    found = evaluate.evaluate(config, str(tmp_path), devices, print)
+    found = evaluate.evaluate_experiment(config, str(tmp_path), devices, print)
     pairs = join.join(found.rows, published)
     assert [(pair.kind, pair.attack, pair.ours is None) for pair in pairs] == [
         ("clean", "clean", False),

@@ -1,0 +1,45 @@
+"""Attacks as ``advjax.evaluate`` takes them: made in Python instead of described by a config."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from advjax.attacks import Attack, AttackFn, Stage, ThreatModel
+from advjax.attacks.combine import restarts
+from advjax.attacks.run_identity import stage_digest
+from advjax.evaluation.attack_runs import NamedAttack
+
+GivenAttack: TypeAlias = Attack | AttackFn | Sequence[Stage]
+"""An attack, a combination of several (``attacks.with_restarts``, ``attacks.worst_of``), or a list of stages."""
+
+
+def given_attack(
+    name: str, attack: Any, threat_model: ThreatModel, image_shape: tuple[int, int, int], num_classes: int
+) -> NamedAttack:
+    """Gives an attack a name, and an identity by the program that it traces to.
+
+    Args:
+      name: that the report gives it.
+      attack: the attack.  One that knows its threat model keeps it.
+      threat_model: of the others.
+      image_shape: [h, w, c].
+      num_classes: of the model.
+
+    Raises:
+      TypeError: it is none of the above.
+    """
+    single: Any = attack if callable(attack) else None
+    is_query = False
+    if isinstance(attack, Attack):
+        threat_model, is_query = attack.threat_model, attack.objective is None
+    if single is not None:
+        stages = (restarts(name, single, 1),)
+    elif isinstance(attack, Sequence) and attack and all(isinstance(stage, Stage) for stage in attack):
+        stages = tuple(attack)
+    else:
+        raise TypeError(
+            f"attack {name!r} must be an attack, such as attacks.pgd(...), or a list of stages, such as "
+            f"attacks.auto_attack_stages(...), got {attack!r:.100}"
+        )
+    digests = [stage_digest(stage, True, image_shape, num_classes) for stage in stages]
+    identity = {"name": name, "norm": threat_model.norm.name, "epsilon": str(threat_model.epsilon), "programs": digests}
+    return NamedAttack(name, threat_model, stages, single, False, is_query, None, identity)

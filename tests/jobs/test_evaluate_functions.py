@@ -1,0 +1,166 @@
+"""``advjax.evaluate``: models that are functions, through the whole evaluation."""
+
+import json
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import advjax
+from advjax import attacks
+from advjax.attacks.programs import Programs
+from advjax.evaluation import report
+from advjax.evaluation.outcomes import read_outcomes
+from advjax.experiment import registry
+from advjax.jobs import compare, evaluate
+from advjax.runtime.files import plain
+
+THREAT_MODEL = attacks.linf(0.05)
+FGSM = {"fgsm": attacks.fgsm(THREAT_MODEL)}
+WEIGHTS = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(1).random((20, 4, 4, 1)).astype(np.float32)
+
+
+def linear(weights, images):
+    return images.reshape(len(images), -1) @ weights
+
+
+def logits_fn(images):
+    return linear(WEIGHTS, images)
+
+
+def noisy(weights, images, rng):
+    return linear(weights, images + 0.02 * jax.random.normal(rng, images.shape))
+
+
+LABELS = np.argmax(logits_fn(IMAGES), axis=-1)
+LABELS[:2] = (LABELS[:2] + 1) % 3
+
+
+def evaluated(model, workdir, images=IMAGES, labels=LABELS, threat_model=THREAT_MODEL, **options):
+    options = {"attacks": FGSM, "num_checked": 0, "batch_size": 20, **options}
+    return advjax.evaluate(model, images, labels, threat_model, workdir=workdir, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    models = {"plain": logits_fn, "noisy": (attacks.expectation(noisy, 2), WEIGHTS)}
+    return evaluated(models, folder, title="Two models", class_names=("a", "b", "c"), save_adversarial="float32")
+
+
+def test_it_gives_the_numbers_of_the_attacks_themselves(found):
+    plain_model = found.summary[0]
+    adversarial = attacks.fgsm(THREAT_MODEL)(logits_fn, IMAGES, LABELS, jax.random.key(0))
+    assert plain_model["clean"]["accuracy"] == 0.9
+    # Images that are misclassified anyway are left alone.
+    assert plain_model["robust"]["accuracy"] == np.mean(~np.asarray(adversarial.success)) < 0.9
+    assert plain_model["transfer"] is None
+
+
+def test_several_models_stand_side_by_side(found):
+    seen = {(row["run"], row["knowledge"], row["eot_samples"]) for row in found.rows if row["attack"] != "clean"}
+    own = {("plain", "everything", 1), ("noisy", "everything", 2), ("noisy", "everything", 4)}
+    assert seen == own | {("noisy", "source model", 1)}
+
+
+def test_it_writes_what_a_trained_experiment_writes(found, folder):
+    assert plain(report.read_report(folder / "report.json")._asdict(), "") == plain(found._asdict(), "")
+    assert {outcome.run for outcome in read_outcomes(folder / "outcomes.npz")} == {"plain", "noisy"}
+    page = (folder / "report.html").read_text()
+    assert "Two models" in page and page.count("data:image/png") > 2
+    assert {path.name for path in (folder / "adversarial").iterdir()} == {"fgsm.plain.npz", "fgsm.noisy.npz"}
+    assert not (folder / "unfinished").exists()
+
+
+def test_finished_evaluations_can_be_compared(found, folder):
+    console = Console(width=200)
+    with console.capture() as captured:
+        compare.compare([str(folder)], "", console)
+    assert re.search(r"linf 0.05 +plain +noisy +\d", captured.get())
+
+
+def test_an_interrupted_evaluation_resumes(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.report, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(logits_fn, tmp_path)
+    assert list((tmp_path / "unfinished").iterdir()) and not (tmp_path / "report.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Programs, "attack", lambda *arguments: pytest.fail("attacked again"))
+        evaluated(logits_fn, tmp_path)
+    assert (tmp_path / "report.json").exists()
+
+
+def test_stored_results_are_only_used_for_the_model_that_they_belong_to(tmp_path, monkeypatch):
+    """Also where models differ in their code alone, not in their arrays."""
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.report, "write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluated((linear, WEIGHTS), tmp_path)
+    found = evaluated((lambda weights, images: -linear(weights, images), WEIGHTS), tmp_path)
+    assert found.summary[0]["clean"]["accuracy"] < 0.5 and found.summary[0]["robust"]["accuracy"] < 0.5
+
+
+def test_8_bit_images_and_presets_are_accepted(tmp_path, monkeypatch):
+    stages = attacks.quick_check_stages(THREAT_MODEL)[:1]
+    monkeypatch.setitem(registry.ATTACK_ENSEMBLES, "quick_check", lambda threat_model: stages)
+    found = evaluated(logits_fn, tmp_path, images=(255 * IMAGES).astype(np.uint8), attacks="quick")
+    assert {row["attack"] for row in found.rows} == {"clean", "quick_check"}
+    stored = json.loads((tmp_path / "report.json").read_text())["config"]["evaluation"]["attacks"]
+    assert stored["quick_check"] == {"name": "quick_check", "norm": "linf", "epsilon": 0.05}
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        (Net(), {}, "'model' is a linen module, which says neither .* module.apply"),
+        ((Net(), {}), {}, "'model' is a linen module"),
+        ("resnet", {}, "'model' must be a function of images"),
+        ({}, {}, "at least one model"),
+        (lambda images: (logits_fn(images), 1), {}, "one array of logits .* got a tuple"),
+        (lambda images: jnp.argmax(logits_fn(images), -1), {}, "floating-point logits, got int"),
+        (lambda images: logits_fn(images)[:, :1], {}, r"returns \(2, 1\) .* at least two classes"),
+        (
+            lambda image: logits_fn(image[None])[0],
+            {},
+            r"seems to take single images \[h, w, c\]: give jax.vmap\(model\)",
+        ),
+        ({"a": logits_fn, "b": lambda x: logits_fn(x)[:, :2]}, {}, "same classes, got logits for 2 and 3"),
+        (logits_fn, {"images": IMAGES[0]}, r"images must have shape \[n, height"),
+        (logits_fn, {"images": 255 * IMAGES}, r"images must lie in \[0.0, 1.0\]"),
+        (logits_fn, {"labels": LABELS[:3]}, "one per image"),
+        (logits_fn, {"labels": LABELS + 1}, "labels of images range from 1 to 3"),
+        (logits_fn, {"class_names": ("a",)}, "one name for each of 3 classes, got 1"),
+        (logits_fn, {"attacks": "all"}, "attacks must be 'quick', 'standard', 'rand', or a mapping"),
+        (logits_fn, {"attacks": {"pgd": 3}}, "attack 'pgd' must be an attack"),
+        (logits_fn, {"attacks": []}, "the name of a preset, or a mapping"),
+        (logits_fn, {"threat_model": attacks.l2(80), "attacks": "quick"}, "attacks: quick_check: epsilon is 80"),
+        (logits_fn, {"threat_model": attacks.l1(8), "attacks": "standard"}, "standard .*linf or l2"),
+        (logits_fn, {"threat_model": attacks.linf(0.1, bounds=(-1, 1))}, r"bounds \[0, 1\] of the images"),
+        (logits_fn, {"made_on": "base"}, "one of the models model, got 'base'"),
+        (logits_fn, {"save_adversarial": "png"}, "'float32', 'uint8' or ''"),
+        (logits_fn, {"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_mistakes_are_explained_before_anything_is_written(model, options, message, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluated(model, tmp_path / "report", **options)
+    assert not (tmp_path / "report").exists()
