@@ -32,6 +32,7 @@ DIGITS = (
 )
 WHOLE = (
     *DIGITS,
+    "--config.runs=('base', 'fixer')",
     "--config.run.base.num_steps=40",
     "--config.run.fixer.num_steps=4",
     "--config.run.fixer.batch_size=16",

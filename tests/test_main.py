@@ -81,7 +81,7 @@ def test_keys_that_the_config_leaves_to_defaults_may_be_given(parse):
         "--config.evaluation.attacks.fgsm.norm=l2",
     )
     built = from_config(config)
-    base, fixer = (run.identity["run"] for run in built.runs)
+    base, fixer = (run.identity["run"] for run in built.runs[:2])
     assert (base["epochs"], base["objective"]["noise"], built.runs[0].model.mean) == (3, False, [0.5])
     assert fixer["attack"]["num_restarts"] == 2
     assert {attack.name: attack.identity.get("loss") for attack in built.evaluation.attacks}["auto_pgd"] == "dlr"
@@ -105,7 +105,7 @@ def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--config", CONFIG, "--config.run.bas.epochs=1"), "unknown config key run.bas; known there are base, fixer"),
+        (("--config", CONFIG, "--config.run.bas.epochs=1"), "unknown config key run.bas; known there are adversarial, base"),
         ((f"--config={CONFIG}", "--config.runs.base.x", "1"), "error: "),
         ((f"--config={CONFIG}", "--config.run.base.attack.name=fgsm"), "config key run.base.attack is None"),
         ((f"--config={CONFIG}", "--config.run.base.attack={}"), "config key run.base.attack is None"),

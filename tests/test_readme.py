@@ -130,6 +130,7 @@ def test_the_digits_job_shows_what_the_readme_claims(tmp_path, monkeypatch):
     assert accuracy["fixer", "clean", None, "true"] >= clean - 0.03
     assert accuracy["fixer", "auto_pgd", "base", "predicted"] > 0.6
     assert accuracy["fixer", "auto_pgd", "fixer", "true"] < 0.1
+    assert accuracy["adversarial", "auto_pgd", "adversarial", "true"] > 0.6
     assert "robust accuracy" in printed
     monkeypatch.chdir(tmp_path)
     for page in ("README.md", "docs/training.md"):

@@ -15,7 +15,8 @@ from support.configs import changed, config_of
 
 def test_the_digits_config_is_the_experiment_it_describes():
     built = from_config(config_of("digits_fixer"))
-    base, fixer = built.runs
+    base, fixer, adversarial = built.runs
+    assert (adversarial.name, adversarial.needs) == ("adversarial", ("base",))
     assert (base.name, base.needs, fixer.name, fixer.needs) == ("base", (), "fixer", ("base",))
     assert [len(split.labels) for split in built.load_data().splits] == [1298, 140, 359]
     assert [attack.name for attack in built.evaluation.attacks] == ["fgsm", "pgd_50", "auto_pgd"]
