@@ -39,6 +39,7 @@ METHODS = {
     "own_model",
     "partial_pgd",
     "random_self_ensemble",
+    "robust",
     "soft_labels",
     "trades",
     "two_updates",
