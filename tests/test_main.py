@@ -105,7 +105,10 @@ def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--config", CONFIG, "--config.run.bas.epochs=1"), "unknown config key run.bas; known there are adversarial, base"),
+        (
+            ("--config", CONFIG, "--config.run.bas.epochs=1"),
+            "unknown config key run.bas; known there are adversarial, base",
+        ),
         ((f"--config={CONFIG}", "--config.runs.base.x", "1"), "error: "),
         ((f"--config={CONFIG}", "--config.run.base.attack.name=fgsm"), "config key run.base.attack is None"),
         ((f"--config={CONFIG}", "--config.run.base.attack={}"), "config key run.base.attack is None"),

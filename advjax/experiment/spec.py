@@ -41,6 +41,7 @@ class DefensePlan(NamedTuple):
     num_votes: int
     num_samples: int
     mean_over: str
+    """What draws are averaged over: "probabilities" or "log_probabilities"."""
     identity: Mapping[str, Any]
     """What the defense is, as plain data, whatever the name of the run."""
 

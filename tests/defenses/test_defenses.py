@@ -292,6 +292,6 @@ def test_images_that_cannot_be_shrunk_are_refused(linear, shape, largest, messag
 )
 def test_a_defense_that_would_do_nothing_or_something_else_is_refused(model, spec, message):
     recipe = registry.build(registry.DEFENSES, spec, "defense")
-    defense = DefensePlan("named", "run", recipe, num_draws=1, num_votes=1, num_samples=1, identity=spec)
+    defense = DefensePlan("named", "run", recipe, 1, 1, 1, "probabilities", identity=spec)
     with pytest.raises(UserError, match=f"^evaluation.defenses.named: {message}") if message else nullcontext():
         defense.check(model, (32, 32, 3))
