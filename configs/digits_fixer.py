@@ -5,9 +5,9 @@
 The data are scikit-learn's 1,797 handwritten digits, 8x8 pixels with 17 gray levels.  epsilon is 0.15 of the pixel
 range, just under two and a half gray levels: the digits remain legible, and AutoPGD leaves the undefended network
 less than 5% accuracy.  Fixers trained on the base's adversarial examples are compared with adversarial training of the
-same network (Madry et al., 2018), whose training attack sees what it trains.  In such a narrow network, fixers that first reduce the channels (by a factor of 4 in the
-paper) have too little capacity, and distillation at full weight (1) leaves too little of the correction: both are
-milder here.
+same network (Madry et al., 2018), whose training attack sees what it trains.  In such a narrow network, fixers that
+first reduce the channels (by a factor of 4 in the paper) have too little capacity, and distillation at full weight (1)
+leaves too little of the correction: both are milder here.
 """
 
 from advjax.experiment import defaults

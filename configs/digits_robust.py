@@ -2,9 +2,9 @@
 
     python -m advjax.main --config=configs/digits_robust.py
 
-The data, the base and the attacks are those of configs/digits_fixer.py.  ``adversarial`` trains the whole network on PGD
-examples of itself (Madry et al., 2018); ``honest_fixer`` trains only the fixers, on PGD examples of the patched network
-with true labels.  Both start from the base.  Ten minutes on two CPU cores.
+The data, the base and the attacks are those of configs/digits_fixer.py.  ``adversarial`` trains the whole network on
+PGD examples of itself (Madry et al., 2018); ``honest_fixer`` trains only the fixers, on PGD examples of the patched
+network with true labels.  Both start from the base.
 """
 
 from advjax.experiment import defaults
