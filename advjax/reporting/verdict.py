@@ -81,8 +81,10 @@ def _borrowed(entry: Summary) -> list[str]:
     for kind, ignored in (("transfer", "the model itself"), ("oblivious", "the defense")):
         cell = entry[kind]
         if cell and robust and cell["accuracy"] is not None and cell["low"] > robust["high"]:
-            lost = percent(cell["accuracy"])
-            found.append(f"the {lost} % under {kind} attacks do not last once the attacker sees {ignored}")
+            there, lost = percent(cell["accuracy"]), percent(cell["accuracy"] - robust["accuracy"])
+            found.append(
+                f"of the {there} % under {kind} attacks, {lost} points are lost once the attacker sees {ignored}"
+            )
     return found
 
 
