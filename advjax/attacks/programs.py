@@ -214,9 +214,14 @@ def _compiled(
     specs = (jax.P(), jax.P(), *[jax.P("data")] * (len(arguments) - 2))
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
     shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
+
+    def placed(arguments: tuple[Any, ...]) -> list[Any]:
+        # Where there are several processes, JAX takes no NumPy arrays for a mesh of only some of the devices.
+        return [_on_devices(argument, sharding) for argument, sharding in zip(arguments, shardings, strict=True)]
+
     # Unused arguments are kept: without them, programs of different arguments could have the same text.
-    donated = (2,) if donate else ()
-    lowered = jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=donated).lower(*arguments)
+    jitted = jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=(2,) if donate else ())
+    lowered = jitted.lower(*placed(arguments))
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
     if key not in _by_text:
@@ -224,7 +229,13 @@ def _compiled(
     _by_text.move_to_end(key)
     while len(_by_text) > MAX_PROGRAMS:
         _by_text.popitem(last=False)
-    return _by_text[key]
+    compiled = _by_text[key]
+    return lambda *arguments: compiled(*placed(arguments))
+
+
+def _on_devices(tree: PyTree, sharding: jax.sharding.NamedSharding) -> PyTree:
+    """Puts those leaves on the devices that are not there yet."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding), tree)
 
 
 def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:

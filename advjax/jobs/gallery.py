@@ -22,7 +22,12 @@ def gallery(
     test: Dataset,
     seed: int,
 ) -> list[GalleryItem]:
-    """Some images that the base classifies correctly, under the pictured attack, with the predictions on them."""
+    """Some images that the base classifies correctly, under the pictured attack, with the predictions on them.
+
+    Empty for images that are neither gray nor in color.
+    """
+    if test.image_shape[-1] not in (1, 3):
+        return []
     is_right = np.isin(test.index, correct_index(clean[plan.made_on[0]]))
     order = ranked(test.labels, test.name, seed)
     chosen = np.sort(order[is_right[order]][: plan.num_pictures])

@@ -66,7 +66,7 @@ def test_results_do_not_depend_on_the_schedule(smooth, name, survivors_only, mon
     """On batch size, order, devices, or when lanes are given to others."""
     verdict = functools.partial(run, smooth, name, survivors_only=survivors_only)
     expected = verdict(batch_size=COUNT, devices=jax.devices()[:1])
-    assert len(set(expected.steps)) >= 3 and len(set(expected.broken_by)) >= 1 + survivors_only
+    assert len(set(expected.steps)) >= 2 and len(set(expected.broken_by)) >= 1 + survivors_only
     shuffled = np.random.default_rng(0).permutation(COUNT)
     looks = itertools.cycle([3, 1, 7, 2])
     others = [verdict(batch_size=8, order=shuffled), verdict(batch_size=1, devices=jax.devices()[:1])]
