@@ -8,14 +8,14 @@ network with true labels.  Both start from the base.
 """
 
 from advjax.experiment import defaults
-from configs import digits_fixer
+from configs import common, digits_fixer
 
 ATTACK = {"name": "pgd", **digits_fixer.LINF, "num_steps": 7, "step_size": "0.04", "returns": "last"}
 
 
 def get_config():
     """The experiment."""
-    config = digits_fixer.get_config()
+    config: common.Config = digits_fixer.get_config()
     method = {
         **digits_fixer.RECIPE,
         "epochs": 30,
