@@ -84,7 +84,7 @@ def test_heads_without_bias(networks):
 @pytest.mark.parametrize(
     "network, kwargs, error, message",
     [
-        (torch.nn.Linear(3, 2), {}, UserError, "Linear cannot be applied to images of shape"),
+        (torch.nn.Linear(3, 2), {}, UserError, r"Linear cannot be applied to images \[n, h, w, c\] of shape"),
         (torch.nn.Conv2d(3, 2, 3), {}, UserError, r"Conv2d must return logits \[n, classes\], but it returns shape"),
         (torch.nn.LSTM(32, 2), {}, UserError, "LSTM "),
         (torch.nn.Flatten(), {"logits": np.zeros((8, 2))}, ValueError, "logits must not be given for a module"),
