@@ -244,12 +244,17 @@ def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
 
 
 def check_stages(stages: Sequence[Stage], threat_model: ThreatModel) -> None:
-    """Raises a ValueError if there are no stages, or if one attacks in another threat model."""
+    """Raises a ValueError if there are no stages, or if one is targeted or attacks in another threat model."""
     if not stages:
         raise ValueError("run_stages needs at least one stage")
     for stage in stages:
         attack = stage.attack(jnp.int32(0))
         if isinstance(attack, Attack):
+            if attack.targeted:
+                raise ValueError(
+                    f"stage {stage.name!r} is targeted: it would take the labels for targets and pull images into "
+                    "their own classes; use the untargeted attack, or over_targets"
+                )
             norm, epsilon, bounds = describe(attack.threat_model)
             expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
             # An epsilon may have become a float32 on the way.

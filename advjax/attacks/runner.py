@@ -249,6 +249,7 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
     inputs, search = run.inputs(stage, number), run.search(stage, number)
     repetitions: list[Search] | None = None
     steps, nonfinite = np.zeros(len(found.steps), np.int32), np.zeros(len(found.steps), bool)
+    refused = np.zeros(len(found.steps), bool)
     while True:
         again = []
         for result in attack_images(run.programs, search, inputs, rows):
@@ -262,6 +263,9 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
                 repetitions = run.repetitions(search)
             certain = ~results.refused | (not repetitions)
             again.append(here[~certain])
+            # A last search that claims nothing does not settle the doubts about the ones before it.
+            refused[here] |= results.refused
+            results = results._replace(refused=refused[here] & ~results.success)
             if np.any(certain):
                 yield results.at(certain)
         rows = np.concatenate(again)

@@ -76,7 +76,7 @@ def evaluate(
       data_name: of the images.
       batch_size: images at a time, on all devices together.
       seed: of all randomness.
-      num_checked: images in the report card, the first ones; 0 for no report card.
+      num_checked: images in the report card, a stratified draw of them; 0 for no report card.
       save_adversarial: how the adversarial images made on each model itself are stored in ``workdir``: "float32",
         "uint8", or "" for not at all.
       notify: receives what people should know.

@@ -67,8 +67,8 @@ def fit_fixers(
     """Inserts fixers into a trained network and trains them; the network's own weights stay as they are, bit for bit.
 
     At first the patched network computes what the network does. The fixers learn from clean and from adversarial images
-    (AutoPGD with 5 steps) while the logits are held near those of the network (``objective``). Repeating an interrupted
-    call resumes it, and a finished one returns what it has trained.
+    (AutoPGD with 5 steps) while the features behind them are held near those of the network (``objective``). Repeating
+    an interrupted call resumes it, and a finished one returns what it has trained.
 
     With ``made_on="self"``, the attacks of training see the fixers. With "base", they see the network alone, as in the
     paper: such fixers withstand attacks on the network, but not attacks on themselves, see "Fixers".

@@ -378,3 +378,13 @@ def test_verdicts_are_computed_in_full_precision(data):
         stages, data.threat_model, bind, data.images, data.labels, variables=weights, batch_size=8, seed=1
     )
     assert set(seen) == {"highest", None}
+
+
+def test_a_targeted_attack_is_refused():
+    """It would pull every image into its own class, and all of them would look robust."""
+    threat_model = attacks.linf(0.1)
+    stage = combine.restarts("targeted", attacks.pgd(threat_model, num_steps=2, step_size=0.05, targeted=True), 1)
+    with pytest.raises(ValueError, match="stage 'targeted' is targeted"):
+        runner.run_stages(
+            (stage,), threat_model, lambda x: x.reshape(len(x), -1)[:, :3], np.zeros((2, 2, 2, 3)), [0, 1]
+        )
