@@ -58,15 +58,13 @@ def build_method(
         for name in spec["augmentation"]["order"]
     ]:
         steps.append(transforms.augment(augment.chain(*augmentations)))
+    steps += _transforms(spec, "before_attack", where)
     step, updates = train_step, 1
     if spec["two_updates"]:
         step, updates = _two_updates(spec["two_updates"], training, where), 2
     elif training is not None:
         steps.append(transforms.perturb(training.function, training.made_on))
-    steps += [
-        build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
-        for name in spec["targets"]["order"]
-    ]
+    steps += _transforms(spec, "targets", where)
     objective_spec = dict(spec["objective"])
     _check_pairs(spec, training, where)
     loss = build(LOSSES, required(objective_spec, "loss", f"{where}.objective"), f"{where}.objective.loss")
@@ -96,8 +94,16 @@ def build_method(
     return method
 
 
+def _transforms(spec: Mapping[str, Any], key: str, where: str) -> list[transforms.Transform]:
+    """The transforms that are listed under "targets" or "before_attack"."""
+    names = spec[key]["order"]
+    return [build(TRANSFORMS, {"name": name, **spec[key].get(name, {})}, f"{where}.{key}") for name in names]
+
+
 def _check_pairs(spec: Mapping[str, Any], training: PlacedAttack | None, where: str) -> None:
     """Refuses what learns from pairs of clean and attacked images where nothing makes them."""
+    if early := [name for name in spec["before_attack"]["order"] if name in PAIRING]:
+        raise UserError(f"{where}: before_attack {early[0]} needs attacked images; list it under targets")
     if training is not None and not spec["two_updates"]:
         return
     objective = spec["objective"]

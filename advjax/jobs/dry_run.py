@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from advjax.attacks import Stage, ThreatModel
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
+from advjax.experiment.build_data import extra_images
 from advjax.experiment.registry import NORMS
 from advjax.experiment.spec import DataFacts, DefensePlan, Experiment, Run
 from advjax.models import blocks
@@ -29,7 +30,7 @@ _ERRORS = (TypeError, ValueError, AssertionError, IndexError, KeyError, NotImple
 
 
 def check_runs(experiment: Experiment, devices: Devices) -> None:
-    """Traces the objective of every run on a batch, and the attacks that it trains and validates with.
+    """Traces the objective of every run on a batch, and its attacks of training and validation; reads extra images.
 
     Attacks are traced on a small linear model of the same images and classes: through a large network, it would take
     as long as compiling.
@@ -46,6 +47,8 @@ def check_runs(experiment: Experiment, devices: Devices) -> None:
                 devices.local_rows(run.plan.batch_size)
             with _explained(f"run.{run.name}"):
                 _trace_step(run, experiment, shapes, variables)
+                if run.extra_images:
+                    extra_images(run.extra_images, experiment.load_data().train)
                 for attack in run.copies.attacks if run.copies else ():
                     _trace_attack(attack, experiment.facts)
                 if run.validation_attack:

@@ -42,6 +42,8 @@ class Plan(NamedTuple):
     """Stop after this many consecutive validations without a new best ``select_metric``; 0 for never."""
     num_workers: int = 8
     """Number of threads that read the images of a ``Source``."""
+    extra_rows: int = 0
+    """Number of extra examples in every batch."""
 
 
 class _Run(NamedTuple):
@@ -75,6 +77,7 @@ def fit(
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
     on_metrics: OnMetrics | None = None,
+    extra: Dataset | None = None,
 ) -> None:
     """Trains a run to its last step, or until patience is exhausted, resuming from the checkpoints in ``folder``.
 
@@ -96,6 +99,7 @@ def fit(
       notify: receives a line if a damaged checkpoint is skipped, and when a run resumes.
       stop_requested: called after every step, on all processes together.
       on_metrics: called with every record of the metrics, on the main process.
+      extra: more training examples, of which every batch has ``plan.extra_rows``.
 
     Raises:
       PreemptedError: ``stop_requested`` returned true; the state has been saved.
@@ -111,6 +115,7 @@ def fit(
         restored = checkpoints.restore(state)
         step, refresh = _compiled(method, dataset, devices)
         order = {"batch_size": plan.batch_size, "seed": plan.seed, "num_workers": plan.num_workers}
+        mixed = {} if extra is None else {"extra": extra, "extra_rows": plan.extra_rows}
         run = _Run(
             name,
             plan,
@@ -118,7 +123,7 @@ def fit(
             step,
             refresh,
             method.average.refresh_steps if method.average else 0,
-            make_feed(dataset, **order, devices=devices),
+            make_feed(dataset, **order, **mixed, devices=devices),
             devices.replicate(dict(sources)),
             validate,
             stop_requested,

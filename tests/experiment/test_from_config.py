@@ -63,6 +63,17 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__typo": 3}, "run.typo must describe a run, got 3"),
         ({"run__base__augmentation__paddings": 3}, "run.base.augmentation.paddings must have the arguments of 'pad"),
         ({"run__base__targets__order": ("soft_labels",)}, "run.base.targets: soft_labels needs off_value"),
+        ({"run__base__before_attack__order": ("cut",)}, "run.base.before_attack: unknown name 'cut'; known are soft_"),
+        (
+            {"run__fixer__before_attack__order": ("partial_mix",)},
+            "run.fixer: before_attack partial_mix needs attacked images; list it under targets",
+        ),
+        ({"run__base__extra_images": {"file": "x.npz", "share": 1}}, "run.base.extra_images: share must lie between"),
+        ({"run__base__extra_images": {"file": "x.npz", "share": "1/9999"}}, "extra_images: share .*in a batch of 64 "),
+        (
+            {"run__base__extra_images": {"file": "x.npz", "share": 0.5}, "data__stream": True},
+            "run.base.extra_images: extra images cannot be streamed",
+        ),
         ({"evaluation__attacks__num_steps": 3}, "evaluation.attacks.num_steps must have the arguments of 'num_steps'"),
         ({"evaluation__curve": {"attack": {"name": "fgsm"}}}, "evaluation.curve: epsilons is missing"),
         ({"run__base__compute_dtype": "int8"}, "run.base: compute_dtype must be 'float32' or 'bfloat16', got 'int8'"),

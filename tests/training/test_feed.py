@@ -4,13 +4,35 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from advjax.data import Dataset
 from advjax.runtime.devices import Devices
 from advjax.training.feed import make_feed
 from advjax.training.step import gather
+from advjax.types import UserError
 
 SHAPE, COUNT = (4, 6, 3), 26
+
+
+def toy(count, value=0, size=SHAPE):
+    labels = np.arange(count, dtype=np.int32) % 3
+    return Dataset(
+        "toy", np.full((count, *size), value, np.uint8), labels, np.arange(count, dtype=np.int32), tuple("abc")
+    )
+
+
+def test_every_batch_has_its_share_of_extra_images():
+    devices = Devices(jax.sharding.Mesh(jax.devices()[:1], ("data",)), "shard_map")
+    options = {"batch_size": 8, "seed": 0, "num_workers": 0, "devices": devices, "extra_rows": 6}
+    with make_feed(toy(5), **options, extra=toy(7, 255))(0, 6) as batches:
+        for data, positions, mask in batches:
+            images = np.asarray(gather(data, positions, mask, 3).images)
+            assert images.shape == (8, *SHAPE)
+            np.testing.assert_array_equal(images[:2], 0)
+            np.testing.assert_array_equal(images[2:], 1)
+    with pytest.raises(UserError, match="different image sizes|differ"):
+        make_feed(toy(5), **options, extra=toy(7, size=(6, 6, 3)))
 
 
 def test_images_are_shaped_after_they_have_been_gathered():
