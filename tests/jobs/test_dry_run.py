@@ -109,9 +109,14 @@ def test_extra_images_that_do_not_fit_are_refused(tmp_path):
 def test_extra_images_are_trained_on_beside_the_others(tmp_path):
     """An epoch remains a pass over the images of the data set, which then takes more steps."""
     file, labels = str(tmp_path / "extra.npz"), np.arange(30) % 10
-    np.savez(file, image=np.zeros((30, 8, 8, 1), np.uint8), label=labels)
-    linear = {"name": "lenet5", "width": 0.1}
-    changes = {"run__base__model": linear, "run__base__epochs": 1, "run__base__batch_size": 400, "runs": ("base",)}
+    np.savez(file, image=np.zeros((30, 16, 16, 1), np.uint8), label=labels)
+    changes = {
+        "data__image_size": 16,
+        "runs": ("base",),
+        "run__base__model": {"name": "lenet5", "width": 0.1},
+        "run__base__epochs": 1,
+        "run__base__batch_size": 400,
+    }
     plain = from_config(complete(changed(**changes)))
     changes["run__base__extra_images"] = {"file": file, "share": 0.75}
     config = complete(changed(**changes))

@@ -18,7 +18,7 @@ from advjax.models.resnet9 import ResNet9
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.training.partition import num_params
-from advjax.types import Variables
+from advjax.types import UserError, Variables
 
 GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 
@@ -238,3 +238,12 @@ def test_input_is_normalized_inside_and_gray_images_are_repeated():
 def test_impossible_models_are_refused(build, message):
     with pytest.raises(ValueError, match="^" + message):
         build()
+
+
+@pytest.mark.parametrize(
+    "model, size",
+    [(LeNet5(), 8), (Net62k(), 8), (VGG16(), 16), (Custom1(), 4), (Custom2(), 4)],
+)
+def test_images_that_a_network_pools_to_nothing_are_refused(model, size):
+    with pytest.raises(UserError, match=r"too small for this network: it pools them to \("):
+        shapes(model, (size, size, 1))
