@@ -54,8 +54,9 @@ def batch_positions(
     function of (seed, epoch), so a run resumed at any step continues exactly. The last batch of an epoch is padded
     cyclically from the start of the same epoch's order, with mask False.
 
-    The last ``extra_rows`` of a batch are extra examples, which lie behind the others in the training set. They are
-    visited without regard to epochs, each once before any is seen again.
+    ``extra_rows`` of a batch are extra examples, which lie behind the others in the training set. They are spread evenly
+    over the batch, whose parts go to different devices, and visited without regard to epochs, each once before any is
+    seen again.
 
     Args:
       step: step number, from 0.
@@ -80,8 +81,11 @@ def batch_positions(
     own = _epoch_permutation(num_examples, "epoch order", seed, epoch)[places % num_examples]
     if not extra_rows:
         return own, places < num_examples
-    extra = num_examples + _extra_positions(step, num_extra, extra_rows, seed)
-    return np.concatenate([own, extra]), np.concatenate([places < num_examples, np.ones(extra_rows, bool)])
+    is_extra = np.diff(np.arange(batch_size + 1) * extra_rows // batch_size).astype(bool)
+    positions, mask = np.empty(batch_size, np.int32), np.ones(batch_size, bool)
+    positions[~is_extra], mask[~is_extra] = own, places < num_examples
+    positions[is_extra] = num_examples + _extra_positions(step, num_extra, extra_rows, seed)
+    return positions, mask
 
 
 def _extra_positions(step: int, num_extra: int, extra_rows: int, seed: int) -> np.ndarray:

@@ -41,10 +41,15 @@ def test_extra_examples_are_visited_without_regard_to_epochs(num_extra, extra_ro
     positions, masks = (np.stack(arrays) for arrays in zip(*batches, strict=True))
     assert positions.dtype == np.int32 and positions.shape == masks.shape == (36, 3 + extra_rows)
     own = [batch_positions(step, num_examples=10, batch_size=3, seed=2) for step in range(36)]
-    np.testing.assert_array_equal(positions[:, :3], [there for there, _ in own])
-    np.testing.assert_array_equal(masks[:, :3], [mask for _, mask in own])
-    assert masks[:, 3:].all()
-    seen = positions[:, 3:].ravel()
+    is_extra = positions >= 10
+    # Spread evenly, and at the same places in every batch.
+    assert (is_extra == is_extra[0]).all() and is_extra[0].sum() == extra_rows
+    counts, size = np.cumsum(is_extra[0]), 3 + extra_rows
+    assert np.abs(counts - np.arange(1, size + 1) * extra_rows / size).max() < 1
+    np.testing.assert_array_equal(positions[:, ~is_extra[0]], [there for there, _ in own])
+    np.testing.assert_array_equal(masks[:, ~is_extra[0]], [mask for _, mask in own])
+    assert masks[is_extra].all()
+    seen = positions[is_extra]
     passes = seen[: len(seen) // num_extra * num_extra].reshape(-1, num_extra)
     np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(10, 10 + num_extra), (len(passes), 1)))
     assert num_extra < 4 or len({tuple(there) for there in passes}) > 1
