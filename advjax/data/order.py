@@ -54,9 +54,9 @@ def batch_positions(
     function of (seed, epoch), so a run resumed at any step continues exactly. The last batch of an epoch is padded
     cyclically from the start of the same epoch's order, with mask False.
 
-    ``extra_rows`` of a batch are extra examples, which lie behind the others in the training set. They are spread evenly
-    over the batch, whose parts go to different devices, and visited without regard to epochs, each once before any is
-    seen again.
+    ``extra_rows`` of a batch are extra examples, which lie behind the others in the training set. They are spread
+    evenly over the batch, whose parts go to different devices, and visited without regard to epochs, each once before
+    any is seen again.
 
     Args:
       step: step number, from 0.
