@@ -116,9 +116,6 @@ def _under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any
         num_examples=min(asked or scale.num_auto_attack, scale.num_auto_attack),
         num_checked=0,
         save_adversarial="",
-        faithful_attacks=[],
-        protocol="sound",
-        transfer_labels="true",
     )
     return standard
 
