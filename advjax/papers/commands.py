@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 from rich.console import Console
 from rich.text import Text
 
+from advjax.attacks.compilation_cache import DEFAULT_FOLDER, use_compilation_cache
 from advjax.papers.entries import ENTRIES, find
 from advjax.papers.page import make_page, write_page
 from advjax.papers.recipe import Entry
@@ -49,7 +49,8 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     if options.command == "status":
         console.print(_status(entries, options))
         return
-    _use_compilation_cache()
+    if cache := os.environ.get("ADVJAX_COMPILATION_CACHE", DEFAULT_FOLDER):
+        use_compilation_cache(cache)
     deadline = time.monotonic() + _seconds(options.budget) if options.budget else float("inf")
     with Preemption() as preemption:
         _run_all(entries, options, console, lambda: preemption.requested() or time.monotonic() > deadline)
@@ -100,15 +101,20 @@ def _chosen(names: Sequence[str], scale: str, required: bool) -> list[Entry]:
     if required and not names:
         raise UserError("run what? Name entries, which `python -m advjax.papers list` prints, or all")
     if not names or list(names) == ["all"]:
-        return [entry for entry in ENTRIES.values() if scale in entry.scales]
+        if chosen := [entry for entry in ENTRIES.values() if scale in entry.scales]:
+            return chosen
+        known = dict.fromkeys(scale for entry in ENTRIES.values() for scale in entry.scales)
+        raise UserError(f"no entry has a scale {scale!r}; there are {', '.join(known)}")
     return [find(name) for name in names]
 
 
 def _listing() -> object:
-    table = plain_table("entry", "contents", "parts", "core hours of one seed (estimated)", numbers=("parts",))
+    heads = "entry", "contents", "parts", "scales, with core hours of one seed where they are estimated"
+    table = plain_table(*heads, numbers=("parts",))
     for entry in ENTRIES.values():
-        hours = ", ".join(f"{scale} {entry.hours[scale]:g}" for scale in entry.scales if scale in entry.hours)
-        table.add_row(Text(entry.name), Text(entry.title), Text(str(len(entry.parts))), Text(hours))
+        hours = {scale: f" {entry.hours[scale]:g}" if scale in entry.hours else "" for scale in entry.scales}
+        scales = ", ".join(f"{scale}{estimate}" for scale, estimate in hours.items())
+        table.add_row(*map(Text, (entry.name, entry.title, str(len(entry.parts)), scales)))
     return table
 
 
@@ -127,10 +133,3 @@ def _seconds(budget: str) -> float:
     if not found:
         raise UserError(f"--budget must be a number with a unit, such as 90m or 5h, got {budget!r}")
     return float(found[1]) * _UNITS[found[2]]
-
-
-def _use_compilation_cache() -> None:
-    cache = os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla")
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
