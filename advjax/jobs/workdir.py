@@ -194,8 +194,8 @@ def _check_unseen(there: Mapping[str, Any], here: Mapping[str, Any], folder: str
     is_meant = here["data"]["test_on_training"] or there["data_set"] != here["data_set"]
     if not is_meant and data.have_common_examples(train_split, test_split):
         raise UserError(
-            f"{folder} was trained on {train_split!r}, which has images of data.test_split {test_split!r}: choose a test "
-            "split without them, or say data.test_on_training"
+            f"{folder} was trained on {train_split!r}, which has images of data.test_split {test_split!r}: choose a "
+            "test split without them, or say data.test_on_training"
         )
 
 

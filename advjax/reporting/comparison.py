@@ -28,7 +28,7 @@ EXPLANATION = (
 )
 
 _IMAGES = ("name", "test_split", "image_size", "fingerprint")
-"""Keys of ``data`` that decide which images are evaluated, besides their positions; `advjax.evaluate` has a fingerprint."""
+"""Keys of ``data`` that say what the images are positions of; only `advjax.evaluate` stores a fingerprint."""
 _AT_A_PATH = ("folder", "npz")
 """Names of data that are those of a path."""
 
