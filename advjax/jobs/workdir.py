@@ -224,8 +224,16 @@ def _stored_facts(config: Mapping[str, Any], workdir: str | os.PathLike[str]) ->
         return None
     if not set(config["runs"]) <= set(stored["num_examples"]):
         return None
+    if _name_at_path(config["data"]) not in (None, stored["name"]):
+        return None
     facts = DataFacts(**{field: stored[field] for field in DataFacts._fields})
     return facts._replace(image_shape=tuple(facts.image_shape))
+
+
+def _name_at_path(config: Mapping[str, Any]) -> str | None:
+    """The name of data that are called after the path where they lie; None for others, which are the same anywhere."""
+    path = pathlib.Path(config["dir"]).expanduser()
+    return {"folder": path.resolve().name, "npz": path.stem}.get(config["name"])
 
 
 def _data_identity(config: Mapping[str, Any]) -> dict[str, Any]:
