@@ -162,12 +162,12 @@ def _check_rates(schedule: Mapping[str, Any], where: str) -> None:
 def _momentum(
     spec: Mapping[str, Any], schedule: Mapping[str, Any], where: str, momentum: optax.Schedule
 ) -> dict[str, Any]:
-    """The momentum that goes round with the cycle of the learning rate, for optimizers that have one."""
+    """The momentum schedule that mirrors the one-cycle learning rate, for optimizers that have momentum."""
     if spec.get("name") == "sgd":
         if "momentum" in spec:
             raise UserError(
-                f"{where}: one_cycle has the momentum go round too and would overwrite momentum: give momentum_high "
-                "and momentum_low in the schedule, or take another schedule"
+                f"{where}: one_cycle schedules the momentum as well and would overwrite it: give momentum_high and "
+                "momentum_low in the schedule, or choose another schedule"
             )
         return {"momentum": momentum}
     if given := [key for key in ("momentum_high", "momentum_low") if key in schedule]:

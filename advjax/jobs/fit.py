@@ -91,7 +91,7 @@ def fit_fixers(
       threat_model: linf or l2 with a finite epsilon, of the attacks of training.
       after: names of the blocks to insert a fixer after; their outputs should be rectified.
       workdir: folder of checkpoints and metrics.
-      made_on: whom training attacks: "self" or "base".
+      made_on: which network the attacks of training are made on: "self", the patched one, or "base", the given one.
       seed: of all randomness.
       num_validation: images held out to choose the best checkpoint by; 0 for the last one.
       notify: receives what people should know.
@@ -139,7 +139,8 @@ def fine_tune(
     """Adversarial training of all weights, from those of a trained network; see ``fit_fixers`` for the arguments.
 
     By default, the network is trained on AutoPGD examples of itself for 10 epochs, with a peak learning rate of 0.01.
-    ``run`` may name another method: ``objective={"name": "trades", "beta": 6.0}``.
+    ``run`` may name another method, with its loss:
+    ``objective={"name": "trades", "loss": {"name": "cross_entropy"}, "beta": 6.0}``.
     """
     _check_network(network)
     spec = {

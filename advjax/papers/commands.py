@@ -38,7 +38,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     """Runs one of the commands.
 
     Raises:
-      UserError: an unknown entry or scale, a budget that is none, or a config that makes no sense.
+      UserError: an unknown entry or scale, an invalid budget, or a config that makes no sense.
     """
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
