@@ -12,6 +12,9 @@ from advjax.models import blocks
 from advjax.types import UserError, Variables
 from support.configs import changed, config_of
 
+CURVE = {"attack": {"name": "fgsm"}, "epsilons": (0.1,), "num_examples": 4}
+SMOOTHING = {"name": "gaussian_smoothing", "std": 0.1, "run": "base"}
+
 
 def test_the_digits_config_is_the_experiment_it_describes():
     built = from_config(config_of("digits_fixer"))
@@ -84,6 +87,13 @@ def test_the_digits_config_is_the_experiment_it_describes():
             },
             "evaluation.curve: search_dtype has no effect on a curve",
         ),
+        ({"evaluation__curve": {**CURVE, "attack": "fgsm"}}, "evaluation.curve: attack must be described by its name"),
+        ({"evaluation__curve": {**CURVE, "num_examples": -4}}, "num_examples a whole number of at least 1, got"),
+        ({"evaluation__curve": {**CURVE, "epsilons": ("x",)}}, r"evaluation.curve: epsilons must be a list of numbers"),
+        (
+            {"evaluation__defenses": {"order": ("s",), "s": {**SMOOTHING, "num_votes": "3"}}},
+            "evaluation.defenses.s: num_draws, num_votes, num_samples must be whole numbers of at least 1",
+        ),
         ({"evaluation__curve": {"epsilon": 1}}, "evaluation.curve: unknown key 'epsilon'; known are attack, epsilons"),
         ({"data__by_patient": True}, "data.by_patient needs data.fractions"),
         ({"data__fractions": (0.8, 0.1, 0.1)}, "data.num_validation has no effect beside data.fractions"),
@@ -137,7 +147,7 @@ def sgd(**schedule):
         ({"run__fixer__optimizer__schedule": {"name": "step"}}, "run.fixer.optimizer.schedule: unknown name 'step'"),
         ({"run__fixer__optimizer": {"name": "adam"}}, "run.fixer.optimizer: schedule is missing"),
         ({"run__fixer__optimizer": TWO_RATES}, "run.fixer.optimizer: learning_rate belongs into"),
-        ({"run__fixer__optimizer": MOMENTUM}, "run.fixer.optimizer: one_cycle .* would overwrite momentum"),
+        ({"run__fixer__optimizer": MOMENTUM}, "run.fixer.optimizer: one_cycle .* would overwrite it"),
         ({"run__fixer__optimizer": ADAM}, "run.fixer.optimizer.schedule: momentum_low is for sgd; adam has no such"),
         (sgd(name="cosine"), "run.fixer.optimizer.schedule: cosine needs learning_rate"),
         (sgd(name="constant"), "run.fixer.optimizer.schedule: constant needs learning_rate"),
