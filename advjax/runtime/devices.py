@@ -1,4 +1,4 @@
-"""Devices and processes: the only module that builds a mesh or asks for the index of the process.
+"""Devices and processes: outside ``attacks``, the only module that builds a mesh or asks for the index of the process.
 
 A computation is written as a *replica function* ``f(*args, axis_name)``: the work of one device on its rows of the
 batch. It communicates with the other replicas only through ``collectives``; with ``axis_name=None`` it is the plain
