@@ -41,8 +41,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """The command line of ``run``, ``list`` and ``status``."""
+    made = _Parser("python -m advjax.papers", allow_abbrev=False)
+    commands.add_commands(made)
+    return made
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line without one of these commands."""
     made = _Parser("python -m advjax.papers", description=__doc__, allow_abbrev=False)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--workdir", help="comma-separated folders that contain a report.json")
@@ -60,9 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     try:
         if arguments and not arguments[0].startswith("-"):
-            made = _Parser("python -m advjax.papers", allow_abbrev=False)
-            commands.add_commands(made)
-            commands.run_command(made.parse_intermixed_args(arguments), _console())
+            commands.run_command(command_parser().parse_intermixed_args(arguments), _console())
         else:
             _run(parser().parse_args(arguments))
     except (UserError, OSError) as error:

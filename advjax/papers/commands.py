@@ -27,7 +27,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     """The options of the commands."""
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("entries", nargs="*", metavar="ENTRY", help="names that `list` prints, or all")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("workdirs/papers"))
+    folder = pathlib.Path("workdirs/papers")
+    parser.add_argument("--workdir", type=pathlib.Path, default=folder, help="folder of what is trained, and of pages")
     parser.add_argument("--scale", default="small", help="how large; `list` prints the scales of each entry")
     parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from 0 on")
     parser.add_argument("--budget", default="", help="stop, resumably, after this long: 90m, 5h")
