@@ -77,6 +77,8 @@ def _run_all(
             say(f"{entry.name}: {stopped}; repeat the command to go on")
         except UserError as error:
             if len(entries) == 1:
+                if any(job.is_done for job in jobs):
+                    _write(entry, jobs, options, say)
                 raise
             say(f"{entry.name}: not run: {error}")
         _write(entry, jobs, options, say)

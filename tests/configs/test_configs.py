@@ -73,7 +73,7 @@ def test_the_argument_after_the_colon_selects_the_experiment(shared):
     (run,) = from_config(config).runs
     assert type(run.model).__name__ == "VGG16"
     sides = {name: config_of("cross_architecture", name).data.image_size for name in ("cifar10", "cats_vs_dogs")}
-    assert sides == {"cifar10": 0, "cats_vs_dogs": 224}
+    assert sides == {"cifar10": 0, "cats_vs_dogs": 128}
 
 
 @pytest.fixture

@@ -222,6 +222,20 @@ def test_the_budget_stops_between_and_within_jobs(calls, tmp_path, capsys):
     assert not calls.evaluated and not job.is_done
 
 
+def test_what_is_done_has_a_page_although_the_next_part_cannot_be_run(calls, tmp_path, monkeypatch, capsys):
+    run = commands.run_job
+
+    def without_the_last(job, *arguments):
+        if job.part.name == "two_updates":
+            raise UserError("no data")
+        run(job, *arguments)
+
+    monkeypatch.setattr(commands, "run_job", without_the_last)
+    assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 2
+    assert "no data" in capsys.readouterr().err
+    assert (tmp_path / "pages" / "004_table1.small.html").exists()
+
+
 def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
     assert command.main(["list"]) == 0
     listed = capsys.readouterr().out
