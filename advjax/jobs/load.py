@@ -36,7 +36,7 @@ class Trained:
     def logits_fn(self) -> LogitsFn:
         """``float images [n, h, w, c] in [0, 1] -> logits [n, classes]``, in inference mode; differentiable.
 
-        Noise layers are off; evaluations have them on, as ``blocks.stochastic_logits_fn(model, variables)`` has.
+        Noise layers are off, as in an evaluation without a defense; ``blocks.stochastic_logits_fn`` has them on.
         """
         return blocks.logits_fn(self.model, self.variables)
 
