@@ -42,8 +42,8 @@ def get_config(data: str = "cifar10"):
         for run, (network, _) in NETWORKS[data].items()
     }
     if data == "cifar10":
-        # As in the Keras example, whose images have the mean subtracted; with a rate of 1e-4, its network is far from 98.7%
-        # after 30 epochs.
+        # The Keras example subtracts the mean image and has this rate; with 1e-4, its network is far from 98.7% after
+        # 30 epochs.
         runs["resnet"]["model"]["mean"] = (0.4914, 0.4822, 0.4465)
         runs["resnet"]["optimizer"]["schedule"]["learning_rate"] = 1e-3
     config: Any = defaults.experiment(
