@@ -1,7 +1,7 @@
-"""The nouns of advjax.
+"""Types shared by the whole package.
 
-Everything the parts of the package say to each other is one of these types.  Images are float32 arrays in pixel space
-[0, 1], NHWC (one image is HWC); labels are integers; normalisation is a layer inside the model.
+Its parts pass these to each other.  Images are float32 arrays in pixel space
+[0, 1], NHWC (one image is HWC); labels are integers; normalization is a layer inside the model.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 """``images [n, h, w, c] -> logits [n, classes]``: any JAX function."""
 
 StochasticLogitsFn: TypeAlias = Callable[[Array, Key], Array]
-"""``(images, rng) -> logits``: a defence with randomness; equal keys give equal logits."""
+"""``(images, rng) -> logits``: a defense with randomness; equal keys give equal logits."""
 
 Defense: TypeAlias = Callable[[LogitsFn], StochasticLogitsFn]
-"""A test-time defence around a classifier."""
+"""A test-time defense around a classifier."""
 
 
 class AttackResult(NamedTuple):
