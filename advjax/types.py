@@ -1,7 +1,7 @@
 """Types shared by the whole package.
 
-Its parts pass these to each other.  Images are float32 arrays in pixel space
-[0, 1], NHWC (one image is HWC); labels are integers; normalization is a layer inside the model.
+Images are float32 arrays in pixel space [0, 1], NHWC (one image is HWC); labels are integers; normalization is a layer
+inside the model.
 """
 
 from collections.abc import Callable
