@@ -223,14 +223,14 @@ def _advance(stage, until_success, logits_fn, number, held):
 
 @functools.lru_cache(maxsize=8)
 def _replace(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    return _on_devices(lambda held, new, fresh: lanes.replace(fresh, new, held), mesh)
+    return _in_parallel(lambda held, new, fresh: lanes.replace(fresh, new, held), mesh)
 
 
 @functools.lru_cache(maxsize=8)
 def _take(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    return _on_devices(lanes.take, mesh)
+    return _in_parallel(lanes.take, mesh)
 
 
-def _on_devices(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """Each device has its part of all arrays."""
+def _in_parallel(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """The compiled function on all devices, each with its part of all arrays."""
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False))

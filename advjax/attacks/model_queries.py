@@ -46,6 +46,19 @@ def differentiate(
     return logits, jax.vmap(pullback, in_axes=1, out_axes=1)(derivatives)[0]
 
 
+def probe_gradients(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:
+    """Gradients [n, h, w, c] of a fixed combination of the finite logits, which tell equal logits apart.
+
+    Unlike those of a loss, they do not vanish where the softmax saturates.
+    """
+
+    def cotangents(logits: Array) -> Array:
+        weights = jnp.cos(1 + jnp.arange(logits.shape[-1], dtype=jnp.float32))
+        return jnp.where(jnp.isfinite(logits), weights, 0)
+
+    return differentiate(logits_fn, images, rngs, cotangents)[1]
+
+
 def finite(gradients: Array) -> tuple[Array, Array]:
     """Replaces NaN and infinite entries of gradients [n, ..., h, w, c].
 

@@ -127,10 +127,10 @@ class Programs:
         known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
         return self._run_precisely(function, known, self.verdict, images, adversarial, keys)
 
-    def gradient(self, model: Model, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Gradients of the cross-entropy with respect to the images, in full precision."""
+    def gradient(self, model: Model, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """``model_queries.probe_gradients``, in full precision."""
         known = self._known(model, _gradient, "gradient")
-        return self._run_precisely(_gradient, known, model, images, labels, keys)[0]
+        return self._run_precisely(_gradient, known, model, images, keys)[0]
 
     def verdict_has_gradients(self, images: np.ndarray) -> bool:
         """Whether the model that verdicts are about can be differentiated; ``images`` are a few of the data set."""
@@ -217,7 +217,7 @@ def _compiled(
 
     def placed(arguments: tuple[Any, ...]) -> list[Any]:
         # Where there are several processes, JAX takes no NumPy arrays for a mesh of only some of the devices.
-        return [_on_devices(argument, sharding) for argument, sharding in zip(arguments, shardings, strict=True)]
+        return [_put_leaves(argument, sharding) for argument, sharding in zip(arguments, shardings, strict=True)]
 
     # Unused arguments are kept: without them, programs of different arguments could have the same text.
     jitted = jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=(2,) if donate else ())
@@ -233,7 +233,7 @@ def _compiled(
     return lambda *arguments: compiled(*placed(arguments))
 
 
-def _on_devices(tree: PyTree, sharding: jax.sharding.NamedSharding) -> PyTree:
+def _put_leaves(tree: PyTree, sharding: jax.sharding.NamedSharding) -> PyTree:
     """Puts those leaves on the devices that are not there yet."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding), tree)
 
@@ -286,14 +286,8 @@ def _verify(threat_model: ThreatModel, logits_fn: Any, number: Array, images: Ar
     return logits, allowed, distance.astype(jnp.float32)
 
 
-def _gradient(logits_fn: Any, number: Array, images: Array, labels: Array, keys):
-    rngs = model_keys(typed(keys), AFTER)
-
-    def loss(images: Array) -> Array:
-        scores = jax.nn.log_softmax(model_queries.evaluate(logits_fn, images, rngs))
-        return -jnp.sum(jnp.take_along_axis(scores, labels[:, None], axis=1))
-
-    return (jax.grad(loss)(images),)
+def _gradient(logits_fn: Any, number: Array, images: Array, keys):
+    return (model_queries.probe_gradients(logits_fn, images, model_keys(typed(keys), AFTER)),)
 
 
 def _configuration() -> str:

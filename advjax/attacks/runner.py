@@ -94,7 +94,7 @@ def run_stages(
       progress: called after each batch; what it raises ends the run, with its results saved.
       state_file: folder (``ResultStore``) that results are saved to every minute and after each round, and resumed
         from if it exists.  It belongs to stages, threat model, data, seed, batch sizes and model: to the bytes of
-        ``variables`` or, without them, to logits and gradients at some images.  Stored successes are verified again.
+        ``variables``, and to logits and gradients at some images.  Stored successes are verified again.
 
     Raises:
       UserError: the folder belongs to another run, or is damaged.
@@ -114,11 +114,12 @@ def run_stages(
     root = root_words(seed)
     keys = np.asarray(image_words(root, index))
     problem = run_identity.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
-    options = {"has_variables": variables is not None}
     store = ResultStore(None, {})
     if state_file is not None:
+        fingerprint = run_identity.fingerprint(problem, programs)
+        options = {"has_variables": variables is not None, "has_gradients": "gradients" in fingerprint}
         facts = run_identity.identity(problem, stages, programs, survivors_only=survivors_only, **options)
-        store = ResultStore(state_file, facts, run_identity.fingerprint(problem, programs, **options))
+        store = ResultStore(state_file, facts, fingerprint, run_identity.TOLERANCES)
     found = _run(_Run(programs, stages, problem, survivors_only, store, progress or (lambda at: None), started))
     warn_of_doubtful(found, survivors_only=survivors_only)
     return found

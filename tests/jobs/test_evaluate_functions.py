@@ -14,6 +14,7 @@ import advjax
 from advjax import attacks
 from advjax.attacks.programs import Programs
 from advjax.evaluation import report
+from advjax.evaluation.given_model import given_model
 from advjax.evaluation.outcomes import read_outcomes
 from advjax.experiment import registry
 from advjax.jobs import compare, evaluate
@@ -164,3 +165,18 @@ def test_mistakes_are_explained_before_anything_is_written(model, options, messa
     with pytest.raises((TypeError, ValueError), match=message):
         evaluated(model, tmp_path / "report", **options)
     assert not (tmp_path / "report").exists()
+
+
+def test_functions_that_differ_in_their_gradients_alone_are_told_apart():
+    """Adversarial images made on a masked model say nothing about the repaired one."""
+
+    def masked(images):
+        return logits_fn(jax.lax.stop_gradient(images))
+
+    def called_back(images):
+        shape = jax.ShapeDtypeStruct((len(images), 3), np.float32)
+        return jax.pure_callback(lambda x: np.asarray(logits_fn(np.asarray(x))), shape, images)
+
+    hashes = [given_model("model", function, (4, 4, 1)).scored.hash for function in (logits_fn, masked, called_back)]
+    assert len(set(hashes)) == 3
+    assert given_model("model", logits_fn, (4, 4, 1)).scored.hash == hashes[0]
