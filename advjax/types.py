@@ -43,6 +43,9 @@ class AttackResult(NamedTuple):
     """bool [n]: the attack could not handle the image: pixels outside the bounds (by more than 4 units in the last
     place) or NaN, NaN logits, or a label out of range.  Outside jit this raises.  Under jit, such images have
     ``success``, so that they never count as robust, and their ``images``, ``logits`` and ``distance`` are NaN."""
+    progress: Array | int = 0
+    """int8 [n]: 1 where the attack made no progress, so that its failure is no evidence of robustness: all gradients
+    were zero, or following them only decreased the loss; 2 where it did; 0 for an attack without gradients."""
 
 
 AttackFn: TypeAlias = Callable[..., AttackResult]

@@ -1,7 +1,7 @@
 """AutoAttack, and a short ensemble for everyday use, as lists of stages (Croce & Hein 2020)."""
 
 from advjax.attacks.auto_pgd import auto_pgd
-from advjax.attacks.combine import Stage, all_rounds, restarts, targets, worst_of
+from advjax.attacks.combine import Stage, all_rounds, made_of, restarts, targets, worst_of
 from advjax.attacks.eot import Expectation
 from advjax.attacks.fab import fab
 from advjax.attacks.square import square
@@ -90,4 +90,4 @@ def auto_attack(threat_model: ThreatModel, *, version: str = "standard") -> Atta
     ) -> AttackResult:
         return ensemble(logits_fn, images, labels, rng, start, until_success)
 
-    return attack
+    return made_of(attack, ensemble)

@@ -156,7 +156,7 @@ def auto_pgd(
         )
         return state, jnp.where(halve, state.highest_gradient, gradient)
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)
 
 
 def _windows(num_steps: int) -> np.ndarray:

@@ -136,7 +136,7 @@ def auto_pgd_l1(
         )
         return state, jnp.where(back, state.highest_gradient, gradient)
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)
 
 
 def auto_pgd_l1_large_epsilon(
@@ -175,13 +175,17 @@ def auto_pgd_l1_large_epsilon(
         until_success: bool = False,
     ) -> AttackResult:
         images = as_array("images", images)
-        nonfinite = jnp.zeros(len(images), bool)
+        nonfinite, progress = jnp.zeros(len(images), bool), jnp.zeros(len(images), jnp.int8)
         for part, next_ball in zip(wider, balls[1:], strict=True):
             found = part(logits_fn, images, labels, rng, start)
-            nonfinite |= found.nonfinite
+            nonfinite, progress = nonfinite | found.nonfinite, jnp.maximum(progress, found.progress)
             start = jax.vmap(functools.partial(project_l1, next_ball))(images, found.images)
         result = last(logits_fn, images, labels, rng, start, until_success)
-        return result._replace(steps=result.steps + sum(steps[:-1]), nonfinite=result.nonfinite | nonfinite)
+        return result._replace(
+            steps=result.steps + sum(steps[:-1]),
+            nonfinite=result.nonfinite | nonfinite,
+            progress=jnp.maximum(result.progress, progress),
+        )
 
     return attack
 

@@ -17,6 +17,7 @@ import numpy as np
 from advjax.attacks import lanes, model_queries
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import batches
+from advjax.attacks.course import Course
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
 from advjax.attacks.programs import Programs, Search
@@ -40,6 +41,8 @@ class Found(NamedTuple):
     """bool [k]: the attack counts it as a success."""
     nonfinite: np.ndarray
     """bool [k]."""
+    progress: np.ndarray
+    """int8 [k]: as in ``AttackResult``."""
 
 
 class Inputs(NamedTuple):
@@ -195,12 +198,13 @@ class _LaneRun(NamedTuple):
         return _take(self.programs.mesh)(held, positions, vacant)
 
     def found(self, held: Lanes, ended: np.ndarray, rows: np.ndarray) -> Found:
-        parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite))
-        images, steps, fooled, nonfinite = (np.asarray(part)[ended] for part in parts)
+        parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite, *held.course))
+        images, steps, fooled, nonfinite, *course = (np.asarray(part)[ended] for part in parts)
+        progress = np.asarray(self.attack.progress(Course(*course), fooled, steps))
         # Clipping lets NaN through, and no threat model allows it.
         lost = ~np.all(np.isfinite(images), axis=(1, 2, 3))
         images = np.where(lost[:, None, None, None], self.inputs.images[rows[ended]], images)
-        return Found(rows[ended], images, steps, fooled & self.claims, nonfinite)
+        return Found(rows[ended], images, steps, fooled & self.claims, nonfinite, progress)
 
     @property
     def claims(self) -> bool:
@@ -213,6 +217,9 @@ def _begin(stage, is_other, logits_fn, number, images, labels, keys, clean_logit
     if is_other:
         # The attack computes in the type of the logits of the model that it follows.
         logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
+        if logits.shape != clean_logits.shape:
+            classes = logits.shape[1:], clean_logits.shape[1:]
+            raise ValueError(f"search_fn must have the classes of logits_fn, got logits of shapes {classes}")
         clean_logits = clean_logits.astype(logits.dtype)
     return lanes.begin(stage.attack(number), logits_fn, images, labels, rngs, clean_logits, vacant)
 

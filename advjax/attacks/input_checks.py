@@ -25,6 +25,10 @@ NONFINITE = (
     "norms, logarithms and divisions at 0 in the model (jax.config.update('jax_debug_nans', True) finds them)"
 )
 
+MASKED = (
+    "their gradients are zero, or following them only decreases the loss (a saturated softmax, quantization, detached "
+    "inputs), so that an attack that fails there is no evidence of robustness"
+)
 TRAIN_MODE = (
     "it changes its own state while JAX traces it, as an nnx module in train mode does, whose BatchNorm updates its "
     "statistics and whose Dropout counts its keys: call model.eval() first"
@@ -125,6 +129,20 @@ def as_array(name: str, values: Any) -> Any:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be an array of numbers, got {type(values).__name__}")
+    return array
+
+
+def as_index(index: Any, count: int) -> np.ndarray:
+    """Positions [count] of images in their data set, as keys are folded with them.
+
+    Raises:
+      ValueError: not one integer of 32 bits per image.
+    """
+    array = np.asarray(index)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise ValueError(f"index must be integers of shape ({count},), one per image, got {array.dtype} {array.shape}")
+    if count and not (array.min() >= 0 and array.max() < 2**32):
+        raise ValueError(f"index must be in 0..{2**32 - 1}, got {array.min()}..{array.max()}")
     return array
 
 
@@ -239,19 +257,10 @@ def warn_of_nonfinite(nonfinite: Array | np.ndarray, images: str = "images") -> 
         warnings.warn(message, stacklevel=3)
 
 
-def warn_of_unchanged(unchanged: Array | np.ndarray, epsilon: float | Array) -> None:
-    """Warns of images on which an attack has not failed but never begun; does nothing inside jit.
-
-    Args:
-      unchanged: bool [n], images that were returned as they are and do not fool the model.
-      epsilon: of the threat model; nothing can change where it is 0.
-    """
-    if is_concrete(unchanged) and is_concrete(epsilon) and float(epsilon) > 0 and (count := int(np.sum(unchanged))):
-        message = (
-            f"the attack made no progress on {count} of {len(unchanged)} images, which are returned unchanged: their "
-            "gradients may be zero (a saturated softmax, quantization, detached inputs), and robustness there is no "
-            "evidence of a defense"
-        )
+def warn_of_no_progress(without: Array | np.ndarray) -> None:
+    """Warns of images [n] on which an attack has not failed but never begun; does nothing inside jit."""
+    if is_concrete(without) and (count := int(np.sum(without))):
+        message = f"the attack made no progress on {count} of {len(without)} images: {MASKED}"
         # The caller of the attack: its __call__ lies between.
         warnings.warn(message, stacklevel=3)
 

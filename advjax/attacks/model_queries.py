@@ -80,8 +80,17 @@ def is_fooled(logits: Array | np.ndarray, label: Array | np.ndarray, targeted: b
 
     Logits with a NaN predict nothing.
     """
-    predicted = (jnp.argmax(logits, axis=-1) == label) & ~jnp.any(jnp.isnan(logits), axis=-1)
-    return predicted == targeted
+    return (predicted_class(logits) == label) == targeted
+
+
+def predicted_class(logits: Array | np.ndarray) -> Array:
+    """The class with the largest of the logits [..., classes]; -1, no class, where any of them is NaN.
+
+    The argmax of NaN is the class of the first, which may be the right one.
+    """
+    # Methods, so that the host needs no compiled program for numpy arrays.
+    is_nan = (logits != logits).any(axis=-1)
+    return logits.argmax(axis=-1) * ~is_nan - is_nan
 
 
 def in_precision(

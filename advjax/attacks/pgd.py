@@ -136,4 +136,4 @@ def pgd(
         moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradient)
         return state._replace(point=threat_model.project(problem.image, moved))
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)

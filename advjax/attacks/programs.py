@@ -25,7 +25,7 @@ import numpy as np
 from advjax.attacks import model_queries
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import padded
-from advjax.attacks.combine import Stage, call_attack
+from advjax.attacks.combine import Stage, call_attack, parts_of
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, KEY_TYPE, model_keys, typed
 from advjax.attacks.lifting import lift
@@ -109,7 +109,7 @@ class Programs:
         """One round of an attack that is a plain function of a batch.
 
         Returns:
-          Adversarial images, steps, claimed successes, and flags of non-finite gradients.
+          Adversarial images, steps, claimed successes, flags of non-finite gradients, and progress.
         """
         batch = padded((images, labels, keys), self.sizes)
         program = self.of_search(
@@ -244,26 +244,45 @@ def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
 
 
 def check_stages(stages: Sequence[Stage], threat_model: ThreatModel) -> None:
-    """Raises a ValueError if there are no stages, or if one is targeted or attacks in another threat model."""
+    """Checks what is to be run.
+
+    Raises:
+      TypeError: something is not a stage, or a stage has no attack.
+      ValueError: there are no stages, or one is targeted or attacks in another threat model.
+    """
+    if not isinstance(threat_model, ThreatModel):
+        raise TypeError(f"threat_model must be a ThreatModel, such as attacks.linf(8 / 255), got {threat_model!r:.100}")
     if not stages:
         raise ValueError("run_stages needs at least one stage")
     for stage in stages:
+        if not isinstance(stage, Stage):
+            raise TypeError(
+                "stages must be a list of stages, such as attacks.auto_attack_stages(...) or "
+                f"[attacks.Stage('pgd', lambda round: attack, lambda num_classes: 1)], and holds {stage!r:.100}"
+            )
         attack = stage.attack(jnp.int32(0))
-        if isinstance(attack, Attack):
-            if attack.targeted:
-                raise ValueError(
-                    f"stage {stage.name!r} is targeted: it would take the labels for targets and pull images into "
-                    "their own classes; use the untargeted attack, or over_targets"
-                )
-            norm, epsilon, bounds = describe(attack.threat_model)
-            expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
-            # An epsilon may have become a float32 on the way.
-            same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
-            if not same or bounds != expected_bounds:
-                raise ValueError(
-                    f"stage {stage.name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
-                    f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
-                )
+        if not callable(attack):
+            raise TypeError(f"stage {stage.name!r} must make an attack for each round, got {attack!r:.100}")
+        for part in parts_of(attack):
+            if isinstance(part, Attack):
+                _check_attack(stage.name, part, threat_model)
+
+
+def _check_attack(name: str, attack: Attack, threat_model: ThreatModel) -> None:
+    if attack.targeted:
+        raise ValueError(
+            f"stage {name!r} is targeted: it would take the labels for targets and pull images into "
+            "their own classes; use the untargeted attack, or over_targets"
+        )
+    norm, epsilon, bounds = describe(attack.threat_model)
+    expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
+    # An epsilon may have become a float32 on the way.
+    same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
+    if not same or bounds != expected_bounds:
+        raise ValueError(
+            f"stage {name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
+            f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
+        )
 
 
 def call_stage(
@@ -276,7 +295,9 @@ def call_stage(
 
 def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys):
     result = call_stage(stage, logits_fn, number, images, labels, typed(keys), until_success)
-    return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
+    progress = jnp.asarray(result.progress, jnp.int8)
+    flags = (jnp.broadcast_to(values, labels.shape) for values in (result.nonfinite, progress))
+    return result.images, result.steps, result.success, *flags
 
 
 def _verify(threat_model: ThreatModel, logits_fn: Any, number: Array, images: Array, adversarial: Array, keys):

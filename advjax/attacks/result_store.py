@@ -62,8 +62,8 @@ class ResultStore:
         stored = _read_arrays(folder, path) if path.exists() else {}
         if unknown := [name for name in identity if name not in facts] or (not stored and [*expected]):
             raise UserError(
-                f"{folder} was written by an earlier version of advjax, which did not record {_listed(unknown).replace('_', ' ')}: "
-                "delete it or name another folder"
+                f"{folder} was written by an earlier version of advjax, which did not record "
+                f"{_listed(unknown).replace('_', ' ')}: delete it or name another folder"
             )
         differing = _differing(facts, identity)
         for name in dict.fromkeys([*stored, *expected]):
@@ -118,12 +118,17 @@ class ResultStore:
         if self.folder is None or not os.path.lexists(self.folder):
             return None
         folder = pathlib.Path(self.folder)
+        if not folder.name:
+            raise UserError(f"results cannot be saved in {str(self.folder)!r}: name a folder of their own")
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is a file, not a folder of results (older versions wrote such files): "
                 "delete it or name another folder"
             )
-        return folder if any(folder.iterdir()) else None
+        names = {path.name for path in folder.iterdir()}
+        if names and _IDENTITY not in names and not re.fullmatch(r"\d{5,}", max(names)) and _FINGERPRINT not in names:
+            raise UserError(f"{folder} holds other files, e.g. {min(names)}: name another folder")
+        return folder if names else None
 
 
 def _differing(stored: Any, expected: dict[str, Any]) -> list[str]:

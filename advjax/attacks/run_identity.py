@@ -71,8 +71,8 @@ def identity(
 def fingerprint(problem: Problem, programs: Programs) -> dict[str, np.ndarray]:
     """Identifies the model by its clean logits and by gradients on some images.
 
-    Equal variables and logits are not enough: where gradients alone were repaired (a ``stop_gradient`` removed), attacks
-    find what they did not find before.
+    Equal variables and logits are not enough: where gradients alone were repaired (a ``stop_gradient`` removed),
+    attacks find what they did not find before.
     """
     some = few(len(problem.images))
     found = model_fingerprint(

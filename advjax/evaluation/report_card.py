@@ -58,6 +58,7 @@ def examine(
     threat_model.require("examine", "linf", "l2", finite_epsilon=True, finite_bounds=True)
     if not float(threat_model.epsilon) > 0:
         raise ValueError(f"examine needs an epsilon above 0, got {threat_model.epsilon}")
+    input_checks.require_count("seed", seed, 0)
     images, labels = input_checks.as_array("images", images), input_checks.as_array("labels", labels)
     input_checks.check_inputs(images, labels, threat_model.bounds)
     if not len(images):

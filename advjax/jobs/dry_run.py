@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from advjax.attacks import Stage, ThreatModel
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
-from advjax.experiment.registry import NORMS
+from advjax.experiment.registry import NORMS, build
 from advjax.experiment.spec import DataFacts, DefensePlan, Experiment, Run
 from advjax.models import blocks
 from advjax.models.compute_dtype import computing_in
@@ -69,7 +69,7 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
         with _explained("evaluation.curve"):
             curve = plan.curve
             for epsilon in curve.epsilons:
-                _check_epsilon(NORMS[curve.norm](epsilon), facts)
+                _check_epsilon(build(NORMS, {"name": curve.norm, "epsilon": epsilon}, "norm"), facts)
             jax.eval_shape(
                 lambda epsilon, *batch: curve.attack_at(epsilon)(_linear(facts.num_classes), *batch),
                 jax.ShapeDtypeStruct((), jnp.float32),

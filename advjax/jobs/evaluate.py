@@ -249,6 +249,7 @@ def _card(model: ScoredModel, measured: Measured, examined: Sequence[report_card
     checks = [
         summaries.bounds_check([(run.attack.name, run.inside) for run in runs]),
         summaries.finite_check([(run.attack.name, run.result.nonfinite) for run in runs]),
+        summaries.progress_check([entry for entry in own if entry.adaptive and entry.attack != summaries.WORST_CASE]),
         summaries.confirmed_check([(run.attack.name, _doubtful(run.result)) for run in runs if run.is_verdict]),
         *summaries.outcome_checks([entry for entry in own if entry.attack != summaries.WORST_CASE]),
         *examined,

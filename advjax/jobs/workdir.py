@@ -53,6 +53,8 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     folder = pathlib.Path(workdir)
+    if not os.fspath(workdir) or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"workdir must name a folder, got {os.fspath(workdir)!r}" + " (a file)" * folder.is_file())
     is_new, lock = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:

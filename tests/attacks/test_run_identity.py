@@ -128,7 +128,9 @@ def test_functions_without_gradients_resume(how, tmp_path):
 
     def looped(weights, images):
         logits = plain(weights, images)
-        return jax.lax.while_loop(lambda carry: carry[0] < 1, lambda carry: (carry[0] + 1, 1.0 * carry[1]), (0, logits))[1]
+        return jax.lax.while_loop(
+            lambda carry: carry[0] < 1, lambda carry: (carry[0] + 1, 1.0 * carry[1]), (0, logits)
+        )[1]
 
     square = (combine.restarts("square", attacks.square(THREAT_MODEL, num_queries=3), 1),)
     for number, function in enumerate((called_back, looped)):
@@ -147,10 +149,13 @@ def test_functions_without_gradients_resume(how, tmp_path):
 
 def test_probes_follow_masked_classes_and_saturated_ones():
     """Where other losses have no gradient, the probe has one."""
+    keys = jax.random.split(jax.random.key(0), COUNT)
     for logits_fn in (
         lambda images: 1e6 * plain(WEIGHTS, images),
         lambda images: plain(WEIGHTS, images).at[:, 0].set(-jnp.inf),
         lambda images: plain(WEIGHTS, images)[:, :2],
     ):
-        gradients = np.asarray(model_queries.probe_gradients(logits_fn, IMAGES, jax.random.split(jax.random.key(0), COUNT)))
+        gradients = np.asarray(
+            model_queries.probe_gradients(logits_fn, IMAGES, keys)
+        )
         assert np.all(np.isfinite(gradients)) and np.all(np.max(np.abs(gradients), axis=(1, 2, 3)) > 0)
