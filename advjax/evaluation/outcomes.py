@@ -105,8 +105,8 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) ->
     """Writes per-image outcomes that ``np.load(path, allow_pickle=False)`` can read.
 
     Outcome number i has the arrays ``i/index``, ``i/labels``, ``i/predictions``, ``i/distances`` and ``i/steps``, in
-    data set order, and ``i/progress`` if it is of an attack.  The entry ``outcomes`` is a JSON list: element i holds the
-    other fields of outcome i.
+    data set order, and ``i/progress`` if it is of an attack.  The entry ``outcomes`` is a JSON list: element i holds
+    the other fields of outcome i.
     """
     facts = [{field: getattr(outcome, field) for field in _FACTS} for outcome in outcomes]
     entries: dict[str, Any] = {"outcomes": np.array(json.dumps(plain(facts, "outcomes"), allow_nan=False))}

@@ -155,7 +155,5 @@ def test_probes_follow_masked_classes_and_saturated_ones():
         lambda images: plain(WEIGHTS, images).at[:, 0].set(-jnp.inf),
         lambda images: plain(WEIGHTS, images)[:, :2],
     ):
-        gradients = np.asarray(
-            model_queries.probe_gradients(logits_fn, IMAGES, keys)
-        )
+        gradients = np.asarray(model_queries.probe_gradients(logits_fn, IMAGES, keys))
         assert np.all(np.isfinite(gradients)) and np.all(np.max(np.abs(gradients), axis=(1, 2, 3)) > 0)
