@@ -115,11 +115,13 @@ class ResultStore:
 
     def _existing(self) -> pathlib.Path | None:
         """The folder, if there is one with anything in it."""
-        if self.folder is None or not os.path.lexists(self.folder):
+        if self.folder is None:
             return None
         folder = pathlib.Path(self.folder)
         if not folder.name:
             raise UserError(f"results cannot be saved in {str(self.folder)!r}: name a folder of their own")
+        if not os.path.lexists(folder):
+            return None
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is a file, not a folder of results (older versions wrote such files): "

@@ -286,7 +286,7 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
 
 
 def _as_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """A tuple; a single stage, which is a tuple itself, or attack becomes one of something that is no stage."""
+    """A tuple; a single stage, which is a tuple itself, is one of its own."""
     return tuple(stages) if isinstance(stages, Sequence) and not isinstance(stages, Stage | str) else (stages,)
 
 

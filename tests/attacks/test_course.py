@@ -1,5 +1,6 @@
 """Images on which an attack made no progress are told from robust ones: without flattering, without false alarms."""
 
+import functools
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ from advjax import attacks
 from advjax.attacks import combine, runner
 from advjax.attacks.course import NO_PROGRESS, PROGRESS, UNKNOWN
 from support import attack_models as am
+from support.reference import reference_networks
 
 EPSILON, COUNT, CLASSES = 0.05, 6, 4
 IMAGES = am.gray_images(COUNT)
@@ -165,3 +167,36 @@ def test_a_stochastic_model_is_not_misled_by_chance():
         ATTACKS["pgd"], attacks.expectation(lambda x, rng: noisy(jax.lax.stop_gradient(x), rng), 2), in_stages=False
     )
     assert np.sum(progress == NO_PROGRESS) and len(messages) == 1
+
+
+TRAINED = [
+    ("cifar_cnn_std", 8 / 255),
+    # So small that most images stay as they are classified, confidently.
+    ("cifar_cnn_std", 0.5 / 255),
+    ("cifar_cnn_at", 8 / 255),
+    ("mnist_cnn_at", 0.25),
+    ("mnist_cnn_at", 0.02),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize(("name", "epsilon"), TRAINED)
+def test_trained_networks_are_not_suspected(name, epsilon, shared):
+    """Undefended and adversarially trained ones, on real images."""
+    networks, data = reference_networks(shared), np.load(shared / "reference" / f"{name}_images.npz")
+    images, labels = data["images"][:48].astype(np.float32) / 255, data["labels"][:48].astype(np.int32)
+    logits_fn, ball = functools.partial(networks.NETWORKS[name], networks.load(name)), attacks.linf(epsilon)
+    tried = {
+        "fgsm": attacks.fgsm(ball),
+        "pgd": attacks.pgd(ball, num_steps=10, step_size=epsilon / 4),
+        "pgd with long steps": attacks.pgd(ball, num_steps=10, step_size=epsilon),
+        "auto_pgd": attacks.auto_pgd(ball, num_steps=10),
+        "auto_pgd in few steps": attacks.auto_pgd(ball, num_steps=5),
+        "dlr": attacks.auto_pgd(ball, num_steps=10, loss="dlr"),
+        "towards the last class": attacks.auto_pgd(ball, num_steps=10, loss="dlr", aim=attacks.next_likely_class(9)),
+        "deepfool": attacks.deepfool(attacks.linf(np.inf), num_steps=3),
+    }
+    for attack in tried.values():
+        result = jax.jit(functools.partial(attack, logits_fn))(images, labels, jax.random.key(0))
+        np.testing.assert_array_equal(result.progress, PROGRESS)

@@ -37,6 +37,8 @@ def run(logits_fn=two_classes, images=IMAGES, labels=LABELS, rng=KEY):
         ({"labels": LABELS.astype(np.float32)}, r"labels must be integers of shape \(3,\).*float32"),
         ({"labels": LABELS + 1}, r"labels must be in 0..1 for these logits, got 1..2"),
         ({"labels": LABELS - 1}, r"labels must be in 0..1 for these logits, got -1..0"),
+        # As int32, 2**32 would be class 0.
+        ({"labels": LABELS + 2**32}, r"labels must be classes, got 4294967296..4294967297"),
         ({"logits_fn": lambda x: two_classes(x)[:, 0]}, r"shape \(3, classes\).*got \(3,\)"),
         ({"logits_fn": lambda x: two_classes(x)[:1]}, r"shape \(3, classes\).*got \(1, 2\)"),
         ({"logits_fn": lambda x: two_classes(x)[:, :1]}, r"at least two classes, got \(3, 1\)"),

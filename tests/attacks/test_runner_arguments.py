@@ -40,7 +40,6 @@ WRONG = {
     "half a round": ({"stages": [stage(rounds=1.5)]}, TypeError, "rounds of stage 'it' must be an integer, got 1.5"),
     "no stages": ({"stages": ()}, ValueError, "at least one stage"),
     "an attack for stages": ({"stages": FGSM}, TypeError, "stages must be a list of stages, .* holds Attack"),
-    "a stage for stages": ({"stages": stage()}, TypeError, "stages must be a list of stages"),
     "a list of attacks": ({"stages": [FGSM]}, TypeError, "stages must be a list of stages"),
     "a name": ({"stages": "standard"}, TypeError, "stages must be a list of stages, .* holds 'standard'"),
     "a stage without an attack": ({"stages": [stage(None)]}, TypeError, "stage 'it' must make an attack"),

@@ -193,7 +193,7 @@ def test_images_without_progress_are_said_in_the_call_and_in_the_report(tmp_path
     for name, row in rows.items():
         assert row["no_progress"] == (name in ("pgd", "worst case")) * round(20 * row["accuracy"]), name
     left = rows["worst case"]["accuracy"]
-    assert 0 < left < rows["pgd"]["accuracy"]
+    assert 0 < left <= rows["pgd"]["accuracy"]
     assert "this may be too high: the report card fails on progress of attacks" in found.verdict[0]
     (check,) = [check for check in found.checks if check["name"] == "progress of attacks"]
     assert not check["passed"] and check["numbers"] == {"without": left}
