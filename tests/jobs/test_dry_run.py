@@ -1,5 +1,7 @@
 """What cannot be trained or measured is one line that names the config key, before anything is trained or written."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,9 @@ def fgsm(**arguments):
     ],
 )
 def test_what_cannot_work_is_one_line_that_names_the_key(changes, message):
-    with pytest.raises(UserError, match=message) as caught:
+    # A warning would be a second line.
+    with warnings.catch_warnings(), pytest.raises(UserError, match=message) as caught:
+        warnings.filterwarnings("error", message="epsilon")
         experiment = from_config(changed(**changes))
         check_runs(experiment, devices())
         check_evaluation(experiment, experiment.load_data().train)
