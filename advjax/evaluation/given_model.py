@@ -153,7 +153,8 @@ def _advice(problem: str, call: Callable[..., Any], images: jax.ShapeDtypeStruct
 
         def wrapped(images: Array, *key: Any, axes: tuple[int, ...] = axes, single: bool = single) -> Array:
             turned = images.transpose(axes)
-            return jax.vmap(lambda image: call(image, *key))(turned) if single else call(turned, *key)
+            output = jax.vmap(lambda image: call(image, *key))(turned) if single else call(turned, *key)
+            return input_checks.as_logits(output)
 
         try:
             output = jax.eval_shape(wrapped, images, *key)

@@ -19,6 +19,7 @@ from advjax.evaluation.outcomes import read_outcomes
 from advjax.experiment import registry
 from advjax.jobs import compare, evaluate
 from advjax.runtime.files import plain
+from advjax.types import UserError
 
 THREAT_MODEL = attacks.linf(0.05)
 FGSM = {"fgsm": attacks.fgsm(THREAT_MODEL)}
@@ -210,6 +211,14 @@ def test_logits_that_become_nan_are_not_robust(tmp_path):
     found = evaluated(breaking, tmp_path, images=0 * IMAGES + 0.5, labels=0 * LABELS)
     assert found.summary[0]["clean"]["accuracy"] == 1 and found.summary[0]["robust"]["accuracy"] == 0
     assert "none (NaN)" in (tmp_path / "report.html").read_text()
+
+
+def test_nan_on_the_images_as_they_are_is_one_line(tmp_path):
+    """As of damaged weights: no attack could start there."""
+    broken = lambda images: jnp.where(jnp.arange(3) == 1, jnp.nan, logits_fn(images))  # noqa: E731
+    with pytest.raises(UserError, match="^model returns NaN on 20 of 20 images as they are: look for NaN") as caught:
+        evaluated(broken, tmp_path / "report")
+    assert "\n" not in str(caught.value) and not (tmp_path / "report" / "report.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a/b", "../outside", ".hidden", "", "x" * 65, "line\nbreak", 3, None])
