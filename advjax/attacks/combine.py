@@ -120,8 +120,9 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         numbers = jnp.arange(stage.num_rounds(logits.shape[-1]))
         result = jax.lax.scan(step, varying_like((images, labels, rngs), nothing), numbers)[0]
         refuse_invalid(result.invalid)
-        warn_of_nonfinite(result.nonfinite)
-        warn_of_no_progress((result.progress == NO_PROGRESS) & ~jnp.asarray(result.nonfinite))
+        nonfinite = jnp.asarray(result.nonfinite)
+        warn_of_nonfinite(nonfinite)
+        warn_of_no_progress((result.progress == NO_PROGRESS) & ~nonfinite)
         return result
 
     return made_of(attack, part)

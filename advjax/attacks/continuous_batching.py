@@ -199,7 +199,8 @@ class _LaneRun(NamedTuple):
 
     def found(self, held: Lanes, ended: np.ndarray, rows: np.ndarray) -> Found:
         parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite, *held.course))
-        images, steps, fooled, nonfinite, *course = (np.asarray(part)[ended] for part in parts)
+        chosen: list[Any] = [np.asarray(part)[ended] for part in parts]
+        images, steps, fooled, nonfinite, *course = chosen
         progress = np.asarray(self.attack.progress(Course(*course), fooled, steps))
         # Clipping lets NaN through, and no threat model allows it.
         lost = ~np.all(np.isfinite(images), axis=(1, 2, 3))

@@ -163,7 +163,7 @@ def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds:
         raise ValueError(
             f"labels must be integers of shape ({images.shape[0]},), one per image, got {labels.dtype} {labels.shape}"
         )
-    if is_concrete(labels) and labels.size and not (-(2**31) <= int(labels.min()) and int(labels.max()) < 2**31):
+    if is_concrete(labels) and labels.size and np.any(np.asarray(labels).astype(np.int32) != labels):
         raise ValueError(f"labels must be classes, got {int(labels.min())}..{int(labels.max())}")
     if is_concrete(images) and images.size:
         # Known values may still be used inside a jitted function, where operations on them would be traced.

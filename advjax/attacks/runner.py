@@ -285,7 +285,7 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
         search, *repetitions = repetitions
 
 
-def _as_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def _as_stages(stages: Any) -> tuple[Any, ...]:
     """A tuple; a single stage, which is a tuple itself, is one of its own."""
     return tuple(stages) if isinstance(stages, Sequence) and not isinstance(stages, Stage | str) else (stages,)
 

@@ -216,7 +216,7 @@ def test_logits_that_become_nan_are_not_robust(tmp_path):
 def test_nan_on_the_images_as_they_are_is_one_line(tmp_path):
     """As of damaged weights: no attack could start there."""
     broken = lambda images: jnp.where(jnp.arange(3) == 1, jnp.nan, logits_fn(images))  # noqa: E731
-    with pytest.raises(UserError, match="^model returns NaN on 20 of 20 images as they are: look for NaN") as caught:
+    with pytest.raises(UserError, match=r"^model returns NaN on 20 of 20 images as they are: look for NaN") as caught:
         evaluated(broken, tmp_path / "report")
     assert "\n" not in str(caught.value) and not (tmp_path / "report" / "report.json").exists()
 
