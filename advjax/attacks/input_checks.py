@@ -163,8 +163,11 @@ def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds:
         raise ValueError(
             f"labels must be integers of shape ({images.shape[0]},), one per image, got {labels.dtype} {labels.shape}"
         )
-    if is_concrete(labels) and labels.size and np.any(np.asarray(labels).astype(np.int32) != labels):
-        raise ValueError(f"labels must be classes, got {int(labels.min())}..{int(labels.max())}")
+    if is_concrete(labels) and labels.size:
+        # By numpy: inside a jitted function, operations on known arrays of JAX are traced.
+        known = np.asarray(labels)
+        if np.any(known.astype(np.int32) != known):
+            raise ValueError(f"labels must be classes, got {known.min()}..{known.max()}")
     if is_concrete(images) and images.size:
         # Known values may still be used inside a jitted function, where operations on them would be traced.
         with jax.ensure_compile_time_eval():
