@@ -69,7 +69,7 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
         with _explained("evaluation.curve"):
             curve = plan.curve
             for epsilon in curve.epsilons:
-                _check_epsilon(build(NORMS, {"name": curve.norm, "epsilon": epsilon}, "norm"), facts)
+                _check_epsilon(build(NORMS, {"name": curve.norm, "epsilon": epsilon}, "evaluation.curve"), facts)
             jax.eval_shape(
                 lambda epsilon, *batch: curve.attack_at(epsilon)(_linear(facts.num_classes), *batch),
                 jax.ShapeDtypeStruct((), jnp.float32),

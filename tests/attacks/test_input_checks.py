@@ -197,3 +197,15 @@ def test_precision_of_the_images_is_kept_in_64_bit_mode(make):
         attack = attacks.pgd(make(np.float64(0.1)), num_steps=2, step_size=np.float64(0.1))
         result = jax.eval_shape(lambda x: attack(two_classes, x, LABELS, jax.random.key(0)), IMAGES)
         assert result.images.dtype == np.float32
+
+
+def test_a_stochastic_model_in_train_mode_is_explained_like_any_other():
+    class TraceContextError(Exception):
+        """As Flax raises it where a module counts its keys."""
+
+    def training(images, rng=None):
+        raise TraceContextError("Cannot mutate RngCount from a different trace level")
+
+    for model in (training, attacks.expectation(training, 2)):
+        with pytest.raises(TypeError, match=r"^logits_fn cannot be attacked: .*call model\.eval\(\) first$"):
+            run(model)
