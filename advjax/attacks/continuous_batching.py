@@ -17,7 +17,8 @@ import numpy as np
 from advjax.attacks import lanes, model_queries
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import batches
-from advjax.attacks.course import Course
+from advjax.attacks.combine import parts_of
+from advjax.attacks.course import NO_PROGRESS, UNKNOWN, Course
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
 from advjax.attacks.programs import Programs, Search
@@ -75,9 +76,16 @@ def attack_images(programs: Programs, search: Search, inputs: Inputs, rows: np.n
 
 def _in_batches(programs: Programs, search: Search, inputs: Inputs, rows: np.ndarray) -> Iterator[Found]:
     """For attacks that are plain functions."""
+    parts = parts_of(search.stage.attack(jnp.int32(0)))
+    is_own = not any(isinstance(part, Attack) for part in parts) and float(programs.threat_model.epsilon) > 0
     for batch in batches(rows, programs.sizes):
-        found = programs.attack(search, inputs.images[batch], inputs.labels[batch], inputs.keys[batch])
-        yield Found(batch, *found)
+        found = Found(batch, *programs.attack(search, inputs.images[batch], inputs.labels[batch], inputs.keys[batch]))
+        if is_own:
+            # A function that does not say whether it made progress made none where it changed nothing.
+            unchanged = np.all(found.images == inputs.images[batch], axis=(1, 2, 3)) & ~found.claimed
+            idle = unchanged & (found.progress == UNKNOWN)
+            found = found._replace(progress=np.where(idle, NO_PROGRESS, found.progress).astype(np.int8))
+        yield found
 
 
 def _in_lanes(run: "_LaneRun", rows: np.ndarray) -> Iterator[Found]:

@@ -27,7 +27,7 @@ NONFINITE = (
 
 MASKED = (
     "their gradients are zero, or following them only decreases the loss (a saturated softmax, quantization, detached "
-    "inputs), so that an attack that fails there is no evidence of robustness"
+    "inputs), or the attack is a function that returned them unchanged: its failure is no evidence of robustness"
 )
 TRAIN_MODE = (
     "it changes its own state while JAX traces it, as an nnx module in train mode does, whose BatchNorm updates its "

@@ -288,9 +288,29 @@ def _check_attack(name: str, attack: Attack, threat_model: ThreatModel) -> None:
 def call_stage(
     stage: Stage, logits_fn: Any, number: Array | int, images: Array, labels: Array, keys: Key, until_success: bool
 ) -> AttackResult:
-    """One round of a stage."""
+    """One round of a stage.
+
+    Raises:
+      TypeError: the attack is a function that cannot be traced, or returns something else.
+      ValueError: it returns another number of images.
+    """
     attack: AttackFn = stage.attack(jnp.asarray(number))
-    return call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
+    try:
+        result: Any = call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            f"stage {stage.name!r}: an attack is traced by JAX, which does not know the values of its arrays then: "
+            "compute with jax.numpy, without branches on values, or call other code by jax.pure_callback"
+        ) from error
+    if not isinstance(result, AttackResult):
+        raise TypeError(f"stage {stage.name!r}: an attack must return an AttackResult, got {type(result).__name__}")
+    shapes = [np.shape(result.images), *(np.shape(flags) for flags in (result.success, result.steps))]
+    if shapes != [images.shape, labels.shape, labels.shape]:
+        raise ValueError(
+            f"stage {stage.name!r}: an attack must return one image, success and number of steps for each of the "
+            f"images {images.shape}, got shapes {', '.join(map(str, shapes))}"
+        )
+    return result
 
 
 def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys):

@@ -41,7 +41,8 @@ class ThreatModel:
 
     @staticmethod
     def _is_infinite(epsilon):
-        return is_concrete(epsilon) and not np.ndim(epsilon) and epsilon == math.inf
+        # By numpy: inside a jitted function, operations on known arrays of JAX are traced.
+        return is_concrete(epsilon) and not np.ndim(epsilon) and bool(np.asarray(epsilon) == math.inf)
 
     @property
     def pixel_range(self) -> float:

@@ -135,3 +135,53 @@ def test_logits_that_become_nan_predict_nothing(how):
     found = attacks.run_stages((stage(),), LINF, model, 0 * IMAGES + 0.5, 0 * LABELS, batch_size=4)
     np.testing.assert_array_equal(found.broken_by, 0)
     np.testing.assert_array_equal(found.refused, 0)
+
+
+def result(logits_fn, images, labels, **changes):
+    none = jnp.zeros(len(images), jnp.int32)
+    found = attacks.AttackResult(jnp.asarray(images), logits_fn(images), none > 0, 0.0 * none, none)
+    return found._replace(**changes)
+
+
+OWN = {
+    "nothing": (
+        lambda f, x, y, key: None,
+        TypeError,
+        "stage 'it': an attack must return an AttackResult, got NoneType",
+    ),
+    "images alone": (lambda f, x, y, key: x, TypeError, "an attack must return an AttackResult"),
+    "numpy": (lambda f, x, y, key: result(f, np.asarray(x), y), TypeError, "an attack is traced by JAX"),
+    "a branch": (
+        lambda f, x, y, key: result(f, x, y) if x.max() > 0 else None,
+        TypeError,
+        "an attack is traced by JAX",
+    ),
+    "one success": (
+        lambda f, x, y, key: result(f, x, y, success=jnp.ones(2, bool)),
+        ValueError,
+        "must return one image",
+    ),
+    "half the images": (lambda f, x, y, key: result(f, x, y)._replace(images=x[..., :1, :]), ValueError, "one image"),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_functions_that_are_no_attacks_are_explained(kind):
+    attack, error, message = OWN[kind]
+    with pytest.raises(error, match=message) as caught:
+        run([stage(attack)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_that_changes_nothing_is_no_evidence():
+    with pytest.warns(UserWarning, match=r"made no progress on 4 of 4 robust images \(it on 4\)"):
+        found = run([stage(lambda f, x, y, key: result(f, x, y))])
+    np.testing.assert_array_equal(found.without_progress, True)
+    moved = run([stage(lambda f, x, y, key: result(f, x, y, images=x + 1e-6))])
+    assert not np.any(moved.without_progress)
+
+
+def test_epsilon_may_be_an_array_of_jax():
+    ball = attacks.linf(jnp.float32(0.1))
+    found = run([stage(attacks.fgsm(ball))], ball)
+    np.testing.assert_array_equal(found.broken_by, run().broken_by)

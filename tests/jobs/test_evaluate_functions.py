@@ -256,3 +256,10 @@ def test_a_workdir_that_is_no_folder(tmp_path):
     for workdir in (tmp_path / "file", ""):
         with pytest.raises(ValueError, match="workdir must name a folder"):
             evaluated(logits_fn, workdir)
+
+
+def test_a_model_that_nothing_attacks_in_a_ball_has_no_evidence_of_robustness(tmp_path):
+    found = evaluated(logits_fn, tmp_path, attacks={"noise": attacks.gaussian_noise(0.1)})
+    assert found.verdict == [
+        "model: 90.0 % clean; no attack with a finite epsilon was made, so there is no evidence of robustness"
+    ]
