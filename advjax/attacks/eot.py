@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks.input_checks import as_logits, explaining_train_mode, require_count
+from advjax.attacks.input_checks import as_logits, require_count
 from advjax.types import Array, Key, StochasticLogitsFn
 
 
@@ -28,10 +28,9 @@ class Expectation:
         def draw(image: Array, rng: Key) -> Array:
             return as_logits(self.stochastic_fn(image[None], rng))[0]
 
-        with explaining_train_mode():
-            return jax.vmap(
-                lambda image, rng: jax.vmap(draw, in_axes=(None, 0))(image, jax.random.split(rng, self.num_samples))
-            )(images, rngs)
+        return jax.vmap(
+            lambda image, rng: jax.vmap(draw, in_axes=(None, 0))(image, jax.random.split(rng, self.num_samples))
+        )(images, rngs)
 
 
 def expectation(stochastic_fn: StochasticLogitsFn, num_samples: int) -> Expectation:

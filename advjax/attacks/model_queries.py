@@ -16,9 +16,9 @@ from advjax.types import Array, Key, LogitsFn
 
 def evaluate(logits_fn: LogitsFn | Expectation, images: Array, rngs: Key) -> Array:
     """Logits [n, classes].  Only a stochastic model uses the keys [n]."""
-    if isinstance(logits_fn, Expectation):
-        return log_mean_probability(fast_on_cpu(logits_fn.draws)(images, rngs))
     with explaining_train_mode():
+        if isinstance(logits_fn, Expectation):
+            return log_mean_probability(fast_on_cpu(logits_fn.draws)(images, rngs))
         return as_logits(fast_on_cpu(logits_fn)(images))
 
 

@@ -177,7 +177,7 @@ def test_a_function_that_changes_nothing_is_no_evidence():
     with pytest.warns(UserWarning, match=r"made no progress on 4 of 4 robust images \(it on 4\)"):
         found = run([stage(lambda f, x, y, key: result(f, x, y))])
     np.testing.assert_array_equal(found.without_progress, True)
-    moved = run([stage(lambda f, x, y, key: result(f, x, y, images=x + 1e-6))])
+    moved = run([stage(lambda f, x, y, key: result(f, x, y)._replace(images=x + 1e-6))])
     assert not np.any(moved.without_progress)
 
 
