@@ -69,11 +69,14 @@ def run(attack, logits_fn, in_stages, labels=LABELS, **options):
     return progress, [str(entry.message) for entry in caught if "no progress" in str(entry.message)]
 
 
-@pytest.mark.parametrize("in_stages", [False, True])
-@pytest.mark.parametrize("name", ATTACKS)
+def alone_and_in_stages(*in_stages):
+    """All attacks by themselves; some in the runner, which takes them all the same way."""
+    cases = [*((name, False) for name in ATTACKS), *((name, True) for name in in_stages)]
+    return pytest.mark.parametrize(("name", "in_stages"), cases)
+
+
+@alone_and_in_stages("pgd", "fab restarts", "worst of")
 def test_masked_gradients_are_said_whatever_the_start(name, in_stages):
-    if in_stages and name not in ("pgd", "fab restarts", "worst of"):
-        pytest.skip("the runner takes them all the same way")
     progress, messages = run(ATTACKS[name], masked(robust(NET)), in_stages)
     np.testing.assert_array_equal(progress, NO_PROGRESS)
     who, what = (
@@ -83,12 +86,9 @@ def test_masked_gradients_are_said_whatever_the_start(name, in_stages):
     assert messages[0].startswith(f"{who} made no progress on {COUNT} of {what}: their gradients are zero, or")
 
 
-@pytest.mark.parametrize("in_stages", [False, True])
-@pytest.mark.parametrize("name", ATTACKS)
+@alone_and_in_stages("pgd", "fab")
 def test_neither_ordinary_nor_robust_models_are_suspected(name, in_stages):
     """Not even one whose gradients are tiny."""
-    if in_stages and name not in ("pgd", "fab"):
-        pytest.skip("the runner takes them all the same way")
     for logits_fn in (NET, robust(NET), robust(NET, 1e-12)):
         progress, messages = run(ATTACKS[name], logits_fn, in_stages)
         np.testing.assert_array_equal(progress, PROGRESS)
