@@ -7,7 +7,7 @@ images in their order.  Runs that train on the same copies share it; an interrup
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -58,7 +58,8 @@ def with_copies(
       PreemptedError: asked to stop; all finished parts are kept.
     """
     source = as_trained(copies.made_on, model, variables, train.image_shape)
-    stores = [_filled_store(train, copies, attack, source, resources) for attack in copies.attacks]
+    fingerprint = _fingerprint(train, source, resources.seed)
+    stores = [_filled_store(train, copies, attack, source, fingerprint, resources) for attack in copies.attacks]
     # The main process writes; nobody reads before it is done.
     sync("adversarial copies")
     parts = [[part["images"] for part in store.parts()] for store in stores]
@@ -68,14 +69,19 @@ def with_copies(
 
 
 def _filled_store(
-    train: Dataset | Source, copies: AdversarialCopies, attack: NamedAttack, source: ScoredModel, resources: Resources
+    train: Dataset | Source,
+    copies: AdversarialCopies,
+    attack: NamedAttack,
+    source: ScoredModel,
+    fingerprint: Mapping[str, np.ndarray],
+    resources: Resources,
 ) -> ResultStore:
     """The store of the copies under one attack, after making what it lacks."""
     facts = _facts(train, copies, attack, source, resources.seed)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     assert resources.store is not None
     folder = os.path.join(resources.store, f"{attack.name}.{copies.made_on}.{digest}")
-    store = ResultStore(folder, facts, _fingerprint(train, source, resources.seed))
+    store = ResultStore(folder, facts, fingerprint)
     starts = range(0, len(train.labels), _IMAGES_IN_A_PART)
     missing, title = starts[len(store.parts()) :], f"{attack.name} on {copies.made_on}"
     if not missing:

@@ -106,7 +106,7 @@ def test_copies_are_made_once(make, train, tmp_path, monkeypatch):
     made = make(train)
     (folder, _) = sorted((tmp_path / "copies").iterdir())
     parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert parts == ["00000", "00001", "00002"]
+    assert parts == ["00000", "00001", "00002", "fingerprint"]
     facts = json.loads((folder / "identity.json").read_text())
     assert (facts["made_on"], facts["count"], facts["attack"]["epsilon"]) == ("source", COUNT, EPSILONS[0])
     assert facts["model_hash"] == variables_hash(adapter.from_functions({"linear": abs}, {"linear": WEIGHTS})[1])
