@@ -218,7 +218,9 @@ def test_copies_made_with_other_gradients_are_refused(tmp_path, train):
 
     def made(apply):
         model, variables = adapter.from_functions({"linear": apply}, {"linear": WEIGHTS})
-        return with_copies(train, copies, model, variables, resources).images
+        both = with_copies(train, copies, model, variables, resources)
+        assert isinstance(both, Dataset)
+        return both.images
 
     def masked(params, x):
         return jax.lax.stop_gradient(x).reshape(len(x), -1) @ params
