@@ -66,8 +66,8 @@ class Program(NamedTuple):
 def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1e-4) -> tuple[ConvertedFn, Variables]:
     """Converts a PyTorch module, in eval mode, into a JAX function and its variables.
 
-    Logits are compared with PyTorch's for ``example``, as a batch and for its first image alone. Any number of images can
-    be given afterwards; where the export has fixed that number, they are computed in batches of it, the last one padded.
+    Logits are compared with PyTorch's for ``example``, as a batch and for its first image alone. The result takes any
+    number of images; where the export has fixed that number, it computes them in batches of it, the last one padded.
 
     Args:
       source: a ``torch.nn.Module`` that takes images [n, c, h, w] and returns logits, or the ``ExportedProgram`` that
@@ -137,7 +137,7 @@ def _takes(program: Program, variables: Variables, number: int) -> bool:
 
 
 def _in_batches(function: Callable[[Array], Array], images: Array, size: int) -> Array:
-    """``function``, which takes batches of a fixed size, of any number of images; the last batch is padded cyclically."""
+    """A function of batches of a fixed size, for any number of images; the last batch is padded cyclically."""
     number = len(images)
     if number == size:
         return function(images)
