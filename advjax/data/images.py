@@ -72,6 +72,6 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     is_color = channels == 3 and image.dtype == np.uint8
     planes = [image] if is_color else [image[..., channel] for channel in range(channels)]
     opened = (PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
-    pixels = np.dstack([plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box) for plane in opened])
+    pixels = np.dstack([np.asarray(plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box)) for plane in opened])
     # Means of pixels in [0, 1] may leave it by rounding.
     return pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)
