@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from advjax.attacks import linf, pgd
 from advjax.benchmarks.foreign import FlaxResNet9, foreign_variables
@@ -14,9 +15,10 @@ from advjax.runtime.devices import Devices, mesh
 from advjax.training.losses import cross_entropy
 from advjax.training.objectives import supervised
 from advjax.training.optimizers import sgd
+from advjax.training.partition import FROZEN, label_params, partitioned, trainable_mask
 from advjax.training.step import Method, flattened, init_state, train_step
 from advjax.training.transforms import perturb
-from advjax.types import Variables
+from advjax.types import PyTree, Variables
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 ATTACK_STEPS = 7
@@ -37,8 +39,7 @@ def prepare_training(
     model, variables = foreign_classifier(network) if foreign else classifier(network)
     attack = pgd(linf(network.epsilon), num_steps=ATTACK_STEPS, step_size=network.epsilon / 4, returns="last")
     transforms = [perturb(attack)] if task == "train-pgd-7" else []
-    optimizer = sgd(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    trainable = jax.tree.map_with_path(lambda path, _: not _is_constant(path), variables.params)
+    optimizer, trainable = optimizer_of(variables.params)
     method = Method(model, supervised(model, cross_entropy), transforms, optimizer, trainable, {}, compute_dtype=dtype)
     devices = Devices(mesh(), "shard_map")
     step = devices.parallelize(
@@ -75,6 +76,9 @@ def foreign_classifier(network: Network) -> tuple[Any, Variables]:
     return from_module(FlaxResNet9(network.width), ("head_dense",), foreign_variables(network.variables))
 
 
-def _is_constant(path: Any) -> bool:
-    """Whether a parameter is the normalization of the input."""
-    return path[-1].key.startswith("input_")
+def optimizer_of(params: PyTree) -> tuple[optax.GradientTransformation, PyTree]:
+    """The optimizer, and which parameters it trains: all but the normalization of the input."""
+    transforms = {"trained": sgd(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY), "frozen": FROZEN}
+    is_normalized = any(path[-1].key.startswith("input_") for path, _ in jax.tree.leaves_with_path(params))
+    labels = label_params(params, ((r"/input_\w+$", "frozen"),) if is_normalized else (), "trained")
+    return partitioned(transforms, labels), trainable_mask(labels, transforms)
