@@ -17,7 +17,7 @@ from advjax.benchmarks.results import SUBJECT, Measurement
 from advjax.types import UserError
 
 PLACE = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
-CLAIMS = ("autopgd-100-256", "resnet9-pgd", "preact-pgd", "preact-train")
+CLAIMS = ("autopgd-100-256", "resnet9-pgd", "preact-train")
 """The rows of the target table that the README shows."""
 Steps = Mapping[str, Mapping[str, Any]]
 """The report of each step that has been measured."""
