@@ -32,17 +32,20 @@ class Target(NamedTuple):
     what: str
     limit: float | None
     """The ratio that is aimed at, at most; None for a row that only reports."""
-    measure: Callable[[Report], Value]
+    measure: Callable[[Report], Value | None]
+    """None if the report lacks one of the two, because a library is not installed, say."""
 
     def row(self, reports: Mapping[str, Report]) -> dict[str, Any]:
-        """The row as plain data, "measured" being None if the step has not been run."""
+        """The row as plain data, "measured" being None if it is not in the reports."""
         found = self.measure(reports[self.step]) if self.step in reports else None
         met = None if found is None or self.limit is None else found.ratio <= self.limit
         measured = None if found is None else found._asdict()
         return {"name": self.name, "what": self.what, "target": self.limit, "measured": measured, "met": met}
 
 
-def _to_fastest(task: str, subject: str = SUBJECT, others: Sequence[str] | None = None) -> Callable[[Report], Value]:
+def _to_fastest(
+    task: str, subject: str = SUBJECT, others: Sequence[str] | None = None
+) -> Callable[[Report], Value | None]:
     """Median seconds of a call without compilation, by those of the fastest of the others.
 
     Args:
@@ -51,10 +54,12 @@ def _to_fastest(task: str, subject: str = SUBJECT, others: Sequence[str] | None 
       others: contenders; None for all other libraries.
     """
 
-    def measure(report: Report) -> Value:
+    def measure(report: Report) -> Value | None:
         rows = [Measurement.from_json(row) for row in report["rows"] if row["task"] == task]
-        (mine,) = (row for row in rows if row.contender == subject)
+        mine = next((row for row in rows if row.contender == subject), None)
         compared = [row for row in rows if (not row.is_ours if others is None else row.contender in others)]
+        if mine is None or not compared:
+            return None
         fastest = min(compared, key=lambda row: row.median_seconds)
         ratio = mine.median_seconds / fastest.median_seconds
         return Value(ratio, mine.median_seconds, fastest.contender, fastest.median_seconds)
@@ -62,40 +67,46 @@ def _to_fastest(task: str, subject: str = SUBJECT, others: Sequence[str] | None 
     return measure
 
 
-def _first_call(cache: str, task: str, other: str) -> Callable[[Report], Value]:
+def _first_call(cache: str, task: str, other: str) -> Callable[[Report], Value | None]:
     """Wall-clock seconds of the first call in a process, compilation included, by those of another library."""
 
-    def measure(report: Report) -> Value:
-        mine = _processes(report, task, SUBJECT)[cache]["calls"][0]["seconds"]
-        theirs = _processes(report, task, other)["cold"]["calls"][0]["seconds"]
-        return Value(mine / theirs, mine, other, theirs)
+    def measure(report: Report) -> Value | None:
+        mine, theirs = _processes(report, task, SUBJECT), _processes(report, task, other)
+        if mine is None or theirs is None:
+            return None
+        seconds, other_seconds = (process["calls"][0]["seconds"] for process in (mine[cache], theirs["cold"]))
+        return Value(seconds / other_seconds, seconds, other, other_seconds)
 
     return measure
 
 
-def _compiling_again(report: Report) -> Value:
+def _compiling_again(report: Report) -> Value | None:
     """Compilation in the second calls of the runner, by the whole of these; the largest of all tasks."""
-    calls = [
-        row["processes"][cache]["calls"][1]
-        for row in report["rows"]
-        for cache in ("cold", "warm")
-        if row["contender"] == SUBJECT and row["processes"] is not None
-    ]
+    found = [_processes(report, row["task"], SUBJECT) for row in report["rows"] if row["contender"] == SUBJECT]
+    calls = [process["calls"][1] for processes in found if processes is not None for process in processes.values()]
+    if not calls:
+        return None
     worst = max(calls, key=lambda call: call["compile_seconds"] / call["seconds"])
     ratio = worst["compile_seconds"] / worst["seconds"]
     return Value(ratio, worst["compile_seconds"], "the whole call", worst["seconds"])
 
 
-def _by_recorded(report: Report) -> Value:
+def _by_recorded(report: Report) -> Value | None:
     """CPU seconds, compilation included, by recorded ones of the authors' implementation."""
-    (row,) = (row for row in report["rows"] if (row["task"], row["contender"]) == (ENSEMBLE, SUBJECT))
+    row = _find(report, ENSEMBLE, SUBJECT)
+    if row is None:
+        return None
     mine, recorded = min(row["cpu_seconds"]), report["settings"]["reference_seconds"]
     return Value(mine / recorded, mine, "recorded, CPU", recorded)
 
 
-def _processes(report: Report, task: str, contender: str) -> Mapping[str, Any]:
-    (row,) = (row for row in report["rows"] if (row["task"], row["contender"]) == (task, contender))
-    return row["processes"]
+def _processes(report: Report, task: str, contender: str) -> Mapping[str, Any] | None:
+    row = _find(report, task, contender)
+    return None if row is None else row["processes"]
+
+
+def _find(report: Report, task: str, contender: str) -> Mapping[str, Any] | None:
+    return next((row for row in report["rows"] if (row["task"], row["contender"]) == (task, contender)), None)
 
 
 SMALL = "small CIFAR-10 network"

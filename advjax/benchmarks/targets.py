@@ -25,7 +25,7 @@ ROBUST, UNDEFENDED = "robust", "undefended"
 EVERY_ATTACK = (
     "fgsm,one-step-least-likely,bim-10,pgd-20,autopgd-100,autopgd-l1-100,cw-l2-100,deepfool-l2-50,fab-t-100,square-1000"
 )
-TINY = {"--num-examples": "2", "--rounds": "1", "--budget": "1"}
+TINY = {"--num-examples": "4", "--rounds": "1", "--budget": "1"}
 """What ``--tiny`` replaces: everything runs, nothing is meant to be believed."""
 
 
@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--reference-seconds", type=float, help="recorded CPU seconds of AutoAttack on the robust one")
     made.add_argument("--only", help="comma-separated names of steps")
     made.add_argument(
-        "--tiny", action="store_true", help="two images and narrow networks: a rehearsal, not a measurement"
+        "--tiny", action="store_true", help="four images and narrow networks: a rehearsal, not a measurement"
     )
     return made
 

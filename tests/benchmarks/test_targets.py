@@ -166,6 +166,8 @@ def test_ratios_are_those_to_the_fastest_other_library():
 
 
 def test_what_was_not_measured_is_not_met():
+    alone = {name: report(*(), reference_seconds=6.0) for name in rehearsed()}
+    assert target_table.rows(alone) == target_table.rows({})
     rows = target_table.rows({})
     assert all(row["measured"] is None and row["met"] is None for row in rows)
     console = Console(width=WIDTH, record=True)
