@@ -91,7 +91,7 @@ def outcome(rows: Sequence[Measurement]) -> list[str]:
     """``losses``; or that there are none, where there was anything to lose to."""
     compared = list(dict.fromkeys(mine.task for mine, _ in _pairs(rows)))
     if not compared:
-        return ["No other library was measured, so nothing is compared."]
+        return ["advjax was not measured beside another library, so nothing is compared."]
     lost = [f"advjax loses: {line}" for line in losses(rows)]
     return lost or [f"No other library was faster than advjax in {', '.join(compared)}, or used less memory."]
 

@@ -12,12 +12,12 @@ from advjax.benchmarks.networks import CIFAR_STRIDES
 
 
 class MnistCNN(nn.Module):
-    """``networks.mnist_cnn``."""
+    """``networks.mnist_cnn``, with the number of channels after each convolution and of hidden units."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int, second: int, hidden: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, 32, 5, padding=2)
-        self.fc1, self.fc2 = nn.Linear(1568, 100), nn.Linear(100, 10)
+        self.conv1, self.conv2 = nn.Conv2d(1, first, 5, padding=2), nn.Conv2d(first, second, 5, padding=2)
+        self.fc1, self.fc2 = nn.Linear(49 * second, hidden), nn.Linear(hidden, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(torch.relu(self.conv1(images)), 2)
@@ -26,18 +26,16 @@ class MnistCNN(nn.Module):
 
 
 class CifarCNN(nn.Module):
-    """``networks.cifar_cnn``."""
+    """``networks.cifar_cnn``, with the number of channels after each convolution."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *channels: int) -> None:
         super().__init__()
-        channels, strides = (3, 32, 56, 80, 80), CIFAR_STRIDES
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride, padding=1) for a, b, stride in zip(channels, channels[1:], strides, strict=False)
-        )
-        self.fc = nn.Linear(80, 10)
+        sizes = zip((3, *channels), channels, CIFAR_STRIDES, strict=False)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride, padding=1) for a, b, stride in sizes)
+        self.fc = nn.Linear(channels[-1], 10)
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
 

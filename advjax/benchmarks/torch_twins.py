@@ -34,7 +34,8 @@ def torch_network(network: Network) -> nn.Module:
       UserError: weights or logits differ.
     """
     if network.name in SMALL:
-        module = MODULES[network.name]()
+        layers = ("conv1", "conv2", "fc1") if network.name == "mnist_cnn" else ("conv1", "conv2", "conv3", "conv4")
+        module = MODULES[network.name](*(len(network.variables[f"{layer}_bias"]) for layer in layers))
         module.load_state_dict(_small_state(network))
     else:
         model = large_model(network.name, network.width)
@@ -87,7 +88,7 @@ def _small_state(network: Network) -> dict[str, torch.Tensor]:
     weights, state = dict(network.variables), {}
     if network.name == "mnist_cnn":
         hidden = weights["fc1_kernel"]
-        weights["fc1_kernel"] = hidden.reshape(7, 7, 32, -1).transpose(2, 0, 1, 3).reshape(hidden.shape)
+        weights["fc1_kernel"] = hidden.reshape(7, 7, -1, hidden.shape[1]).transpose(2, 0, 1, 3).reshape(hidden.shape)
     for name, value in weights.items():
         layer, kind = name.rsplit("_", 1)
         if network.name == "cifar_cnn" and layer.startswith("conv"):

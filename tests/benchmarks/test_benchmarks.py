@@ -168,7 +168,7 @@ def test_nobody_is_beaten_who_was_not_there():
         "No other library was faster than advjax in pgd-20, or used less memory."
     ]
     alone = [mine, row(contender="advjax-bfloat16"), row("train", "torch")]
-    assert results.outcome(alone) == ["No other library was measured, so nothing is compared."]
+    assert results.outcome(alone) == ["advjax was not measured beside another library, so nothing is compared."]
 
 
 def test_ensembles_are_compared():
@@ -205,7 +205,7 @@ def test_a_tiny_run(tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(command_line, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert "No other library was measured" in done.stdout
+    assert "not measured beside another library" in done.stdout
     found = json.loads(path.read_text())
     assert found["schema_version"] == results.SCHEMA_VERSION
     assert {"date", "command", "machine", "versions", "settings", "network", "ceiling_gflops"} <= set(found)

@@ -68,6 +68,23 @@ def test_torch_has_the_same_networks(name):
     np.testing.assert_allclose(found, network.forward(network.variables, network.images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", networks.SMALL)
+def test_torch_takes_small_networks_of_other_sizes(name, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    from advjax.benchmarks import torch_twins
+
+    rng, kept = np.random.default_rng(0), (1, 3, 10, 1568)
+    half = {
+        key: rng.normal(size=[n if n in kept or n < 8 else n // 2 for n in value.shape]).astype(np.float32)
+        for key, value in networks.random_weights(name).items()
+    }
+    if name == "mnist_cnn":
+        half["fc1_kernel"] = half["fc1_kernel"][:784]
+    np.savez(tmp_path / "half.npz", **half)
+    network = networks.make_network(name, 2, weights=str(tmp_path / "half.npz"))
+    torch_twins.torch_network(network)
+
+
 def test_a_twin_with_other_logits_or_weights_is_refused():
     pytest.importorskip("torch", reason="torch is not installed")
     from advjax.benchmarks import torch_twins
