@@ -27,8 +27,10 @@ def fill(text: str, report: Mapping[str, Any]) -> str:
     """A page with its tables replaced.
 
     Raises:
-      UserError: a place has a name that there is no table of.
+      UserError: a place has a name that there is no table of, or the report is a rehearsal.
     """
+    if report.get("settings", {}).get("tiny"):
+        raise UserError("the report is of a rehearsal (--tiny), whose numbers mean nothing")
     steps = {name: step["result"] for name, step in report["steps"].items() if step["result"] is not None}
 
     def table(match: re.Match[str]) -> str:

@@ -89,11 +89,14 @@ def losses(rows: Sequence[Measurement]) -> list[str]:
 
 def outcome(rows: Sequence[Measurement]) -> list[str]:
     """``losses``; or that there are none, where there was anything to lose to."""
-    compared = list(dict.fromkeys(mine.task for mine, _ in _pairs(rows)))
+    pairs = _pairs(rows)
+    compared = list(dict.fromkeys(mine.task for mine, _ in pairs))
     if not compared:
         return ["advjax was not measured beside another library, so nothing is compared."]
     lost = [f"advjax loses: {line}" for line in losses(rows)]
-    return lost or [f"No other library was faster than advjax in {', '.join(compared)}, or used less memory."]
+    weighed = any(mine.memory_mib is not None and other.memory_mib is not None for mine, other in pairs)
+    memory = ", or used less memory" if weighed else ""
+    return lost or [f"No other library was faster than advjax in {', '.join(compared)}{memory}."]
 
 
 def _pairs(rows: Sequence[Measurement]) -> list[tuple[Measurement, Measurement]]:

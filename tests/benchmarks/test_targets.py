@@ -201,6 +201,8 @@ def test_tables_are_put_into_a_page():
     assert "| PGD-20, ResNet9, 32 images | ≤ 0.65 | 0.80 | missed |" in markdown.targets(rehearsed())
     with pytest.raises(UserError, match="there is no table other"):
         markdown.fill(page.format("other"), {"steps": {}})
+    with pytest.raises(UserError, match="is of a rehearsal"):
+        markdown.fill(text, {"steps": {}, "settings": {"tiny": True}})
 
 
 @pytest.mark.parametrize("page", PAGES)
