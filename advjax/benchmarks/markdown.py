@@ -14,6 +14,7 @@ from typing import Any
 
 from advjax.benchmarks import reports, target_table
 from advjax.benchmarks.results import SUBJECT, Measurement
+from advjax.runtime.files import write_atomically
 from advjax.types import UserError
 
 PLACE = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     report = reports.read(options.report)
     for page in options.pages:
-        page.write_text(fill(page.read_text(), report))
+        write_atomically(page, fill(page.read_text(), report).encode())
 
 
 if __name__ == "__main__":
