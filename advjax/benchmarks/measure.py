@@ -76,7 +76,8 @@ def interleaved(
     Args:
       runs: contender -> a function that blocks until its work is done.
       rounds: timed calls per contender.
-      budget: seconds after which a contender is not called again; if its first call exceeds them, that one is timed.
+      budget: seconds without compilation after which a contender is not called again; if its first call exceeds them,
+        that one is timed.
       clock: measures the compilation time, which is subtracted from the wall-clock time.
       after_round: called after the warm-up and after each round.
 
@@ -86,13 +87,13 @@ def interleaved(
     firsts = {name: timed(run, clock) for name, run in runs.items()}
     after_round()
     calls: dict[str, list[CallTime]] = {name: [] for name in runs}
-    spent = {name: first.seconds for name, (first, _) in firsts.items()}
+    spent = {name: first.seconds - first.compile_seconds for name, (first, _) in firsts.items()}
     for _ in range(rounds):
         for name, run in runs.items():
             if spent[name] < budget:
                 called, _ = timed(run, clock)
                 calls[name].append(called)
-                spent[name] += called.seconds
+                spent[name] += called.seconds - called.compile_seconds
         after_round()
     timings = {}
     for name, (first, _) in firsts.items():
