@@ -7,7 +7,7 @@ this.
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from advjax.attacks.base import Attack
 from advjax.attacks.batching import batches
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
-from advjax.attacks.programs import Programs, Search
+from advjax.attacks.programs import Program, Programs, Search
 
 MOST_STEPS = 8
 """Steps between two looks at which attacks have ended."""
@@ -178,15 +178,13 @@ class _LaneRun(NamedTuple):
     def filled(self, held: Lanes | None, rows: np.ndarray, fresh: np.ndarray) -> Lanes:
         """Puts images into the lanes that are ``fresh``."""
         batch = *self.inputs.at(rows), ~fresh
-        is_other = not self.search.is_precise and self.programs.search is not self.programs.verdict
-        function = functools.partial(_begin, self.search.stage, is_other)
+        function = functools.partial(_begin, self.search.stage, _is_other(self.programs, self.search))
         new = self.programs.of_search(self.search, "begin", function, batch)(*batch)
         return new if held is None else _replace(self.programs.mesh)(held, new, fresh)
 
     def advance(self, held: Lanes, count: int) -> Lanes:
         """Takes some steps, without waiting for them."""
-        function = functools.partial(_advance, self.search.stage, self.search.until_success)
-        program = self.programs.of_search(self.search, "advance", function, (held,), donate=True)
+        program = step_program(self.programs, self.search, held)
         for _ in range(count):
             held = program(held)
         return held
@@ -206,6 +204,27 @@ class _LaneRun(NamedTuple):
     def claims(self) -> bool:
         """Whether an attack that has seen a success is over, or looks for a closer one: it then counts as one."""
         return self.search.until_success or self.attack.done is not None or not self.programs.threat_model.is_bounded
+
+
+def step_program(programs: Programs, search: Search, held: Lanes) -> Program:
+    """The program of one step in every lane, for lanes of these shapes."""
+    function = functools.partial(_advance, search.stage, search.until_success)
+    return programs.of_search(search, "advance", function, (held,), donate=True)
+
+
+def lane_shapes(programs: Programs, search: Search, batch: Sequence[Any]) -> Lanes:
+    """Shapes and dtypes of the lanes of images, labels, keys, clean logits and vacancies of these shapes [k, ...]."""
+    model = programs.verdict if search.is_precise else programs.search
+
+    def begin(variables: Any, *batch: Any) -> Lanes:
+        return _begin(search.stage, _is_other(programs, search), model.bind(variables), jnp.int32(0), *batch)
+
+    return jax.eval_shape(begin, model.variables, *batch)
+
+
+def _is_other(programs: Programs, search: Search) -> bool:
+    """Whether the attack follows another model than verdicts are about."""
+    return not search.is_precise and programs.search is not programs.verdict
 
 
 def _begin(stage, is_other, logits_fn, number, images, labels, keys, clean_logits, vacant):

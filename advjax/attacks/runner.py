@@ -110,7 +110,8 @@ def run_stages(
     if index.shape != labels.shape:
         raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
     check_stages(stages, threat_model)
-    programs = _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices)
+    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    programs = make_programs(stages, threat_model, logits_fn, search_fn, variables, shape, batch_size, devices)
     root = root_words(seed)
     keys = np.asarray(image_words(root, index))
     problem = run_identity.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
@@ -274,7 +275,17 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
         search, *repetitions = repetitions
 
 
-def _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices) -> Programs:
+def make_programs(
+    stages: Sequence[Stage],
+    threat_model: ThreatModel,
+    logits_fn: Any,
+    search_fn: Any,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    batch_size: int | None,
+    devices: Sequence[Any] | None,
+) -> Programs:
+    """The programs of ``run_stages``, not compiled yet; ``variables`` may be shapes and dtypes, too."""
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices or any(device.process_index != jax.process_index() for device in devices):
         raise ValueError(f"devices must be one or more devices of this process, got {devices}")

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
 from advjax.data import Dataset, Source, StreamedBatch, batch_positions, stream
@@ -52,3 +53,22 @@ def make_feed(dataset: Dataset | Source, *, batch_size: int, seed: int, num_work
         yield ((data, positions[rows], mask[rows]) for positions, mask in numbered)
 
     return resident
+
+
+def feed_shapes(
+    image_shape: tuple[int, ...], num_examples: int, batch_size: int, *, is_streamed: bool
+) -> tuple[DeviceData, jax.ShapeDtypeStruct | None, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of what a feed of 8-bit images yields, to compile a replica step without any data.
+
+    Args:
+      image_shape: [h, w, c].
+      num_examples: number of training examples.
+      batch_size: global batch size.
+      is_streamed: whether the feed is that of a ``Source``.
+    """
+    rows, mask = (batch_size if is_streamed else num_examples,), jax.ShapeDtypeStruct((batch_size,), np.bool_)
+    numbers = jax.ShapeDtypeStruct(rows, np.int32)
+    examples = jax.ShapeDtypeStruct((*rows, *image_shape), np.uint8), numbers, numbers
+    if is_streamed:
+        return DeviceData(*examples), None, mask
+    return jax.eval_shape(flattened, *examples), jax.ShapeDtypeStruct((batch_size,), np.int32), mask

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from advjax.data import Dataset, Source
 from advjax.runtime.checkpoint import Checkpoints, Restored, restore_variables
-from advjax.runtime.devices import Devices, fetch, is_main_process
+from advjax.runtime.devices import Devices, Parallel, fetch, is_main_process
 from advjax.runtime.metrics import MetricWriter, OnMetrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
@@ -109,7 +109,8 @@ def fit(
         f"{folder}/checkpoints", save_every=plan.validate_every, best_metric=best, notify=notify
     ) as checkpoints:
         restored = checkpoints.restore(state)
-        step, refresh = _compiled(method, dataset, devices)
+        is_streamed = isinstance(dataset, Source)
+        step, refresh = step_programs(method, dataset.num_classes, devices, is_streamed=is_streamed)
         order = {"batch_size": plan.batch_size, "seed": plan.seed, "num_workers": plan.num_workers}
         run = _Run(
             name,
@@ -178,16 +179,16 @@ def _train(
                 raise PreemptedError(f"{run.name}: stopped at step {step} of {plan.num_steps}, state saved")
 
 
-def _compiled(
-    method: Method, dataset: Dataset | Source, devices: Devices
-) -> tuple[Callable[..., tuple[TrainState, Any]], Callable[..., TrainState]]:
-    """The training step, and the step that refreshes batch statistics, on all devices."""
+def step_programs(
+    method: Method, num_classes: int, devices: Devices, *, is_streamed: bool
+) -> tuple[Parallel, Parallel]:
+    """The training step, and the step that refreshes batch statistics, on all devices; not compiled yet."""
 
-    def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        options = {"method": method, "num_classes": dataset.num_classes}
+    def replicated(function: Callable[..., PyTree]) -> Parallel:
+        options = {"method": method, "num_classes": num_classes}
         return devices.parallelize(
             lambda *args, axis_name: function(*args, axis_name=axis_name, **options),
-            in_sharded=(False, False, isinstance(dataset, Source), True, True),
+            in_sharded=(False, False, is_streamed, True, True),
             out_sharded=False,
             donate=(0,),
         )
