@@ -157,7 +157,9 @@ class Parallel(NamedTuple):
           UserError: the mapping is ``"pmap"``, which places its arguments itself.
         """
         if not isinstance(self.mapped, jax.stages.Wrapped):
-            raise UserError("a program with mapping 'pmap' cannot be compiled ahead of time: choose 'shard_map' or 'jit'")
+            raise UserError(
+                "a program with mapping 'pmap' cannot be compiled ahead of time: choose 'shard_map' or 'jit'"
+            )
         return self.mapped.lower(*(_described(shape, self.mesh, spec) for shape, spec in self._with_specs(shapes)))
 
     def _with_specs(self, args: Sequence[PyTree]) -> Iterator[tuple[PyTree, PartitionSpec]]:

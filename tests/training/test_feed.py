@@ -4,10 +4,12 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from advjax.data import Dataset
+from advjax.data.source import from_dataset
 from advjax.runtime.devices import Devices
-from advjax.training.feed import make_feed
+from advjax.training.feed import feed_shapes, make_feed
 from advjax.training.step import gather
 
 SHAPE, COUNT = (4, 6, 3), 26
@@ -32,3 +34,16 @@ def test_images_are_shaped_after_they_have_been_gathered():
     np.testing.assert_array_equal(found.labels, labels[positions])
     text = batch.lower(data, positions, mask).as_text()
     assert re.search(rf"tensor<{COUNT}x72xui8>", text) and not re.search(rf"tensor<{COUNT}x\d+x\d+x", text)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_shapes_are_those_of_the_batches(is_streamed):
+    images, labels = np.zeros((COUNT, *SHAPE), np.uint8), np.arange(COUNT, dtype=np.int32) % 3
+    dataset = Dataset("toy", images, labels, np.arange(COUNT, dtype=np.int32), ("a", "b", "c"))
+    examples = from_dataset(dataset) if is_streamed else dataset
+    devices = Devices(jax.sharding.Mesh(jax.devices()[:2], ("data",)), "shard_map")
+    with make_feed(examples, batch_size=8, seed=0, num_workers=1, devices=devices)(0, 1) as batches:
+        fed = next(iter(batches))
+    expected = jax.tree.map(lambda array: (array.shape, array.dtype), fed)
+    shapes = feed_shapes(SHAPE, COUNT, 8, is_streamed=is_streamed)
+    assert jax.tree.map(lambda shape: (shape.shape, shape.dtype), shapes) == expected

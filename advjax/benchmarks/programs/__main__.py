@@ -79,8 +79,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _compile_all(options: flags.FlagValues, names: Sequence[str]) -> list[dict[str, Any]]:
     """Compiles the programs one after the other, and prints the facts about each."""
-    # What is kept on disk cannot be read back for devices that are not here.
-    jax.config.update("jax_enable_compilation_cache", False)
     from advjax.benchmarks.programs.facts import facts
     from advjax.benchmarks.programs.product import Subject, compile_program
     from advjax.benchmarks.programs.report import describe, lines
@@ -88,8 +86,11 @@ def _compile_all(options: flags.FlagValues, names: Sequence[str]) -> list[dict[s
     from advjax.experiment.from_config import complete, from_config
 
     config = complete(options.config)
+    data_facts = _facts(options, config)
     target = find_target(options.target)
-    experiment = from_config(config, _facts(options, config))
+    experiment = from_config(config, data_facts)
+    # What is kept on disk cannot be read back for devices that are not here.
+    jax.config.update("jax_enable_compilation_cache", False)
     is_streamed = bool(config["data"]["stream"])
     subject = Subject(experiment, target, is_streamed, options.run, options.stage, options.search_dtype)
     found = []
@@ -120,9 +121,7 @@ def _facts(options: flags.FlagValues, config: dict[str, Any]) -> Any:
             raise ValueError
     except ValueError as error:
         raise UserError("--images: give number, height, width and channels, such as 45000,32,32,3") from error
-    counts = {
-        name: max(1, round(number(config["run"][name]["train_fraction"]) * count)) for name in config["runs"]
-    }
+    counts = {name: max(1, round(number(config["run"][name]["train_fraction"]) * count)) for name in config["runs"]}
     validation = int(config["data"]["num_validation"]) or 1
     return DataFacts(config["data"]["name"], (height, width, channels), options.classes, validation, counts)
 

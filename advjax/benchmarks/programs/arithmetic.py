@@ -46,7 +46,9 @@ def product(instruction: Instruction, computation: Mapping[str, Instruction]) ->
             image, out = result, given[0]
         elif name == "__cudnn$convBackwardFilter":
             kernel, out = result, given[1]
-        flop = convolution_flop(image, kernel, out, instruction.attribute("dim_labels"), instruction.attribute("window"))
+        flop = convolution_flop(
+            image, kernel, out, instruction.attribute("dim_labels"), instruction.attribute("window")
+        )
     kind = "convolution" if is_convolution and instruction.attribute("window") else "dot"
     return Product(kind, (given[0].dtype, given[1].dtype, result.dtype), _precision(instruction), flop)
 

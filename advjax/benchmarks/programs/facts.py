@@ -80,7 +80,9 @@ def facts(text: str) -> Facts:
         kernels=sum(found.times for found in working if found.is_kernel),
         products=_grouped(multiplied),
         loops=tuple(regions[1:]),
-        step=max((found for found in regions if found.flop or not found.depth), key=lambda found: (found.depth, found.flop)),
+        step=max(
+            (found for found in regions if found.flop or not found.depth), key=lambda found: (found.depth, found.flop)
+        ),
         conditionals=sum(found.instruction.opcode == "conditional" for found in placed),
         collectives=_largest_first(filter(_is_collective, (found.instruction for found in placed))),
         copies=_largest_first(found.instruction for found in working if _only_moves(module, found)),
@@ -110,9 +112,7 @@ def _grouped(multiplied: Sequence[tuple[Placed, Product]]) -> tuple[tuple[Produc
     return tuple((kind._replace(flop=flop[kind]), count[kind]) for kind in count)
 
 
-def _regions(
-    module: Module, placed: Sequence[Placed], multiplied: Sequence[tuple[Placed, Product]]
-) -> list[Region]:
+def _regions(module: Module, placed: Sequence[Placed], multiplied: Sequence[tuple[Placed, Product]]) -> list[Region]:
     """The whole program, and its loops."""
     loops = dict.fromkeys(found.loops for found in placed if found.loops)
     return [_region(module, placed, multiplied, around) for around in ((), *loops)]
@@ -170,9 +170,7 @@ def _host_name(instruction: Instruction) -> str:
 
 
 def _largest_first(instructions: Iterable[Instruction]) -> tuple[Array, ...]:
-    made = [
-        Array(found.name, found.target or found.opcode, _type(found), _moved(found)) for found in instructions
-    ]
+    made = [Array(found.name, found.target or found.opcode, _type(found), _moved(found)) for found in instructions]
     return tuple(sorted(made, key=lambda one: -one.nbytes))
 
 

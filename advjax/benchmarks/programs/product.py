@@ -14,7 +14,7 @@ import numpy as np
 from advjax.attacks import Stage, ThreatModel, auto_attack_stages, in_precision, pgd
 from advjax.attacks.combine import call_attack, restarts
 from advjax.attacks.continuous_batching import lane_shapes, step_program
-from advjax.attacks.programs import Programs, Search
+from advjax.attacks.programs import Program, Programs, Search
 from advjax.attacks.runner import make_programs
 from advjax.benchmarks.programs.targets import Target
 from advjax.evaluation.scored_model import NO_DEFENSE, ScoredModel
@@ -57,6 +57,8 @@ class Compiled(NamedTuple):
     compiled: jax.stages.Compiled
     num_devices: int
     images_per_device: int
+    largest_variable: int
+    """Bytes of the largest array of the network."""
 
 
 def compile_program(name: str, subject: Subject) -> Compiled:
@@ -96,11 +98,9 @@ def _train(subject: Subject, run: Run) -> Compiled:
             f"run.{run.name}.batch_size is {batch_size}, which {devices.mesh.size} devices cannot divide among them"
         )
     step, _ = step_programs(method, facts.num_classes, devices, is_streamed=subject.is_streamed)
-    fed = feed_shapes(
-        facts.image_shape, facts.num_examples[run.name], batch_size, is_streamed=subject.is_streamed
-    )
+    fed = feed_shapes(facts.image_shape, facts.num_examples[run.name], batch_size, is_streamed=subject.is_streamed)
     compiled = step.lower(state, sources, *fed).compile()
-    return Compiled(compiled, devices.mesh.size, batch_size // devices.mesh.size)
+    return Compiled(compiled, devices.mesh.size, batch_size // devices.mesh.size, _largest(variables[run.name]))
 
 
 def _attack(subject: Subject) -> Compiled:
@@ -112,7 +112,7 @@ def _attack(subject: Subject) -> Compiled:
     )
     programs, search = _search(subject, restarts("pgd", attack, 1), threat_model, until_success=False)
     program = programs.attack_program(search, _batch(subject)[:3])
-    return _of_one_process(subject, program.compiled)
+    return _of_one_process(subject, program)
 
 
 def _stage(subject: Subject) -> Compiled:
@@ -123,7 +123,7 @@ def _stage(subject: Subject) -> Compiled:
         raise UserError(f"--stage: unknown stage {subject.stage!r}; known are {', '.join(stages)}")
     programs, search = _search(subject, stages[subject.stage], threat_model, until_success=True)
     held = lane_shapes(programs, search, _batch(subject))
-    return _of_one_process(subject, step_program(programs, search, held).compiled)
+    return _of_one_process(subject, step_program(programs, search, held))
 
 
 def _verify(subject: Subject) -> Compiled:
@@ -131,7 +131,7 @@ def _verify(subject: Subject) -> Compiled:
     threat_model = _threat_model(subject.experiment)
     programs, _ = _search(subject, auto_attack_stages(threat_model)[0], threat_model, until_success=True)
     images, _, keys, *_ = _batch(subject)
-    return _of_one_process(subject, programs.verify_program((images, images, keys)).compiled)
+    return _of_one_process(subject, programs.verify_program((images, images, keys)))
 
 
 PROGRAMS: Mapping[str, Callable[[Subject], Compiled]] = {
@@ -153,7 +153,9 @@ def _threat_model(experiment: Experiment) -> ThreatModel:
     """That of the first attack of the evaluation in linf or l2."""
     found = next((attack for attack in experiment.evaluation.attacks if attack.is_examinable), None)
     if found is None:
-        raise UserError("the config evaluates no attack in linf or l2 with an epsilon, whose threat model could be used")
+        raise UserError(
+            "the config evaluates no attack in linf or l2 with an epsilon, whose threat model could be used"
+        )
     return found.threat_model
 
 
@@ -185,6 +187,10 @@ def _batch(subject: Subject) -> tuple[PyTree, ...]:
     return *arrays, jax.ShapeDtypeStruct((size,), np.bool_)
 
 
-def _of_one_process(subject: Subject, compiled: jax.stages.Compiled) -> Compiled:
+def _of_one_process(subject: Subject, program: Program) -> Compiled:
     count = len(subject.target.of_one_process)
-    return Compiled(compiled, count, subject.batch_size // count)
+    return Compiled(program.compiled, count, subject.batch_size // count, _largest(program.variables))
+
+
+def _largest(variables: PyTree) -> int:
+    return max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))

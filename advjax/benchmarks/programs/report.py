@@ -16,6 +16,8 @@ def describe(target: Target, program: str, compiled: Compiled, facts: Facts, ima
     batch_bytes = 4 * compiled.images_per_device
     for size in image_shape:
         batch_bytes *= size
+    # A GPU wants kernels in another order than they are stored in, and copies each of them.
+    large = max(batch_bytes, compiled.largest_variable)
     memory = compiled.compiled.memory_analysis()
     parts = {part: int(getattr(memory, f"{part}_size_in_bytes")) for part in ("argument", "output", "alias", "temp")}
     return {
@@ -24,6 +26,7 @@ def describe(target: Target, program: str, compiled: Compiled, facts: Facts, ima
         "devices": compiled.num_devices,
         "images_per_device": compiled.images_per_device,
         "batch_bytes": batch_bytes,
+        "largest_variable": compiled.largest_variable,
         "flop": facts.flop,
         "bytes": facts.nbytes,
         "peak_memory": {**parts, "total": parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]},
@@ -38,7 +41,7 @@ def describe(target: Target, program: str, compiled: Compiled, facts: Facts, ima
         "conditionals": facts.conditionals,
         "collectives": [_array(found) for found in facts.collectives],
         "copies": [_array(found) for found in facts.copies],
-        "copies_larger_than_a_batch": [_array(found) for found in facts.copies if found.nbytes > batch_bytes],
+        "large_copies": [_array(found) for found in facts.copies if found.nbytes > large],
         "host_calls": list(facts.host_calls),
         "largest_constant": facts.largest_constant,
     }
@@ -81,7 +84,7 @@ def lines(said: Mapping[str, Any]) -> Iterator[str]:
     yield f"  loops                  {len(said['loops'])}, {len(unknown)} of them with an unknown number of turns"
     yield f"  conditionals           {said['conditionals']}"
     yield from _listed("collectives", said["collectives"])
-    yield from _listed("copies above a batch", said["copies_larger_than_a_batch"])
+    yield from _listed("large copies", said["large_copies"])
     yield f"  host calls             {', '.join(said['host_calls']) or 'none'}"
     yield f"  largest constant       {_size(said['largest_constant'])}"
 
