@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -18,6 +19,7 @@ from advjax.experiment import defaults
 from advjax.experiment.from_config import from_config
 from advjax.experiment.spec import DataFacts
 from advjax.types import UserError
+from support.paths import REPOSITORY
 
 SHAPE, BATCH = (4, 4, 1), 8
 LINF = {"norm": "linf", "epsilon": 0.1}
@@ -151,3 +153,12 @@ def test_a_missing_compiler_is_named(monkeypatch):
 def test_the_roofline_depends_on_type_and_precision(dtypes, precision, expected):
     made = Product("convolution", dtypes, precision, 1)
     assert targets.H100.seconds(made) == pytest.approx(expected)
+
+
+def test_every_budget_of_the_documentation_is_tested():
+    named = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs/programs.md").read_text(), re.MULTILINE)
+    tests = (REPOSITORY / "tests/benchmarks/test_program_budgets.py").read_text()
+    tested = set(re.findall(r'limits\(\)\["(\w+)"\]', tests))
+    kernels = {name for name in named if name.startswith("kernels_")}
+    assert set(named) - kernels == tested
+    assert len(named) == len(set(named)) and kernels
