@@ -70,5 +70,5 @@ def feed_shapes(
     numbers = jax.ShapeDtypeStruct(rows, np.int32)
     examples = jax.ShapeDtypeStruct((*rows, *image_shape), np.uint8), numbers, numbers
     if is_streamed:
-        return DeviceData(*examples), None, mask
+        return jax.eval_shape(DeviceData, *examples), None, mask
     return jax.eval_shape(flattened, *examples), jax.ShapeDtypeStruct((batch_size,), np.int32), mask
