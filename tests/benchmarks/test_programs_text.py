@@ -76,7 +76,9 @@ def entry(*lines, before=""):
 
 
 def test_shapes_have_sizes_and_memories():
-    found = hlo.shapes("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, pred[5]{0}, f32[]{:S(2)}, s4[3], f8e4m3fn[7], token[])")
+    found = hlo.shapes(
+        "(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, pred[5]{0}, f32[]{:S(2)}, s4[3]{0:S(5)}, f8e4m3fn[7], token[])"
+    )
     assert [shape.dims for shape in found] == [(2, 3), (5,), (), (3,), (7,), ()]
     assert [shape.nbytes for shape in found] == [12, 5, 4, 2, 7, 0]
     assert [shape.is_on_chip for shape in found] == [True, False, True, False, False, False]

@@ -39,7 +39,8 @@ class Shape(NamedTuple):
     @property
     def is_on_chip(self) -> bool:
         """Whether the compiler keeps it in another memory than the main one, such as the vector memory of a TPU."""
-        return bool(re.search(r"S\([1-9]", self.layout))
+        # 0 is the main memory, which goes without saying, and 5 that of the host.
+        return bool(re.search(r"S\([1-46-9]", self.layout))
 
 
 class Instruction(NamedTuple):
