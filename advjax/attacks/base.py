@@ -106,6 +106,7 @@ class Attack:
             not known, such images are marked instead: see ``AttackResult.invalid``.
           TypeError: not arrays, not a key, or logits that are not one floating-point array.
         """
+        logits_fn = model_queries.traced_once(logits_fn)
         until_success = until_success and not isinstance(logits_fn, Expectation)
         problems, invalid = self._problems(logits_fn, images, labels, rng, start)
         states, steps, nonfinite = self._run(logits_fn, problems, invalid, until_success)
@@ -254,6 +255,7 @@ def trajectory(
 
     For inspecting an attack (losses, step sizes, checkpoints); no image is stopped early.
     """
+    logits_fn = model_queries.traced_once(logits_fn)
     problems, _ = attack._problems(logits_fn, images, labels, rng, start)
 
     def step(states, index):

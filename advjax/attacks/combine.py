@@ -90,6 +90,7 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
 
@@ -123,6 +124,7 @@ def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
         kept = call_attack(attacks[0], logits_fn, images, labels, fold_in(rngs, 0), start, until_success)
@@ -150,6 +152,7 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images = as_array("images", images)
         keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
         predictions = jnp.argmax(model_queries.evaluate(logits_fn, images, keys), axis=-1)

@@ -66,7 +66,8 @@ def bind_model(logits_fn: Any, variables: PyTree, example: jax.ShapeDtypeStruct,
         # What a function closes over may change between calls, so its programs are cached by their text alone.
         owner = owner_of(None)
         bind, variables = _lifted(logits_fn, example)
-    return Model(bind, jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P())), owner)
+    replicated = jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P()))
+    return Model(model_queries.traced_once_bound(bind, replicated), replicated, owner)
 
 
 def owner_of(function: Any) -> Any:

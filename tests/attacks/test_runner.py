@@ -71,8 +71,8 @@ def test_a_seed_is_another_run(data, found):
     assert np.all(np.any(other.images[broken] != found.images[broken], axis=(1, 2, 3)))
 
 
-def test_variables_may_be_arguments(data, found):
-    same(data.run(variables=data.model), found)
+def test_the_model_may_be_a_closure(data, found):
+    same(data.run(variables=None), found)
 
 
 def test_progress(data):
