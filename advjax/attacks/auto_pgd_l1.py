@@ -13,6 +13,7 @@ from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.eot import Expectation
 from advjax.attacks.input_checks import as_array, require_count
 from advjax.attacks.losses import Aim, AimedLoss, Loss
+from advjax.attacks.model_queries import traced_once
 from advjax.attacks.pgd_family import goal
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
@@ -174,7 +175,7 @@ def auto_pgd_l1_large_epsilon(
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
-        images = as_array("images", images)
+        logits_fn, images = traced_once(logits_fn), as_array("images", images)
         nonfinite = jnp.zeros(len(images), bool)
         for part, next_ball in zip(wider, balls[1:], strict=True):
             found = part(logits_fn, images, labels, rng, start)

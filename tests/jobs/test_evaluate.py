@@ -48,7 +48,8 @@ def config_of(runs=("base", "other"), **evaluation):
     """Two small networks, which are compiled in no time."""
     optimizer = {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.005}}
     method = {"model": {"name": "lenet5"}, "batch_size": 64, "optimizer": optimizer}
-    plan = {"attacks": ATTACKS, "num_examples": 24, "batch_size": 24, "pictured": "pgd", "num_checked": 0, **evaluation}
+    # One size of batches, or each attack would be compiled three times.
+    plan = {"attacks": ATTACKS, "num_examples": 24, "batch_size": 4, "pictured": "pgd", "num_checked": 0, **evaluation}
     return defaults.experiment(
         data={"name": "digits", "image_size": 16, "num_validation": 20},
         runs=runs,

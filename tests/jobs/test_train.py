@@ -51,7 +51,8 @@ def small(**changes):
                 "run__fixer__train_fraction": 0.1,
                 "run__fixer__attack__num_steps": 2,
                 "evaluation__num_examples": 36,
-                "evaluation__batch_size": 20,
+                # One size of batches, or each attack would be compiled three times.
+                "evaluation__batch_size": 4,
                 "evaluation__num_checked": 0,
                 "evaluation__attacks__order": ("fgsm", "auto_pgd"),
                 "evaluation__attacks__auto_pgd__num_steps": 3,
