@@ -42,8 +42,9 @@ def pytest_configure(config):
 
 def xla_knows(*flags):
     """XLA ends a process that asks for a flag which it does not have, any longer or yet."""
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
-    return subprocess.run(command, env={**os.environ, "XLA_FLAGS": " ".join(flags)}, capture_output=True).returncode == 0
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
 def pytest_collection_modifyitems(items):

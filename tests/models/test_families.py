@@ -92,6 +92,8 @@ TINY = {
     "dm_preact_resnet18": (DMPreActResNet18(num_classes=3, width=1 / 32), (8, 8, 3)),
     "wide_resnet": (WideResNet(num_classes=3, depth=10, width=0.2), (8, 8, 3)),
 }
+SLOW = {"preact_resnet18_raw", "vgg16_classic"}
+"""Networks with the blocks of others, whose logits ``test_torch_weights`` compares, too."""
 ORDER = np.array([2, 0, 3, 1])
 
 
@@ -109,7 +111,9 @@ def everything(model, variables, images):
     return plain, reordered, logits, state, gradient
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TINY]
+)
 def tiny(request):
     model, image_shape = TINY[request.param]
     variables = blocks.init(model, jax.random.key(0), image_shape)
