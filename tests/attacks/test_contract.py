@@ -29,11 +29,11 @@ def is_variant(name, *_):
     return bool(ATTACKS[name].variant_of)
 
 
-GOALS = [(*case, targeted) for case in CASES for targeted in (False, True)[: 1 + ATTACKS[case[0]].targetable]]
+AIMED = [(*case, targeted) for case in CASES for targeted in (False, True)[: 1 + ATTACKS[case[0]].targetable]]
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 every_structure = pytest.mark.parametrize(("name", "norm"), slow_for(is_variant, CASES))
 every_goal = pytest.mark.parametrize(
-    ("name", "norm", "targeted"), slow_for(lambda name, norm, targeted: targeted and is_variant(name), GOALS)
+    ("name", "norm", "targeted"), slow_for(lambda name, norm, targeted: targeted and is_variant(name), AIMED)
 )
 every_loop = pytest.mark.parametrize(("name", "norm"), slow_for(is_variant, FIRST))
 traces = 0
