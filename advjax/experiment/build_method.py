@@ -62,7 +62,7 @@ def build_method(
     if spec["two_updates"]:
         step, updates = _two_updates(spec["two_updates"], training, where), 2
     elif training is not None:
-        steps.append(transforms.perturb(training.function, training.made_on))
+        steps.append(transforms.perturb(training.function, training.made_on, spec["gradient_accumulation"]))
     steps += [
         build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
         for name in spec["targets"]["order"]
@@ -91,6 +91,8 @@ def build_method(
             average=average,
             step=step,
             compute_dtype=spec["compute_dtype"],
+            remat=bool(spec["remat"]),
+            microbatches=spec["gradient_accumulation"],
         )
 
     return method

@@ -19,6 +19,8 @@ COPY_FORMATS = (*FORMATS, "float16")
 """Formats that adversarial copies of training images may be stored in."""
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 """The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
+_SAME_RESULT = ("steps_per_call", "remat")
+"""Keys of a run that change how it is computed, but not what, and may change when it resumes."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
@@ -89,12 +91,15 @@ def _not_trained(variables: Variables, models: Mapping[str, nn.Module]) -> Metho
 def _identity(
     spec: Mapping[str, Any], config: Mapping[str, Any], facts: DataFacts, needed: Mapping[str, Run]
 ) -> dict[str, Any]:
-    """All that decides the result of training; where the data lie and how many threads read them does not."""
+    """All that decides the result of training.
+
+    Where the data lie and how many threads read them does not, nor does how steps are grouped and features are kept.
+    """
     return {
         "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
         "data_set": facts.name,
         "seed": config["seed"],
-        "run": spec,
+        "run": {key: value for key, value in spec.items() if key not in _SAME_RESULT},
         "needs": {name: run.identity for name, run in needed.items()},
     }
 
@@ -171,4 +176,5 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, config: Mapping[s
         spec["select_metric"],
         spec["patience"],
         config["data"]["num_workers"],
+        spec["steps_per_call"],
     )

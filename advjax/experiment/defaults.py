@@ -66,6 +66,12 @@ RUN = {
     # What models compute in during training: "float32" or "bfloat16".  Parameters, batch statistics, logits and losses
     # are float32 in any case, and so is every evaluation.
     "compute_dtype": "float32",
+    # Training steps per call of the compiled program; fewer where a record or a validation comes before.
+    "steps_per_call": 1,
+    # Whether the gradients of a network compute the features inside its blocks again instead of keeping them.
+    "remat": False,
+    # Number of parts of a batch whose gradients are computed one after the other and added up.
+    "gradient_accumulation": 1,
     # What is minimized, with its arguments beside the names.
     "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
     # Transforms of images and targets after augmentation and attack: "order" (names), and arguments under each name.

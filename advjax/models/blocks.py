@@ -6,6 +6,7 @@ modules patched into a trained network, manifold mixup, and access to hidden fea
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models.compute_dtype import keeping_dtype, lowered, restored
+from advjax.models.remat import run_block
 from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
 
 Between: TypeAlias = Callable[[str, Array], Array]
@@ -73,7 +75,7 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
         features = images
         for name in self.names:
-            features = call_block(self.block[name], features, train)
+            features = run_block(partial(call_block, train=train), self.block[name], features)
             if between is not None:
                 features = between(name, features)
         return features
@@ -166,7 +168,7 @@ class Patched(nn.Module):
 def _outputs(patch: nn.Module, features: Array, train: bool) -> dict[str, Array]:
     if isinstance(patch, _WithSum):
         return dict(zip(("sum", "output"), patch.with_sum(features), strict=True))
-    output = call_block(patch, features, train)
+    output = run_block(partial(call_block, train=train), patch, features)
     return {"sum": output, "output": output}
 
 

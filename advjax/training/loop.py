@@ -17,6 +17,7 @@ from advjax.runtime.devices import Devices, fetch, is_main_process
 from advjax.runtime.metrics import MetricWriter, OnMetrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
+from advjax.training.calls import calls, run_steps
 from advjax.training.feed import Feed, make_feed
 from advjax.training.step import Method, TrainState, evaluation_variables, init_state, refresh_step
 from advjax.training.train_log import TrainLog, Window
@@ -42,6 +43,8 @@ class Plan(NamedTuple):
     """Stop after this many consecutive validations without a new best ``select_metric``; 0 for never."""
     num_workers: int = 8
     """Number of threads that read the images of a ``Source``."""
+    steps_per_call: int = 1
+    """Number of steps per call of the compiled program, where neither a record nor a validation comes before."""
 
 
 class _Run(NamedTuple):
@@ -94,7 +97,7 @@ def fit(
       devices: what to run on.
       config: stored in every checkpoint.
       notify: receives a line if a damaged checkpoint is skipped, and when a run resumes.
-      stop_requested: called after every step, on all processes together.
+      stop_requested: called after every call of the program, on all processes together.
       on_metrics: called with every record of the metrics, on the main process.
 
     Raises:
@@ -154,8 +157,10 @@ def _train(
             num_steps=plan.num_steps,
             failure=lambda loss, step: _diverged(run.name, f"the training loss is {loss}", step, checkpoints),
         )
-        for step, batch in enumerate(batches, start + 1):
-            state, values = run.step(state, run.sources, *batch)
+        step, intervals = start, (plan.log_every, plan.validate_every)
+        for count, arguments in calls(batches, start, plan.num_steps, plan.steps_per_call, *intervals):
+            state, values = run.step(state, run.sources, *arguments)
+            step += count
             log.add(step, values)
             is_last, scores = step == plan.num_steps, {}
             if is_last or step % plan.validate_every == 0:
@@ -181,7 +186,7 @@ def _train(
 def _compiled(
     method: Method, dataset: Dataset | Source, devices: Devices
 ) -> tuple[Callable[..., tuple[TrainState, Any]], Callable[..., TrainState]]:
-    """The training step, and the step that refreshes batch statistics, on all devices."""
+    """One or several training steps, and the step that refreshes batch statistics, on all devices."""
 
     def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         options = {"method": method, "num_classes": dataset.num_classes}
@@ -192,7 +197,7 @@ def _compiled(
             donate=(0,),
         )
 
-    return replicated(method.step), replicated(refresh_step)
+    return replicated(run_steps), replicated(refresh_step)
 
 
 def _refreshed(run: _Run, state: TrainState) -> TrainState:
