@@ -65,6 +65,9 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__base__targets__order": ("soft_labels",)}, "run.base.targets: soft_labels needs off_value"),
         ({"evaluation__attacks__num_steps": 3}, "evaluation.attacks.num_steps must have the arguments of 'num_steps'"),
         ({"evaluation__curve": {"attack": {"name": "fgsm"}}}, "evaluation.curve: epsilons is missing"),
+        ({"run__base__steps_per_call": 0}, "run.base.steps_per_call must be at least 1, got 0"),
+        ({"run__base__gradient_accumulation": 0}, "run.base.gradient_accumulation must be at least 1, got 0"),
+        ({"run__base__remat": "blocks"}, "run.base.remat must be True or False, got 'blocks'"),
         ({"run__base__compute_dtype": "int8"}, "run.base: compute_dtype must be 'float32' or 'bfloat16', got 'int8'"),
         (
             {"run__fixer__attack__search_dtype": "bfloat16"},
@@ -167,6 +170,19 @@ def test_mistakes_in_a_method_are_one_clear_line_before_anything_is_trained(chan
     with pytest.raises(UserError, match=message) as caught:
         from_config(changed(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_how_steps_are_computed_is_passed_on():
+    """Only what changes the result is part of what a run is."""
+    keys = {"steps_per_call": 5, "remat": True, "gradient_accumulation": 2}
+    built = from_config(changed(**{f"run__base__{key}": value for key, value in keys.items()}))
+    run, plain = built.runs[0], from_config(changed()).runs[0]
+    shapes = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), built.facts.image_shape))
+    method = run.method(shapes, {})
+    assert (run.plan.steps_per_call, method.remat, method.microbatches) == (5, True, 2)
+    here, there = run.identity["run"], plain.identity["run"]
+    assert {key for key in here | there if here.get(key) != there.get(key)} == {"gradient_accumulation"}
+    assert not {"steps_per_call", "remat"} & set(here)
 
 
 def test_a_rule_that_no_parameter_follows_is_one_clear_line():

@@ -28,6 +28,10 @@ def fgsm(**arguments):
         ({"run__base__model__mean": (0.5, 0.5, 0.5)}, "run.base.model: "),
         ({"run__base__augmentation__pad_crop__padding": 100}, "run.base: .*padding"),
         ({"run__base__batch_size": 65}, "run.base.batch_size: "),
+        (
+            {"run__base__batch_size": 24, "run__base__gradient_accumulation": 5},
+            "run.base: gradient_accumulation is 5, but the .* images of a batch on each device cannot be split",
+        ),
         ({"run__fixer__objective__tensor": "nothing"}, "run.fixer"),
         ({"run__fixer__model": {"name": "lenet5"}, "run__fixer__start": "base"}, r"run.fixer[.:]"),
         (
