@@ -49,10 +49,13 @@ def run_steps(
         return method.step(state, sources, data, positions, mask, **options)
 
     if isinstance(data, tuple):
+        assert isinstance(mask, tuple)
         batches = jax.tree.map(lambda *rows: jnp.stack(rows), *zip(data, mask, strict=True))
         return jax.lax.scan(lambda state, batch: one(state, batch[0], None, batch[1]), state, batches)
+    assert not isinstance(mask, tuple)
     if mask.ndim == 1:
         return one(state, data, positions, mask)
+    assert positions is not None
     return jax.lax.scan(lambda state, rows: one(state, data, *rows), state, (positions.T, mask.T))
 
 

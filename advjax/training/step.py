@@ -187,10 +187,18 @@ def update(
     chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.targets, batch.index, batch.mask], 1)
     chex.assert_rank([batch.images, batch.targets], [4, 2])
     chex.assert_type([batch.images, batch.targets], float)
-    variables, options = Variables(state.params, state.model_state), {"of_images": of_images}
-    options |= {"trainable": method.trainable, "microbatches": method.microbatches}
+    variables = Variables(state.params, state.model_state)
     with rematerializing(method.remat):
-        found = gradients(method.objective, variables, batch, rng, axis_name, **options)
+        found = gradients(
+            method.objective,
+            variables,
+            batch,
+            rng,
+            axis_name,
+            trainable=method.trainable,
+            microbatches=method.microbatches,
+            of_images=of_images,
+        )
     # Only some optimizers use the loss.
     optimizer = optax.with_extra_args_support(method.optimizer)
     updates, opt_state = optimizer.update(found.params, state.opt_state, state.params, value=found.loss)

@@ -47,7 +47,7 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
         return threat_model.project(image, image + threat_model.epsilon * threat_model.norm.ascent(gradient))
 
     def attacked_images(state: TrainState, method: Method, batch: Batch, gradients: Array | None, rng: Key) -> Array:
-        if reuse_gradient:
+        if gradients is not None:
             return jax.lax.stop_gradient(jax.vmap(leap)(batch.images, gradients))
         updated = attackable(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
         return adversarial(attack, updated, batch, rng, method.microbatches)

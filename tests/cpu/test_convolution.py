@@ -141,7 +141,7 @@ def test_winograd_in_groups_of_images(monkeypatch, batch, groups):
     for images in (100, 3):
         monkeypatch.setattr("advjax.cpu.winograd._CACHED", images * 36 * 4 * (4 + 6))
         found[images] = value_and_gradients(conv, x, kernel)
-    assert_close(found[3], found[100], 1e-6)
+    assert_close(found[3], found[100], TOLERANCE)
     scans = [eqn for eqn in jax.make_jaxpr(lambda x: conv(x, kernel))(x).eqns if eqn.primitive.name == "scan"]
     assert [(eqn.params["length"], eqn.invars[-1].aval.shape[1]) for eqn in scans] == groups
 
