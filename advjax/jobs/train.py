@@ -37,7 +37,7 @@ def train(
       workdir: where it is trained.
       devices: where to compute.
       notify: receives what people should know.
-      stop_requested: asked after every step.
+      stop_requested: asked after every call of the training program, see ``steps_per_call``.
 
     Raises:
       UserError: something in the config makes no sense, its evaluation included, or the folder holds another
