@@ -36,7 +36,7 @@ from advjax.jobs.train import train
 from advjax.jobs.workdir import locked, open_experiment, read_config
 from advjax.reporting.terminal import print_report
 from advjax.runtime import distributed
-from advjax.runtime.devices import Devices, is_main_process, mesh
+from advjax.runtime.devices import Devices, is_main_process, mesh, process_index
 from advjax.runtime.preemption import PreemptedError, Preemption
 from advjax.types import UserError
 
@@ -232,7 +232,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _refuse(error: Exception) -> int:
     line = " ".join(str(error).split()) or type(error).__name__
     # Whatever only one process of a job has met (a disk, a data directory) must still be heard of.
-    who = f"process {jax.process_index()}: " if jax.distributed.is_initialized() and jax.process_index() else ""
+    who = f"process {process_index()}: " if jax.distributed.is_initialized() and process_index() else ""
     Console(stderr=True, highlight=False).print(f"{who}error: {line}", style="red", markup=False, soft_wrap=True)
     return 2
 

@@ -1,7 +1,7 @@
-"""The nouns of advjax.
+"""Types shared by the whole package.
 
-Everything the parts of the package say to each other is one of these types.  Images are float32 arrays in pixel space
-[0, 1], NHWC (one image is HWC); labels are integers; normalisation is a layer inside the model.
+Images are float32 arrays in pixel space [0, 1], NHWC (one image is HWC); labels are integers; normalization is a layer
+inside the model.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 """``images [n, h, w, c] -> logits [n, classes]``: any JAX function."""
 
 StochasticLogitsFn: TypeAlias = Callable[[Array, Key], Array]
-"""``(images, rng) -> logits``: a defence with randomness; equal keys give equal logits."""
+"""``(images, rng) -> logits``: a defense with randomness; equal keys give equal logits."""
 
 Defense: TypeAlias = Callable[[LogitsFn], StochasticLogitsFn]
-"""A test-time defence around a classifier."""
+"""A test-time defense around a classifier."""
 
 
 class AttackResult(NamedTuple):
@@ -43,6 +43,9 @@ class AttackResult(NamedTuple):
     """bool [n]: the attack could not handle the image: pixels outside the bounds (by more than 4 units in the last
     place) or NaN, NaN logits, or a label out of range.  Outside jit this raises.  Under jit, such images have
     ``success``, so that they never count as robust, and their ``images``, ``logits`` and ``distance`` are NaN."""
+    progress: Array | int = 0
+    """int8 [n]: 1 where the attack made no progress, so that its failure is no evidence of robustness: all gradients
+    were zero, or following them only decreased the loss; 2 where it did; 0 for an attack without gradients."""
 
 
 AttackFn: TypeAlias = Callable[..., AttackResult]

@@ -16,8 +16,8 @@ from advjax.papers.join import publish
 
 NETWORKS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "resnet101": "ResNet101"}
 """Our name of a network -> its name in the tables."""
-SIDES = {"mnist": 0, "cifar10": 0, "cats_vs_dogs": 224}
-"""Size that images are resized to; 0 keeps the original size."""
+SIDES = {"mnist": 0, "cifar10": 0, "cats_vs_dogs": 128}
+"""Size that images are resized to, which the paper does not state for photographs; 0 keeps the original size."""
 FGSM = {f"fgsm_{i}": {"name": "fgsm", "norm": "linf", "epsilon": f"0.0{i}"} for i in (1, 2, 3)}
 PGD = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "num_steps": 10, "step_size": "0.0075"}
 

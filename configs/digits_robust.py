@@ -1,4 +1,4 @@
-"""What holds out in a digit classifier: adversarial training, and fixers trained against attacks that see them.
+"""What holds up in a digit classifier: adversarial training, and fixers trained against attacks that see them.
 
     python -m advjax.main --config=configs/digits_robust.py
 

@@ -1,11 +1,11 @@
 """AutoAttack, and a short ensemble for everyday use, as lists of stages (Croce & Hein 2020)."""
 
 from advjax.attacks.auto_pgd import auto_pgd
-from advjax.attacks.combine import Stage, all_rounds, restarts, targets, worst_of
+from advjax.attacks.combine import Stage, all_rounds, made_of, restarts, targets, worst_of
 from advjax.attacks.eot import Expectation
 from advjax.attacks.fab import fab
 from advjax.attacks.square import square
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 VERSIONS = ("standard", "plus", "rand")
@@ -25,7 +25,7 @@ def auto_attack_stages(threat_model: ThreatModel, *, version: str = "standard") 
     """
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
-    threat_model.require("auto_attack", "linf", "l2", finite_epsilon=True)
+    require(threat_model, "auto_attack", "linf", "l2", finite_epsilon=True)
     ce, dlr = (auto_pgd(threat_model, loss=loss) for loss in ("ce", "dlr"))
     query = restarts("square", square(threat_model), 1)
     targeted = (
@@ -60,7 +60,7 @@ def quick_check_stages(threat_model: ThreatModel) -> tuple[Stage, ...]:
     Args:
       threat_model: linf or l2 with a finite epsilon.
     """
-    threat_model.require("quick_check", "linf", "l2", finite_epsilon=True)
+    require(threat_model, "quick_check", "linf", "l2", finite_epsilon=True)
     return (
         restarts("apgd-ce", auto_pgd(threat_model, num_steps=50), 1),
         targets("apgd-t", lambda aim: auto_pgd(threat_model, num_steps=100, loss="dlr", aim=aim), 4),
@@ -90,4 +90,4 @@ def auto_attack(threat_model: ThreatModel, *, version: str = "standard") -> Atta
     ) -> AttackResult:
         return ensemble(logits_fn, images, labels, rng, start, until_success)
 
-    return attack
+    return made_of(attack, ensemble)

@@ -10,7 +10,7 @@ from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import Aim, AimedLoss, Loss
 from advjax.attacks.pgd_family import goal
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 MOMENTUM = 0.75
@@ -89,7 +89,7 @@ def auto_pgd(
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule, "best" and
         "highest_loss" suit training examples.
     """
-    threat_model.require("auto_pgd", "linf", "l2", finite_epsilon=True)
+    require(threat_model, "auto_pgd", "linf", "l2", finite_epsilon=True)
     require_number("rho", rho, 0, 1, open_low=True)
     if step_size is not None:
         require_number("step_size", step_size)
@@ -156,7 +156,7 @@ def auto_pgd(
         )
         return state, jnp.where(halve, state.highest_gradient, gradient)
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)
 
 
 def _windows(num_steps: int) -> np.ndarray:

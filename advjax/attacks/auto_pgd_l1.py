@@ -13,8 +13,9 @@ from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.eot import Expectation
 from advjax.attacks.input_checks import as_array, require_count
 from advjax.attacks.losses import Aim, AimedLoss, Loss
+from advjax.attacks.model_queries import traced_once
 from advjax.attacks.pgd_family import goal
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 FIRST_SHARE = 0.2
@@ -73,7 +74,7 @@ def auto_pgd_l1(
         AutoAttack.
       returns: which observed point to return, see ``KEEP_RULES``; "latest_success" is the authors' rule.
     """
-    threat_model.require("auto_pgd_l1", "l1", finite_epsilon=True)
+    require(threat_model, "auto_pgd_l1", "l1", finite_epsilon=True)
     maximized, keep, keep_highest = goal(loss, targeted, aim), keep_rule(returns), keep_rule("highest_loss")
     require_count("num_steps", num_steps)
     steps_per_check = max(int(CHECK_INTERVAL * num_steps), 1)
@@ -136,7 +137,7 @@ def auto_pgd_l1(
         )
         return state, jnp.where(back, state.highest_gradient, gradient)
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)
 
 
 def auto_pgd_l1_large_epsilon(
@@ -155,6 +156,7 @@ def auto_pgd_l1_large_epsilon(
     Returns:
       ``(logits_fn, images, labels, rng, start=None, until_success=False) -> AttackResult``.
     """
+    require(threat_model, "auto_pgd_l1_large_epsilon", "l1", finite_epsilon=True)
     require_count("num_steps", num_steps)
     steps = [math.ceil(share * num_steps) for _, share in LARGE_EPSILONS[:-1]]
     steps.append(num_steps - sum(steps))
@@ -174,14 +176,18 @@ def auto_pgd_l1_large_epsilon(
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
-        images = as_array("images", images)
-        nonfinite = jnp.zeros(len(images), bool)
+        logits_fn, images = traced_once(logits_fn), as_array("images", images)
+        nonfinite, progress = jnp.zeros(len(images), bool), jnp.zeros(len(images), jnp.int8)
         for part, next_ball in zip(wider, balls[1:], strict=True):
             found = part(logits_fn, images, labels, rng, start)
-            nonfinite |= found.nonfinite
+            nonfinite, progress = nonfinite | found.nonfinite, jnp.maximum(progress, found.progress)
             start = jax.vmap(functools.partial(project_l1, next_ball))(images, found.images)
         result = last(logits_fn, images, labels, rng, start, until_success)
-        return result._replace(steps=result.steps + sum(steps[:-1]), nonfinite=result.nonfinite | nonfinite)
+        return result._replace(
+            steps=result.steps + sum(steps[:-1]),
+            nonfinite=result.nonfinite | nonfinite,
+            progress=jnp.maximum(result.progress, progress),
+        )
 
     return attack
 

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks import course as courses
 from advjax.attacks import input_checks, model_queries
+from advjax.attacks.course import Course, Seen
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, BEFORE, keys_per_image, model_keys
 from advjax.attacks.model_queries import is_fooled
@@ -50,7 +52,7 @@ class Attack:
     Gradients that are NaN or infinite are made finite before an attack sees them (``model_queries.finite``), and an
     adversarial image that is not finite is replaced by the original.  ``AttackResult.nonfinite`` marks the images whose
     gradients were affected, and outside jit there is a warning: failing to fool the model there is no evidence of
-    robustness.  The same goes for images that an attack in a ball returns unchanged.
+    robustness.  The same goes for images on which an attack made no progress (``AttackResult.progress``).
 
     Magnitudes (epsilon, step sizes, learning rates, constants) may be traced, so an attack can be built inside jit and
     vmapped over epsilon.  Whatever determines shapes or the structure of the program may not: ``num_steps`` and all
@@ -75,6 +77,9 @@ class Attack:
     observe_moves: bool = False
     """Whether ``observe`` may change the point.  The model is then evaluated once more per step, so that the logits and
     gradients passed to ``move`` are those of the new point."""
+    ascends: bool = False
+    """Whether every step is to increase the objective, which is then a scalar: where several steps only decreased it,
+    the gradients mislead."""
 
     def __post_init__(self):
         input_checks.require_count("num_steps", self.num_steps)
@@ -106,9 +111,10 @@ class Attack:
             not known, such images are marked instead: see ``AttackResult.invalid``.
           TypeError: not arrays, not a key, or logits that are not one floating-point array.
         """
+        logits_fn = model_queries.traced_once(logits_fn)
         until_success = until_success and not isinstance(logits_fn, Expectation)
         problems, invalid = self._problems(logits_fn, images, labels, rng, start)
-        states, steps, nonfinite = self._run(logits_fn, problems, invalid, until_success)
+        states, steps, nonfinite, course = self._run(logits_fn, problems, invalid, until_success)
         adversarial = states.best.image
         # Clipping lets NaN through, and no threat model allows it.
         lost = jnp.any(~jnp.isfinite(adversarial), axis=(1, 2, 3))
@@ -117,9 +123,8 @@ class Attack:
         adversarial = select(lost, problems.image, adversarial)
         input_checks.warn_of_nonfinite(nonfinite)
         result = self._result(logits_fn, problems, adversarial, steps, nonfinite, invalid)
-        if self.objective is not None and self.threat_model.is_bounded:
-            unchanged = jnp.all(adversarial == problems.image, axis=(1, 2, 3))
-            input_checks.warn_of_unchanged(unchanged & ~result.success, self.threat_model.epsilon)
+        result = result._replace(progress=self.progress(course, result.success, steps))
+        input_checks.warn_of_no_progress((result.progress == courses.NO_PROGRESS) & ~nonfinite)
         return result
 
     def _problems(self, logits_fn, images, labels, rng, start) -> tuple[Problem, Array]:
@@ -142,11 +147,11 @@ class Attack:
         return Problem(images, labels, rngs, clean_logits, start), invalid
 
     def _run(self, logits_fn, problems, invalid, until_success):
-        """The final states, the number of steps taken, and which images had nonfinite gradients."""
+        """The final states, the numbers of steps taken, which images had nonfinite gradients, and the courses."""
         count, stops_early = len(problems.image), until_success or self.done is not None
         nothing = jnp.zeros(count, jnp.int32)
-        states, finished, steps, nonfinite = varying_like(
-            problems, (jax.vmap(self.init)(problems), nothing > 0, nothing, nothing > 0)
+        states, finished, steps, nonfinite, course = varying_like(
+            problems, (jax.vmap(self.init)(problems), nothing > 0, nothing, nothing > 0, courses.begun(count))
         )
         if stops_early:
             finished |= invalid
@@ -154,19 +159,20 @@ class Attack:
             finished |= is_fooled(problems.clean_logits, problems.label, self.targeted)
 
         def step(carry):
-            states, finished, steps, nonfinite, index = carry
-            moved, fooled, unusable = self.step(logits_fn, problems, states, index)
+            states, finished, steps, nonfinite, course, index = carry
+            moved, seen = self.step(logits_fn, problems, states, index)
             steps += ~finished
-            nonfinite |= unusable & ~finished
+            nonfinite |= seen.nonfinite & ~finished
+            course = courses.followed(course, seen.loss, seen.guided, index == 0, ~finished)
             if stops_early:
                 moved = select(finished, states, moved)
             if until_success:
-                finished |= fooled
+                finished |= seen.fooled
             if self.done is not None:
                 finished |= jax.vmap(self.done)(moved)
-            return moved, finished, steps, nonfinite, index + 1
+            return moved, finished, steps, nonfinite, course, index + 1
 
-        carry = (states, finished, steps, nonfinite, jnp.int32(0))
+        carry = (states, finished, steps, nonfinite, course, jnp.int32(0))
         if stops_early:
             # This loop must not contain a collective: each device stops when its own images are done.
             carry = jax.lax.while_loop(
@@ -174,9 +180,10 @@ class Attack:
             )
         else:
             carry, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=self.num_steps)
-        states, finished, steps, nonfinite, index = carry
-        last = self._last(logits_fn, problems, states, index)
-        return (select(finished, states, last) if stops_early else last), steps, nonfinite
+        states, finished, steps, nonfinite, course, index = carry
+        last, loss = self._last(logits_fn, problems, states, index)
+        course = courses.followed(course, loss, jnp.zeros(count, bool), jnp.asarray(False), ~finished)
+        return (select(finished, states, last) if stops_early else last), steps, nonfinite, course
 
     def step(
         self,
@@ -185,7 +192,7 @@ class Attack:
         states: Any,
         index: Array,
         last: Array | None = None,
-    ) -> tuple[Any, Array, Array]:
+    ) -> tuple[Any, Seen]:
         """One step of a batch, for loops over steps.
 
         Args:
@@ -196,16 +203,26 @@ class Attack:
           last: bool [n], images that have taken all their steps: they are observed once more, and not moved.
 
         Returns:
-          The next states, where the observed points fool the model, and where the gradients were not finite.
+          The next states, and what the step saw.
         """
         if self.observe_moves:
-            states, fooled = self._observe(logits_fn, problems, states, 2 * index)
+            states, fooled, _ = self._observe(logits_fn, problems, states, 2 * index)
             logits, gradients, nonfinite = self._differentiate(logits_fn, problems, states, 2 * index + 1)
+            loss = jnp.zeros(len(logits), jnp.float32)
         else:
             logits, gradients, nonfinite = self._differentiate(logits_fn, problems, states, 2 * index + 1)
-            states, fooled = self._observed(problems, states, logits)
+            states, fooled, loss = self._observed(logits_fn, problems, states, logits)
+        guided = jnp.zeros_like(nonfinite)
+        if gradients is not None:
+            guided = jnp.any(gradients != 0, axis=tuple(range(1, gradients.ndim)))
         moved = jax.vmap(self.move)(problems, states, logits, gradients)
-        return (moved if last is None else select(last, states, moved)), fooled, nonfinite
+        return (moved if last is None else select(last, states, moved)), Seen(fooled, nonfinite, guided, loss)
+
+    def progress(self, course: Course, fooled: Array, steps: Array) -> Array:
+        """int8 [n]: ``AttackResult.progress`` of a course; nothing can change where epsilon is 0."""
+        if self.objective is None:
+            return jnp.zeros(len(steps), jnp.int8)
+        return courses.progress(course, fooled, steps) * (self.threat_model.epsilon > 0)
 
     def _differentiate(self, logits_fn, problems, states, query):
         """Logits and gradients at the states' points, and where the gradients were not finite."""
@@ -219,17 +236,22 @@ class Attack:
         return logits, *model_queries.finite(gradients)
 
     def _last(self, logits_fn, problems, states, index):
-        return self._observe(logits_fn, problems, states, 2 * index + (not self.observe_moves))[0]
+        states, _, loss = self._observe(logits_fn, problems, states, 2 * index + (not self.observe_moves))
+        return states, loss
 
     def _observe(self, logits_fn, problems, states, query):
         logits = model_queries.evaluate(logits_fn, states.point, model_keys(problems.rng, query))
-        return self._observed(problems, states, logits)
+        return self._observed(logits_fn, problems, states, logits)
 
-    def _observed(self, problems, states, logits):
-        """The states that have observed the logits of their points, and where these fool the model."""
+    def _observed(self, logits_fn, problems, states, logits):
+        """The states that have observed the logits of their points, where these fool the model, and their losses."""
         inside = jax.vmap(self.threat_model.contains)(problems.image, states.point)
         fooled = is_fooled(logits, problems.label, self.targeted) & inside
-        return jax.vmap(self.observe)(problems, states, logits), fooled
+        loss = jnp.zeros(len(logits), jnp.float32)
+        # Of a stochastic model, the loss rises and falls by chance.
+        if self.objective is not None and self.ascends and not isinstance(logits_fn, Expectation):
+            loss = jax.vmap(self.objective)(problems, states, logits).astype(jnp.float32)
+        return jax.vmap(self.observe)(problems, states, logits), fooled, loss
 
     def _result(self, logits_fn, problems, adversarial, steps, nonfinite, invalid) -> AttackResult:
         logits = model_queries.evaluate(logits_fn, adversarial, model_keys(problems.rng, AFTER))
@@ -254,13 +276,14 @@ def trajectory(
 
     For inspecting an attack (losses, step sizes, checkpoints); no image is stopped early.
     """
+    logits_fn = model_queries.traced_once(logits_fn)
     problems, _ = attack._problems(logits_fn, images, labels, rng, start)
 
     def step(states, index):
-        states, _, _ = attack.step(logits_fn, problems, states, index)
+        states, _ = attack.step(logits_fn, problems, states, index)
         return states, states
 
     states = varying_like(problems, jax.vmap(attack.init)(problems))
     states, history = jax.lax.scan(step, states, jnp.arange(attack.num_steps))
-    last = attack._last(logits_fn, problems, states, attack.num_steps)
+    last, _ = attack._last(logits_fn, problems, states, attack.num_steps)
     return jax.tree.map(lambda steps, final: jnp.concatenate([steps, final[None]]), history, last)

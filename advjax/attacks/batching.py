@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 _PARTS = (1, 4, 16)
-_PER_CPU, _PER_ACCELERATOR = 64, 256
+_PER_CPU, _PER_ACCELERATOR, _LARGE = 64, 256, 1024
 
 
 def default_batch_size(devices: Sequence[Any]) -> int:
@@ -14,9 +14,19 @@ def default_batch_size(devices: Sequence[Any]) -> int:
     return sum(_PER_CPU if device.platform == "cpu" else _PER_ACCELERATOR for device in devices)
 
 
+def filled(batch_size: int, count: int, parts: int = 1) -> int:
+    """``batch_size``, or less if so many images cannot fill a large batch, or the smallest of its ``parts``."""
+    return min(batch_size, parts * max(count, _LARGE // parts))
+
+
 def batch_sizes(batch_size: int, num_devices: int) -> tuple[int, ...]:
     """``batch_size``, a quarter and a sixteenth of it, in multiples of the number of devices, smallest first."""
     return tuple(sorted({-(-batch_size // (part * num_devices)) * num_devices for part in _PARTS}))
+
+
+def sizes_for(batch_size: int, num_devices: int, count: int) -> tuple[int, ...]:
+    """``batch_sizes`` for so many images."""
+    return batch_sizes(filled(batch_size, count, max(_PARTS)), num_devices)
 
 
 def batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:

@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import model_queries
+from advjax.attacks.course import NO_PROGRESS
 from advjax.attacks.eot import Expectation
-from advjax.attacks.input_checks import as_array, refuse_invalid, require_count
+from advjax.attacks.input_checks import (
+    as_array,
+    refuse_invalid,
+    require_count,
+    warn_of_no_progress,
+    warn_of_nonfinite,
+)
 from advjax.attacks.keys import PREDICTION, fold_in, keys_per_image, model_keys
 from advjax.attacks.losses import Aim, next_likely_class
 from advjax.attacks.per_image import broadcast, varying_like
@@ -24,6 +31,10 @@ KEEP = {
 ``first``: the first success, for attacks inside a ball.  ``closest``: the success at the smallest distance, for attacks
 that minimize it.  Without any success, the result of the first attack is kept.
 """
+
+
+PARTS = "advjax_parts"
+"""Attribute of an attack built from others: these others."""
 
 
 class Stage(NamedTuple):
@@ -45,6 +56,8 @@ def restarts(name: str, attack: AttackFn, num_restarts: int) -> Stage:
 def targets(name: str, make_attack: Callable[[Aim], AttackFn], num_targets: int) -> Stage:
     """A stage with a round for each of the ``num_targets`` most likely classes besides the label, as far as they go."""
     require_count("num_targets", num_targets)
+    if is_targeted(make_attack(next_likely_class(1))):
+        raise ValueError("attacks over several targets must be untargeted, and aim at the classes that they are given")
     return Stage(
         name,
         lambda number: make_attack(next_likely_class(number + 1)),
@@ -69,7 +82,8 @@ def with_restarts(attack: AttackFn, num_restarts: int, *, keep: str = "first") -
 def over_targets(make_attack: Callable[[Aim], AttackFn], num_targets: int = 9, *, keep: str = "first") -> AttackFn:
     """Runs ``make_attack(aim)`` for each of the most likely classes on the clean image, besides the label.
 
-    With k classes there are at most k - 1 targets.  Any misclassification counts as success.
+    With k classes there are at most k - 1 targets.  Any misclassification counts as success, so that the attacks must
+    not be targeted.
 
     Example::
 
@@ -81,6 +95,8 @@ def over_targets(make_attack: Callable[[Aim], AttackFn], num_targets: int = 9, *
 def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
     """All rounds of a stage as one attack."""
     rule = _rule(keep)
+    # Only the builder of an attack looks at its round.
+    part = stage.attack(jnp.int32(0))
 
     def attack(
         logits_fn: LogitsFn | Expectation,
@@ -90,6 +106,7 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
 
@@ -104,9 +121,12 @@ def all_rounds(stage: Stage, *, keep: str = "first") -> AttackFn:
         numbers = jnp.arange(stage.num_rounds(logits.shape[-1]))
         result = jax.lax.scan(step, varying_like((images, labels, rngs), nothing), numbers)[0]
         refuse_invalid(result.invalid)
+        nonfinite = jnp.asarray(result.nonfinite)
+        warn_of_nonfinite(nonfinite)
+        warn_of_no_progress((result.progress == NO_PROGRESS) & ~nonfinite)
         return result
 
-    return attack
+    return made_of(attack, part)
 
 
 def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
@@ -114,6 +134,8 @@ def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
     rule = _rule(keep)
     if not attacks:
         raise ValueError("worst_of needs at least one attack")
+    if len({is_targeted(part) for part in attacks}) > 1:
+        raise ValueError("worst_of needs attacks that are all targeted or all untargeted: labels mean one thing")
 
     def attack(
         logits_fn: LogitsFn | Expectation,
@@ -123,6 +145,7 @@ def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images, labels = as_array("images", images), as_array("labels", labels)
         rngs = keys_per_image(rng, len(images))
         kept = call_attack(attacks[0], logits_fn, images, labels, fold_in(rngs, 0), start, until_success)
@@ -131,7 +154,7 @@ def worst_of(*attacks: AttackFn, keep: str = "first") -> AttackFn:
             kept = _merge(rule, kept, call_attack(other, logits_fn, shown, labels, keys, start, until_success))
         return kept
 
-    return attack
+    return made_of(attack, *attacks)
 
 
 def with_predicted_labels(attack: AttackFn) -> AttackFn:
@@ -141,6 +164,8 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
     attack can exceed that under the same attack with true labels.  ``success`` refers to the predictions; those of a
     stochastic model come from draws that the attack itself does not see.
     """
+    if is_targeted(attack):
+        raise ValueError("with_predicted_labels needs an untargeted attack: the model predicts its own classes already")
 
     def predicted(
         logits_fn: LogitsFn | Expectation,
@@ -150,12 +175,30 @@ def with_predicted_labels(attack: AttackFn) -> AttackFn:
         start: Array | None = None,
         until_success: bool = False,
     ) -> AttackResult:
+        logits_fn = model_queries.traced_once(logits_fn)
         images = as_array("images", images)
         keys = model_keys(keys_per_image(rng, len(images)), PREDICTION)
         predictions = jnp.argmax(model_queries.evaluate(logits_fn, images, keys), axis=-1)
         return call_attack(attack, logits_fn, images, predictions, rng, start, until_success)
 
-    return predicted
+    return made_of(predicted, attack)
+
+
+def parts_of(attack: AttackFn) -> list[AttackFn]:
+    """The attacks that an attack is built from; the attack itself if it is not built from others."""
+    parts = getattr(attack, PARTS, None)
+    return [attack] if parts is None else [inner for part in parts for inner in parts_of(part)]
+
+
+def is_targeted(attack: AttackFn) -> bool:
+    """Whether labels are the classes to reach."""
+    return any(getattr(part, "targeted", False) for part in parts_of(attack))
+
+
+def made_of(attack: AttackFn, *parts: AttackFn) -> AttackFn:
+    """``attack``, which then tells what it is built from."""
+    setattr(attack, PARTS, parts)
+    return attack
 
 
 def call_attack(
@@ -197,7 +240,9 @@ def _to_attack(keep: str, kept: AttackResult, images: Array) -> Array:
 
 def _nothing_yet(images: Array, logits: Array) -> AttackResult:
     none = jnp.zeros(len(images), jnp.int32)
-    return AttackResult(images, logits, none > 0, none.astype(jnp.float32), none, none > 0, none > 0)
+    return AttackResult(
+        images, logits, none > 0, none.astype(jnp.float32), none, none > 0, none > 0, none.astype(jnp.int8)
+    )
 
 
 def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
@@ -212,5 +257,6 @@ def _merge(rule, kept: AttackResult, new: AttackResult) -> AttackResult:
         "steps": kept.steps + new.steps,
         "nonfinite": jnp.asarray(kept.nonfinite | new.nonfinite),
         "invalid": jnp.asarray(kept.invalid | new.invalid),
+        "progress": jnp.maximum(kept.progress, new.progress).astype(jnp.int8),
     }
     return jax.tree.map(select, kept._replace(**common), new._replace(**common))

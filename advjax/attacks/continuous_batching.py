@@ -7,7 +7,7 @@ this.
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,11 @@ import numpy as np
 from advjax.attacks import lanes, model_queries
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import batches
+from advjax.attacks.combine import parts_of
+from advjax.attacks.course import NO_PROGRESS, UNKNOWN, Course
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
-from advjax.attacks.programs import Programs, Search
+from advjax.attacks.programs import Program, Programs, Search
 
 MOST_STEPS = 8
 """Steps between two looks at which attacks have ended."""
@@ -40,6 +42,8 @@ class Found(NamedTuple):
     """bool [k]: the attack counts it as a success."""
     nonfinite: np.ndarray
     """bool [k]."""
+    progress: np.ndarray
+    """int8 [k]: as in ``AttackResult``."""
 
 
 class Inputs(NamedTuple):
@@ -72,9 +76,16 @@ def attack_images(programs: Programs, search: Search, inputs: Inputs, rows: np.n
 
 def _in_batches(programs: Programs, search: Search, inputs: Inputs, rows: np.ndarray) -> Iterator[Found]:
     """For attacks that are plain functions."""
+    parts = parts_of(search.stage.attack(jnp.int32(0)))
+    is_own = not any(isinstance(part, Attack) for part in parts) and float(programs.threat_model.epsilon) > 0
     for batch in batches(rows, programs.sizes):
-        found = programs.attack(search, inputs.images[batch], inputs.labels[batch], inputs.keys[batch])
-        yield Found(batch, *found)
+        found = Found(batch, *programs.attack(search, inputs.images[batch], inputs.labels[batch], inputs.keys[batch]))
+        if is_own:
+            # A function that does not say whether it made progress made none where it changed nothing.
+            unchanged = np.all(found.images == inputs.images[batch], axis=(1, 2, 3)) & ~found.claimed
+            idle = unchanged & (found.progress == UNKNOWN)
+            found = found._replace(progress=np.where(idle, NO_PROGRESS, found.progress).astype(np.int8))
+        yield found
 
 
 def _in_lanes(run: "_LaneRun", rows: np.ndarray) -> Iterator[Found]:
@@ -178,15 +189,13 @@ class _LaneRun(NamedTuple):
     def filled(self, held: Lanes | None, rows: np.ndarray, fresh: np.ndarray) -> Lanes:
         """Puts images into the lanes that are ``fresh``."""
         batch = *self.inputs.at(rows), ~fresh
-        is_other = not self.search.is_precise and self.programs.search is not self.programs.verdict
-        function = functools.partial(_begin, self.search.stage, is_other)
+        function = functools.partial(_begin, self.search.stage, _is_other(self.programs, self.search))
         new = self.programs.of_search(self.search, "begin", function, batch)(*batch)
         return new if held is None else _replace(self.programs.mesh)(held, new, fresh)
 
     def advance(self, held: Lanes, count: int) -> Lanes:
         """Takes some steps, without waiting for them."""
-        function = functools.partial(_advance, self.search.stage, self.search.until_success)
-        program = self.programs.of_search(self.search, "advance", function, (held,), donate=True)
+        program = step_program(self.programs, self.search, held)
         for _ in range(count):
             held = program(held)
         return held
@@ -195,12 +204,14 @@ class _LaneRun(NamedTuple):
         return _take(self.programs.mesh)(held, positions, vacant)
 
     def found(self, held: Lanes, ended: np.ndarray, rows: np.ndarray) -> Found:
-        parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite))
-        images, steps, fooled, nonfinite = (np.asarray(part)[ended] for part in parts)
+        parts = jax.device_get((held.state.best.image, held.steps, held.fooled, held.nonfinite, *held.course))
+        chosen: list[Any] = [np.asarray(part)[ended] for part in parts]
+        images, steps, fooled, nonfinite, *course = chosen
+        progress = np.asarray(self.attack.progress(Course(*course), fooled, steps))
         # Clipping lets NaN through, and no threat model allows it.
         lost = ~np.all(np.isfinite(images), axis=(1, 2, 3))
         images = np.where(lost[:, None, None, None], self.inputs.images[rows[ended]], images)
-        return Found(rows[ended], images, steps, fooled & self.claims, nonfinite)
+        return Found(rows[ended], images, steps, fooled & self.claims, nonfinite, progress)
 
     @property
     def claims(self) -> bool:
@@ -208,11 +219,35 @@ class _LaneRun(NamedTuple):
         return self.search.until_success or self.attack.done is not None or not self.programs.threat_model.is_bounded
 
 
+def step_program(programs: Programs, search: Search, held: Lanes) -> Program:
+    """The program of one step in every lane, for lanes of these shapes."""
+    function = functools.partial(_advance, search.stage, search.until_success)
+    return programs.of_search(search, "advance", function, (held,), donate=True)
+
+
+def lane_shapes(programs: Programs, search: Search, batch: Sequence[Any]) -> Lanes:
+    """Shapes and dtypes of the lanes of images, labels, keys, clean logits and vacancies of these shapes [k, ...]."""
+    model = programs.verdict if search.is_precise else programs.search
+
+    def begin(variables: Any, *batch: Any) -> Lanes:
+        return _begin(search.stage, _is_other(programs, search), model.bind(variables), jnp.int32(0), *batch)
+
+    return jax.eval_shape(begin, model.variables, *batch)
+
+
+def _is_other(programs: Programs, search: Search) -> bool:
+    """Whether the attack follows another model than verdicts are about."""
+    return not search.is_precise and programs.search is not programs.verdict
+
+
 def _begin(stage, is_other, logits_fn, number, images, labels, keys, clean_logits, vacant):
     rngs = typed(keys)
     if is_other:
         # The attack computes in the type of the logits of the model that it follows.
         logits = jax.eval_shape(lambda images: model_queries.evaluate(logits_fn, images, rngs), images)
+        if logits.shape != clean_logits.shape:
+            classes = logits.shape[1:], clean_logits.shape[1:]
+            raise ValueError(f"search_fn must have the classes of logits_fn, got logits of shapes {classes}")
         clean_logits = clean_logits.astype(logits.dtype)
     return lanes.begin(stage.attack(number), logits_fn, images, labels, rngs, clean_logits, vacant)
 
@@ -223,14 +258,14 @@ def _advance(stage, until_success, logits_fn, number, held):
 
 @functools.lru_cache(maxsize=8)
 def _replace(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    return _on_devices(lambda held, new, fresh: lanes.replace(fresh, new, held), mesh)
+    return _in_parallel(lambda held, new, fresh: lanes.replace(fresh, new, held), mesh)
 
 
 @functools.lru_cache(maxsize=8)
 def _take(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    return _on_devices(lanes.take, mesh)
+    return _in_parallel(lanes.take, mesh)
 
 
-def _on_devices(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """Each device has its part of all arrays."""
+def _in_parallel(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """The compiled function on all devices, each with its part of all arrays."""
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False))

@@ -10,7 +10,7 @@ from advjax.attacks.candidate import Observed
 from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import entry, other_classes
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 NUDGE = 1e-4
@@ -59,7 +59,7 @@ def deepfool(
       num_candidates: number of classes considered: the label, and the other classes with the largest logits on the
         clean image.  Each step takes one backward pass for each of the latter.
     """
-    threat_model.require("deepfool", "linf", "l2")
+    require(threat_model, "deepfool", "linf", "l2")
     require_count("num_candidates", num_candidates, 2)
     require_number("overshoot", overshoot)
     ascent, nudge = threat_model.norm.ascent, NUDGE * threat_model.pixel_range

@@ -10,7 +10,7 @@ from advjax.attacks.base import Attack, Problem
 from advjax.attacks.input_checks import require_number
 from advjax.attacks.losses import Aim, entry, other_classes
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 
@@ -65,9 +65,9 @@ def fab(
     """
     if targeted and aim is not None:
         raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
-    threat_model.require("fab", finite_bounds=True)
+    require(threat_model, "fab", finite_bounds=True)
     if random_start:
-        threat_model.require("the random start of fab", finite_epsilon=True)
+        require(threat_model, "the random start of fab", finite_epsilon=True)
     require_number("alpha_max", alpha_max, 0, 1)
     require_number("eta", eta, 1)
     require_number("beta", beta, 0, 1)

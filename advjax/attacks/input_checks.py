@@ -25,6 +25,10 @@ NONFINITE = (
     "norms, logarithms and divisions at 0 in the model (jax.config.update('jax_debug_nans', True) finds them)"
 )
 
+MASKED = (
+    "their gradients are zero, or following them only decreases the loss (a saturated softmax, quantization, detached "
+    "inputs), or the attack is a function that returned them unchanged: its failure is no evidence of robustness"
+)
 TRAIN_MODE = (
     "it changes its own state while JAX traces it, as an nnx module in train mode does, whose BatchNorm updates its "
     "statistics and whose Dropout counts its keys: call model.eval() first"
@@ -128,6 +132,20 @@ def as_array(name: str, values: Any) -> Any:
     return array
 
 
+def as_index(index: Any, count: int) -> np.ndarray:
+    """Positions [count] of images in their data set, as keys are folded with them.
+
+    Raises:
+      ValueError: not one integer of 32 bits per image.
+    """
+    array = np.asarray(index)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise ValueError(f"index must be integers of shape ({count},), one per image, got {array.dtype} {array.shape}")
+    if count and not (array.min() >= 0 and array.max() < 2**32):
+        raise ValueError(f"index must be in 0..{2**32 - 1}, got {array.min()}..{array.max()}")
+    return array
+
+
 def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds: tuple[float, float]) -> None:
     """Checks shapes and dtypes, and values if they are known.
 
@@ -145,6 +163,11 @@ def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds:
         raise ValueError(
             f"labels must be integers of shape ({images.shape[0]},), one per image, got {labels.dtype} {labels.shape}"
         )
+    if is_concrete(labels) and labels.size:
+        # By numpy: inside a jitted function, operations on known arrays of JAX are traced.
+        known = np.asarray(labels)
+        if np.any(known.astype(np.int32) != known):
+            raise ValueError(f"labels must be classes, got {known.min()}..{known.max()}")
     if is_concrete(images) and images.size:
         # Known values may still be used inside a jitted function, where operations on them would be traced.
         with jax.ensure_compile_time_eval():
@@ -239,19 +262,10 @@ def warn_of_nonfinite(nonfinite: Array | np.ndarray, images: str = "images") -> 
         warnings.warn(message, stacklevel=3)
 
 
-def warn_of_unchanged(unchanged: Array | np.ndarray, epsilon: float | Array) -> None:
-    """Warns of images on which an attack has not failed but never begun; does nothing inside jit.
-
-    Args:
-      unchanged: bool [n], images that were returned as they are and do not fool the model.
-      epsilon: of the threat model; nothing can change where it is 0.
-    """
-    if is_concrete(unchanged) and is_concrete(epsilon) and float(epsilon) > 0 and (count := int(np.sum(unchanged))):
-        message = (
-            f"the attack made no progress on {count} of {len(unchanged)} images, which are returned unchanged: their "
-            "gradients may be zero (a saturated softmax, quantization, detached inputs), and robustness there is no "
-            "evidence of a defense"
-        )
+def warn_of_no_progress(without: Array | np.ndarray) -> None:
+    """Warns of images [n] on which an attack has not failed but never begun; does nothing inside jit."""
+    if is_concrete(without) and (count := int(np.sum(without))):
+        message = f"the attack made no progress on {count} of {len(without)} images: {MASKED}"
         # The caller of the attack: its __call__ lies between.
         warnings.warn(message, stacklevel=3)
 

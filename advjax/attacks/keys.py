@@ -72,6 +72,8 @@ def root_words(seed: int | Key) -> np.ndarray:
     Args:
       seed: an integer, or one key of any kind.
     """
+    if isinstance(seed, int | np.integer) and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be an integer of 64 bits or one key, got {seed}")
     key = jax.random.key(seed, impl=KEY_TYPE) if isinstance(seed, int | np.integer) else threefry(seed)
     if key.ndim:
         raise ValueError(f"seed must be an integer or one key, got keys of shape {key.shape}")

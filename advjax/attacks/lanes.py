@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks import course as courses
 from advjax.attacks import model_queries
 from advjax.attacks.base import Attack, Problem
+from advjax.attacks.course import Course
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import BEFORE, model_keys
 from advjax.attacks.per_image import select
@@ -32,6 +34,8 @@ class Lanes(NamedTuple):
     point may fool by lucky draws."""
     nonfinite: Array
     """bool [n]: some gradient was NaN or infinite."""
+    course: Course
+    """Whether the attack makes progress."""
 
 
 def begin(
@@ -59,7 +63,8 @@ def begin(
         clean_logits = model_queries.evaluate(logits_fn, images, model_keys(rngs, BEFORE))
     problem = Problem(images, labels, rngs, clean_logits, None)
     none = jnp.zeros_like(vacant)
-    return Lanes(problem, jax.vmap(attack.init)(problem), none.astype(jnp.int32), vacant, none, none)
+    steps, course = none.astype(jnp.int32), courses.begun(len(images))
+    return Lanes(problem, jax.vmap(attack.init)(problem), steps, vacant, none, none, course)
 
 
 def advance(attack: Attack, until_success: bool, logits_fn: LogitsFn | Expectation, lanes: Lanes) -> Lanes:
@@ -72,8 +77,8 @@ def advance(attack: Attack, until_success: bool, logits_fn: LogitsFn | Expectati
       lanes: the images.
     """
     live, last = ~lanes.ended, lanes.steps >= attack.num_steps
-    state, fooled, nonfinite = attack.step(logits_fn, lanes.problem, lanes.state, lanes.steps, last)
-    fooled &= live & (not isinstance(logits_fn, Expectation))
+    state, seen = attack.step(logits_fn, lanes.problem, lanes.state, lanes.steps, last)
+    fooled = seen.fooled & live & (not isinstance(logits_fn, Expectation))
     ended = lanes.ended | last
     if until_success:
         ended |= fooled
@@ -86,7 +91,8 @@ def advance(attack: Attack, until_success: bool, logits_fn: LogitsFn | Expectati
         lanes.steps + moved,
         ended,
         lanes.fooled | fooled,
-        lanes.nonfinite | (nonfinite & moved),
+        lanes.nonfinite | (seen.nonfinite & moved),
+        courses.followed(lanes.course, seen.loss, seen.guided & moved, lanes.steps == 0, live),
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks.base import Problem
+from advjax.attacks.input_checks import is_concrete, require_count
 from advjax.types import Array
 
 Loss: TypeAlias = Callable[[Array, Array], Array]
@@ -83,9 +84,14 @@ def next_likely_class(rank: int | Array) -> Aim:
 
     Where the label is predicted, rank r is the class that AutoAttack numbers r + 1.  ``rank`` may be traced.
     """
+    if is_concrete(rank):
+        require_count("rank", rank)
 
     def aim(problem: Problem) -> Array:
-        return other_classes(problem.clean_logits, problem.label)[jnp.asarray(rank) - 1]
+        others = other_classes(problem.clean_logits, problem.label)
+        if is_concrete(rank) and int(rank) > len(others):
+            raise ValueError(f"rank must be at most {len(others)} for {len(others) + 1} classes, got {rank}")
+        return others[jnp.asarray(rank) - 1]
 
     return aim
 

@@ -9,7 +9,7 @@ from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.input_checks import require_number
 from advjax.attacks.losses import AIMS, Aim, AimedLoss, Loss
 from advjax.attacks.pgd_family import goal
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 
@@ -36,7 +36,7 @@ def fgsm(
 
         result = fgsm(linf(8 / 255))(logits_fn, images, labels, jax.random.key(0))
     """
-    threat_model.require("fgsm", finite_epsilon=True)
+    require(threat_model, "fgsm", finite_epsilon=True)
     return pgd(
         threat_model,
         num_steps=1,
@@ -116,7 +116,7 @@ def pgd(
       returns: which observed point to return, see ``KEEP_RULES``: "best" returns the best so far; "last" is what the
         paper and most other libraries return.
     """
-    threat_model.require("pgd", finite_epsilon=True)
+    require(threat_model, "pgd", finite_epsilon=True)
     require_number("step_size", step_size)
     keep, maximized = keep_rule(returns), goal(loss, targeted, aim)
 
@@ -136,4 +136,4 @@ def pgd(
         moved = state.point + jnp.asarray(step_size, state.point.dtype) * threat_model.norm.ascent(gradient)
         return state._replace(point=threat_model.project(problem.image, moved))
 
-    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted)
+    return Attack(threat_model, num_steps, init, maximized.objective, observe, move, targeted=targeted, ascends=True)

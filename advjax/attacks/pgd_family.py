@@ -43,6 +43,13 @@ def goal(loss: str | Loss | AimedLoss, targeted: bool, aim: Aim | None) -> Goal:
     """
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a function of (logits, label), got {loss!r}")
+    for name, function in (("loss", loss), ("aim", aim)):
+        if (
+            not (isinstance(loss, str) and name == "loss")
+            and not (function is None and name == "aim")
+            and not callable(function)
+        ):
+            raise TypeError(f"{name} must be a function, got {function!r:.100}")
     if targeted and aim is not None:
         raise ValueError("a targeted attack aims at its labels: pass either targeted=True or aim")
     table = LOSSES if aim is None else AIMED_LOSSES

@@ -25,7 +25,7 @@ import numpy as np
 from advjax.attacks import model_queries
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import padded
-from advjax.attacks.combine import Stage, call_attack
+from advjax.attacks.combine import Stage, call_attack, parts_of
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, KEY_TYPE, model_keys, typed
 from advjax.attacks.lifting import lift
@@ -37,7 +37,7 @@ MAX_PROGRAMS = 256
 _FUNCTIONS = (types.FunctionType, functools.partial)
 """Types of functions that are compared by identity and assumed to be pure, as by ``jax.jit``."""
 
-_by_text: "collections.OrderedDict[tuple[Any, ...], Callable[..., Any]]" = collections.OrderedDict()
+_by_text: "collections.OrderedDict[tuple[Any, ...], jax.stages.Compiled]" = collections.OrderedDict()
 _by_functions: MutableMapping[Any, MutableMapping[Any, dict[Any, dict]]] = weakref.WeakKeyDictionary()
 """Model function -> attack function -> kind -> everything else -> program."""
 
@@ -66,7 +66,9 @@ def bind_model(logits_fn: Any, variables: PyTree, example: jax.ShapeDtypeStruct,
         # What a function closes over may change between calls, so its programs are cached by their text alone.
         owner = owner_of(None)
         bind, variables = _lifted(logits_fn, example)
-    return Model(bind, jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P())), owner)
+    sharding = jax.sharding.NamedSharding(mesh, jax.P())
+    replicated = jax.tree.map(lambda leaf: _put(leaf, sharding), variables)
+    return Model(model_queries.traced_once_bound(bind, replicated), replicated, owner)
 
 
 def owner_of(function: Any) -> Any:
@@ -103,19 +105,25 @@ class Programs:
     owners: dict[int, Any]
     """``owner_of`` the attack function of each stage, by its id."""
 
+    def attack_program(self, search: "Search", batch: Sequence[Any]) -> "Program":
+        """The program of ``attack``, for images, labels and keys of these shapes."""
+        return self.of_search(search, "attack", functools.partial(_attack, search.stage, search.until_success), batch)
+
     def attack(
         self, search: "Search", images: np.ndarray, labels: np.ndarray, keys: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """One round of an attack that is a plain function of a batch.
 
         Returns:
-          Adversarial images, steps, claimed successes, and flags of non-finite gradients.
+          Adversarial images, steps, claimed successes, flags of non-finite gradients, and progress.
         """
         batch = padded((images, labels, keys), self.sizes)
-        program = self.of_search(
-            search, "attack", functools.partial(_attack, search.stage, search.until_success), batch
-        )
-        return _rows(len(images), program(*batch))
+        return _rows(len(images), self.attack_program(search, batch)(*batch))
+
+    def verify_program(self, batch: Sequence[Any]) -> "Program":
+        """The program of ``verify``, for arrays of these shapes."""
+        known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
+        return self._precise(functools.partial(_verify, self.threat_model), known, self.verdict, batch)
 
     def verify(self, images: np.ndarray, adversarial: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
         """Logits, whether the threat model allows the image, and the distance.
@@ -123,14 +131,14 @@ class Programs:
         Matrix products and convolutions have full float32 precision (or that of the model's own dtype), also on devices
         that use bfloat16 or TF32 by default.
         """
-        function = functools.partial(_verify, self.threat_model)
-        known = self._known(self.verdict, _verify, ("verify", describe(self.threat_model)))
-        return self._run_precisely(function, known, self.verdict, images, adversarial, keys)
+        batch = padded((images, adversarial, keys), self.sizes)
+        return _rows(len(images), self.verify_program(batch)(*batch))
 
-    def gradient(self, model: Model, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Gradients of the cross-entropy with respect to the images, in full precision."""
-        known = self._known(model, _gradient, "gradient")
-        return self._run_precisely(_gradient, known, model, images, labels, keys)[0]
+    def gradient(self, model: Model, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """``model_queries.probe_gradients``, in full precision."""
+        batch = padded((images, keys), self.sizes)
+        program = self._precise(_gradient, self._known(model, _gradient, "gradient"), model, batch)
+        return _rows(len(images), program(*batch))[0]
 
     def verdict_has_gradients(self, images: np.ndarray) -> bool:
         """Whether the model that verdicts are about can be differentiated; ``images`` are a few of the data set."""
@@ -150,40 +158,51 @@ class Programs:
 
     def of_search(
         self, search: "Search", kind: str, function: Callable[..., Any], batch: Sequence[Any], donate: bool = False
-    ) -> Callable[..., Any]:
+    ) -> "Program":
         """The program ``function(model, round, *batch)`` of a search, as a function of the batch.
 
         Args:
           search: the model, and the attack, which ``function`` is known by together with ``kind``.
           kind: what it does.
           function: to be compiled.
-          batch: pytrees of arrays [k, ...], k being one of ``sizes``.
+          batch: pytrees of arrays [k, ...], or of their shapes and dtypes, k being one of ``sizes``.
           donate: whether the first of the batch may be overwritten.
         """
         model = self.verdict if search.is_precise else self.search
         known = self._known(model, self.owners[id(search.stage.attack)], (kind, search.until_success))
         with jax.default_matmul_precision("highest") if search.is_precise else contextlib.nullcontext():
-            program = self._program(function, known, model, search.number, batch, donate=donate)
-        return functools.partial(program, model.variables, np.int32(search.number))
+            return self._program(function, known, model, search.number, batch, donate=donate)
 
-    def _known(self, model: Model, owner: Any, kind: Any) -> dict[Any, Callable[..., Any]]:
+    def _known(self, model: Model, owner: Any, kind: Any) -> dict[Any, jax.stages.Compiled]:
         """Cached programs of one kind for a model and an attack, by everything else they depend on."""
         of_model = _by_functions.setdefault(model.owner, weakref.WeakKeyDictionary())
         return of_model.setdefault(owner, {}).setdefault(kind, {})
 
-    def _run_precisely(self, function, known, model: Model, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        batch = padded(arrays, self.sizes)
+    def _precise(self, function, known, model: Model, batch: Sequence[Any]) -> "Program":
         with jax.default_matmul_precision("highest"):
-            program = self._program(function, known, model, 0, batch)
-        return _rows(len(arrays[0]), program(model.variables, np.int32(0), *batch))
+            return self._program(function, known, model, 0, batch)
 
     def _program(self, function, known, model: Model, number: int, batch: Sequence[Any], donate: bool = False):
-        arguments = (model.variables, np.int32(number), *batch)
+        arguments = (model.variables, jax.ShapeDtypeStruct((), np.int32), *batch)
         shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(arguments))
         key = jax.tree.structure(arguments), shapes, tuple(self.mesh.devices.flat), _configuration()
         if key not in known:
             known[key] = _compiled(function, model, self.mesh, arguments, donate)
-        return known[key]
+        return Program(known[key], self.mesh, model.variables, np.int32(number))
+
+
+class Program(NamedTuple):
+    """A compiled program, as a function of a batch."""
+
+    compiled: jax.stages.Compiled
+    mesh: jax.sharding.Mesh
+    variables: PyTree
+    """Of the model, on all devices."""
+    number: np.int32
+    """Of the round."""
+
+    def __call__(self, *batch: Any) -> Any:
+        return self.compiled(*_placed(self.mesh, (self.variables, self.number, *batch)))
 
 
 class Search(NamedTuple):
@@ -205,23 +224,18 @@ def _rows(count: int, arrays: Sequence[Array]) -> tuple[np.ndarray, ...]:
 
 def _compiled(
     function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...], donate: bool
-) -> Callable[..., Any]:
+) -> jax.stages.Compiled:
     """The program ``(variables, number, *batch) -> pytree``; the batch is split over the devices."""
 
     def replica(variables, number, *batch):
         return function(model.bind(variables), number, *batch)
 
-    specs = (jax.P(), jax.P(), *[jax.P("data")] * (len(arguments) - 2))
+    specs = _specs(arguments)
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
     shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
-
-    def placed(arguments: tuple[Any, ...]) -> list[Any]:
-        # Where there are several processes, JAX takes no NumPy arrays for a mesh of only some of the devices.
-        return [_on_devices(argument, sharding) for argument, sharding in zip(arguments, shardings, strict=True)]
-
     # Unused arguments are kept: without them, programs of different arguments could have the same text.
     jitted = jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=(2,) if donate else ())
-    lowered = jitted.lower(*placed(arguments))
+    lowered = jitted.lower(*_placed(mesh, arguments))
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
     if key not in _by_text:
@@ -229,13 +243,29 @@ def _compiled(
     _by_text.move_to_end(key)
     while len(_by_text) > MAX_PROGRAMS:
         _by_text.popitem(last=False)
-    compiled = _by_text[key]
-    return lambda *arguments: compiled(*placed(arguments))
+    return _by_text[key]
 
 
-def _on_devices(tree: PyTree, sharding: jax.sharding.NamedSharding) -> PyTree:
-    """Puts those leaves on the devices that are not there yet."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding), tree)
+def _specs(arguments: Sequence[Any]) -> tuple[jax.P, ...]:
+    """Variables and number are on all devices, the batch is split over them."""
+    return jax.P(), jax.P(), *[jax.P("data")] * (len(arguments) - 2)
+
+
+def _placed(mesh: jax.sharding.Mesh, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments with those leaves put on the devices that are not there yet."""
+    # Where there are several processes, JAX takes no NumPy arrays for a mesh of only some of the devices.
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in _specs(arguments)]
+    return [
+        jax.tree.map(lambda leaf, there=there: leaf if isinstance(leaf, jax.Array) else _put(leaf, there), argument)
+        for argument, there in zip(arguments, shardings, strict=True)
+    ]
+
+
+def _put(leaf: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """An array on the devices; of a shape and dtype, the same there, to compile for devices that need not be here."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.device_put(leaf, sharding)
 
 
 def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
@@ -244,39 +274,80 @@ def describe(threat_model: ThreatModel) -> tuple[str, float, tuple[float, ...]]:
 
 
 def check_stages(stages: Sequence[Stage], threat_model: ThreatModel) -> None:
-    """Raises a ValueError if there are no stages, or if one is targeted or attacks in another threat model."""
+    """Checks what is to be run.
+
+    Raises:
+      TypeError: something is not a stage, or a stage has no attack.
+      ValueError: there are no stages, or one is targeted or attacks in another threat model.
+    """
+    if not isinstance(threat_model, ThreatModel):
+        raise TypeError(f"threat_model must be a ThreatModel, such as attacks.linf(8 / 255), got {threat_model!r:.100}")
     if not stages:
         raise ValueError("run_stages needs at least one stage")
     for stage in stages:
+        if not isinstance(stage, Stage):
+            raise TypeError(
+                "stages must be a list of stages, such as attacks.auto_attack_stages(...) or "
+                f"[attacks.Stage('pgd', lambda round: attack, lambda num_classes: 1)], and holds {stage!r:.100}"
+            )
         attack = stage.attack(jnp.int32(0))
-        if isinstance(attack, Attack):
-            if attack.targeted:
-                raise ValueError(
-                    f"stage {stage.name!r} is targeted: it would take the labels for targets and pull images into "
-                    "their own classes; use the untargeted attack, or over_targets"
-                )
-            norm, epsilon, bounds = describe(attack.threat_model)
-            expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
-            # An epsilon may have become a float32 on the way.
-            same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
-            if not same or bounds != expected_bounds:
-                raise ValueError(
-                    f"stage {stage.name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
-                    f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
-                )
+        if not callable(attack):
+            raise TypeError(f"stage {stage.name!r} must make an attack for each round, got {attack!r:.100}")
+        for part in parts_of(attack):
+            if isinstance(part, Attack):
+                _check_attack(stage.name, part, threat_model)
+
+
+def _check_attack(name: str, attack: Attack, threat_model: ThreatModel) -> None:
+    if attack.targeted:
+        raise ValueError(
+            f"stage {name!r} is targeted: it would take the labels for targets and pull images into "
+            "their own classes; use the untargeted attack, or over_targets"
+        )
+    norm, epsilon, bounds = describe(attack.threat_model)
+    expected_norm, expected_epsilon, expected_bounds = describe(threat_model)
+    # An epsilon may have become a float32 on the way.
+    same = norm == expected_norm and np.float32(epsilon) == np.float32(expected_epsilon)
+    if not same or bounds != expected_bounds:
+        raise ValueError(
+            f"stage {name!r} attacks in {norm} {epsilon:g} with bounds {list(bounds)}, but threat_model "
+            f"is {expected_norm} {expected_epsilon:g} with bounds {list(expected_bounds)}: build both the same"
+        )
 
 
 def call_stage(
     stage: Stage, logits_fn: Any, number: Array | int, images: Array, labels: Array, keys: Key, until_success: bool
 ) -> AttackResult:
-    """One round of a stage."""
+    """One round of a stage.
+
+    Raises:
+      TypeError: the attack is a function that cannot be traced, or returns something else.
+      ValueError: it returns another number of images.
+    """
     attack: AttackFn = stage.attack(jnp.asarray(number))
-    return call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
+    try:
+        result: Any = call_attack(attack, logits_fn, images, labels, keys, until_success=until_success)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            f"stage {stage.name!r}: an attack is traced by JAX, which does not know the values of its arrays then: "
+            "compute with jax.numpy, without branches on values, or call other code by jax.pure_callback"
+        ) from error
+    if not isinstance(result, AttackResult):
+        raise TypeError(f"stage {stage.name!r}: an attack must return an AttackResult, got {type(result).__name__}")
+    shapes = [np.shape(result.images), *(np.shape(flags) for flags in (result.success, result.steps))]
+    if shapes != [images.shape, labels.shape, labels.shape]:
+        raise ValueError(
+            f"stage {stage.name!r}: an attack must return one image, success and number of steps for each of the "
+            f"images {images.shape}, got shapes {', '.join(map(str, shapes))}"
+        )
+    return result
 
 
 def _attack(stage: Stage, until_success: bool, logits_fn: Any, number: Array, images: Array, labels: Array, keys):
     result = call_stage(stage, logits_fn, number, images, labels, typed(keys), until_success)
-    return result.images, result.steps, result.success, jnp.broadcast_to(result.nonfinite, labels.shape)
+    progress = jnp.asarray(result.progress, jnp.int8)
+    flags = (jnp.broadcast_to(values, labels.shape) for values in (result.nonfinite, progress))
+    return result.images, result.steps, result.success, *flags
 
 
 def _verify(threat_model: ThreatModel, logits_fn: Any, number: Array, images: Array, adversarial: Array, keys):
@@ -286,14 +357,8 @@ def _verify(threat_model: ThreatModel, logits_fn: Any, number: Array, images: Ar
     return logits, allowed, distance.astype(jnp.float32)
 
 
-def _gradient(logits_fn: Any, number: Array, images: Array, labels: Array, keys):
-    rngs = model_keys(typed(keys), AFTER)
-
-    def loss(images: Array) -> Array:
-        scores = jax.nn.log_softmax(model_queries.evaluate(logits_fn, images, rngs))
-        return -jnp.sum(jnp.take_along_axis(scores, labels[:, None], axis=1))
-
-    return (jax.grad(loss)(images),)
+def _gradient(logits_fn: Any, number: Array, images: Array, keys):
+    return (model_queries.probe_gradients(logits_fn, images, model_keys(typed(keys), AFTER)),)
 
 
 def _configuration() -> str:

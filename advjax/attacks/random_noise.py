@@ -11,7 +11,7 @@ from advjax.attacks.candidate import Candidate, Observed, keep_rule, unobserved
 from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import margin
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel, l2
+from advjax.attacks.threat_model import ThreatModel, l2, require
 from advjax.types import Array
 
 READINGS = ("std", "variance")
@@ -71,7 +71,7 @@ def random_points(threat_model: ThreatModel, *, num_points: int = 20) -> Attack:
       threat_model: the allowed images; epsilon must be finite.
       num_points: number of points.
     """
-    threat_model.require("random_points", finite_epsilon=True)
+    require(threat_model, "random_points", finite_epsilon=True)
     require_count("num_points", num_points)
     keep = keep_rule("best")
 

@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class ResultStore:
       folder: created by the first ``append``; None stores nothing.
       identity: facts that decide the results, in JSON's types, each under a name in plain words.
       fingerprint: arrays that decide them up to rounding (``TOLERANCE``, ``AGREEING_ROWS``).
+      tolerances: those of arrays that need another one than ``TOLERANCE``.
 
     Raises:
       UserError: the folder holds results of another computation, is damaged, or is a file.
@@ -51,19 +52,27 @@ class ResultStore:
     folder: str | os.PathLike[str] | None
     identity: Mapping[str, Any]
     fingerprint: Mapping[str, np.ndarray] | None = None
+    tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if (folder := self._existing()) is None:
             return
-        differing = _differing(_read_json(folder, folder / _IDENTITY), _as_read(self.identity))
+        facts, identity = _read_json(folder, folder / _IDENTITY), _as_read(self.identity)
         expected, path = self.fingerprint or {}, folder / _FINGERPRINT
         stored = _read_arrays(folder, path) if path.exists() else {}
+        if unknown := [name for name in identity if name not in facts] or (not stored and [*expected]):
+            raise UserError(
+                f"{folder} was written by an earlier version of advjax, which did not record "
+                f"{_listed(unknown).replace('_', ' ')}: delete it or name another folder"
+            )
+        differing = _differing(facts, identity)
         for name in dict.fromkeys([*stored, *expected]):
-            if name not in stored or name not in expected or not _reproduced(stored[name], expected[name]):
+            tolerance = self.tolerances.get(name, TOLERANCE)
+            if name not in stored or name not in expected or not _reproduced(stored[name], expected[name], tolerance):
                 differing.append(name.replace("_", " "))
         if differing:
             raise UserError(
-                f"{folder} belongs to another run ({', '.join(differing)} differ): delete it or name another folder"
+                f"{folder} belongs to another run ({_listed(differing)} differ): delete it or name another folder"
             )
 
     def parts(self) -> list[Mapping[str, np.ndarray]]:
@@ -106,15 +115,22 @@ class ResultStore:
 
     def _existing(self) -> pathlib.Path | None:
         """The folder, if there is one with anything in it."""
-        if self.folder is None or not os.path.lexists(self.folder):
+        if self.folder is None:
             return None
         folder = pathlib.Path(self.folder)
+        if not folder.name:
+            raise UserError(f"results cannot be saved in {str(self.folder)!r}: name a folder of their own")
+        if not os.path.lexists(folder):
+            return None
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is a file, not a folder of results (older versions wrote such files): "
                 "delete it or name another folder"
             )
-        return folder if any(folder.iterdir()) else None
+        names = {path.name for path in folder.iterdir()}
+        if names and _IDENTITY not in names and not re.fullmatch(r"\d{5,}", max(names)) and _FINGERPRINT not in names:
+            raise UserError(f"{folder} holds other files, e.g. {min(names)}: name another folder")
+        return folder if names else None
 
 
 def _differing(stored: Any, expected: dict[str, Any]) -> list[str]:
@@ -124,11 +140,15 @@ def _differing(stored: Any, expected: dict[str, Any]) -> list[str]:
     return [name for name in names if stored.get(name, absent) != expected.get(name, absent)]
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
 def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(identity, allow_nan=False))
 
 
-def _reproduced(stored: np.ndarray, here: np.ndarray) -> bool:
+def _reproduced(stored: np.ndarray, here: np.ndarray, tolerance: float) -> bool:
     """Whether most rows of two arrays are equal up to rounding."""
     here = np.asarray(here)
     if stored.shape != here.shape or stored.dtype != here.dtype:
@@ -136,7 +156,7 @@ def _reproduced(stored: np.ndarray, here: np.ndarray) -> bool:
     num_rows = stored.shape[0] if stored.ndim else 1
     old, new = (np.reshape(array, (num_rows, -1)).astype(float) for array in (stored, here))
     scale = np.max(np.abs(old), initial=0.0, where=np.isfinite(old))
-    equal = np.all(np.isclose(old, new, rtol=0, atol=TOLERANCE * scale, equal_nan=True), axis=1)
+    equal = np.all(np.isclose(old, new, rtol=0, atol=tolerance * scale, equal_nan=True), axis=1)
     return bool(np.mean(equal) >= AGREEING_ROWS) if num_rows else True
 
 

@@ -132,6 +132,7 @@ def _check_results(results: RoundResults, images: np.ndarray) -> None:
     _require(results.steps.shape == (count,) and results.steps.dtype == np.int32)
     for flags in (results.refused, results.nonfinite, results.success, results.kept):
         _require(flags.shape == (count,) and flags.dtype == bool)
+    _require(results.progress.shape == (count,) and results.progress.dtype == np.int8)
     num_kept = int(np.sum(results.kept))
     _require(results.images.shape == (num_kept, *images.shape[1:]) and results.images.dtype == images.dtype)
     _require(results.distance.shape == (num_kept,) and results.distance.dtype == np.float32)
@@ -143,5 +144,5 @@ def _wrong_by(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     of_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits).max(axis=1)
     scale = np.max(np.abs(logits), axis=1, where=np.isfinite(logits), initial=np.finfo(np.float32).tiny)
-    is_nan = np.isnan(logits).any(axis=1)
-    return np.where(is_nan, np.where(np.argmax(logits, axis=1) != labels, np.inf, -np.inf), (others - of_label) / scale)
+    # Logits with a NaN predict nothing.
+    return np.where(np.isnan(logits).any(axis=1), np.inf, (others - of_label) / scale)

@@ -1,7 +1,7 @@
 """What identifies a run, so that stored results are only used for the run that they belong to."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +10,15 @@ import numpy as np
 
 from advjax.attacks.batching import batches
 from advjax.attacks.combine import Stage
-from advjax.attacks.programs import Programs, call_stage, describe
+from advjax.attacks.programs import Model, Programs, call_stage, describe
 from advjax.types import Array, PyTree
 
 NUM_FINGERPRINTED = 32
 """Number of images that the fingerprint of a model is taken on."""
+TOLERANCES = {"search_gradients": 0.1}
+"""Of arrays of a fingerprint: a search may be in half precision, which GPUs round differently each time."""
+LARGEST_LOGARITHM = 88.0
+"""Of a float32."""
 
 
 class Problem(NamedTuple):
@@ -32,7 +36,13 @@ class Problem(NamedTuple):
 
 
 def identity(
-    problem: Problem, stages: Sequence[Stage], programs: Programs, *, survivors_only: bool, has_variables: bool
+    problem: Problem,
+    stages: Sequence[Stage],
+    programs: Programs,
+    *,
+    survivors_only: bool,
+    has_variables: bool,
+    has_gradients: bool,
 ) -> dict[str, Any]:
     """The facts that decide the results of a run, in JSON's types."""
     norm, epsilon, bounds = describe(programs.threat_model)
@@ -50,6 +60,7 @@ def identity(
         "labels": _digest(problem.labels),
         "index": _digest(problem.index),
         "variables": _variables_digest(programs.verdict.variables) if has_variables else None,
+        "gradients": has_gradients,
         "search_fn": "given" if programs.search is not programs.verdict else None,
         "batch sizes": list(programs.sizes),
         "JAX version": jax.__version__,
@@ -57,30 +68,63 @@ def identity(
     }
 
 
-def fingerprint(problem: Problem, programs: Programs, *, has_variables: bool) -> dict[str, np.ndarray]:
-    """Identifies the model by its clean logits and, without ``variables``, by gradients of the loss on some images.
+def fingerprint(problem: Problem, programs: Programs) -> dict[str, np.ndarray]:
+    """Identifies the model by its clean logits and by gradients on some images.
 
-    Gradients distinguish models with equal predictions.  A model without gradients, which only query attacks can
-    attack, is identified by its logits alone.
+    Equal variables and logits are not enough: where gradients alone were repaired (a ``stop_gradient`` removed),
+    attacks find what they did not find before.
     """
-    count = len(problem.images)
-    some = np.unique(np.linspace(0, count - 1, min(NUM_FINGERPRINTED, count)).astype(int))
-    # A single row: all logits must be reproduced, but only most of the gradients.
-    arrays = {"clean_logits": problem.logits[some][None].astype(np.float32)}
-    models = {"gradients": programs.verdict}
+    some = few(len(problem.images))
+    found = model_fingerprint(
+        problem.logits[some],
+        lambda: _gradients(programs, programs.verdict, problem, some),
+    )
     if programs.search is not programs.verdict:
-        models["search_gradients"] = programs.search
-    for name, model in ({} if has_variables else models).items():
-        parts = []
-        for rows in batches(some, programs.sizes):
-            try:
-                parts.append(programs.gradient(model, problem.images[rows], problem.labels[rows], problem.keys[rows]))
-            except (NotImplementedError, TypeError, ValueError):
-                # Raised by JAX for a function without a differentiation rule.
-                break
-        else:
-            arrays[name] = np.concatenate(parts)
-    return arrays
+        found |= gradient_fingerprint(lambda: _gradients(programs, programs.search, problem, some), "search_")
+    return found
+
+
+def few(count: int) -> np.ndarray:
+    """Positions of the images that the fingerprint of a model is taken on."""
+    return np.unique(np.linspace(0, count - 1, min(NUM_FINGERPRINTED, count)).astype(int))
+
+
+def model_fingerprint(logits: np.ndarray, gradients: Callable[[], np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays for a ``ResultStore`` that identify a model.
+
+    Args:
+      logits: [n, classes], of some images.
+      gradients: computes ``model_queries.probe_gradients`` [n, h, w, c] of these.
+    """
+    # A single row: all logits must be reproduced, but only most of the gradients.
+    return {"clean_logits": logits[None].astype(np.float32), **gradient_fingerprint(gradients)}
+
+
+def gradient_fingerprint(gradients: Callable[[], np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
+    """Gradients as directions and sizes, since sizes differ by orders of magnitude; {} for a model that has none.
+
+    Which gradients are zero or not finite must be reproduced for all images: rounding does not decide it.
+    """
+    try:
+        rows = gradients()
+    except (NotImplementedError, TypeError, ValueError):
+        # Raised by JAX for a function without a differentiation rule.
+        return {}
+    rows = rows.reshape(len(rows), -1).astype(np.float32)
+    finite = np.isfinite(rows)
+    sizes = np.max(np.abs(rows), axis=1, initial=0, where=finite)
+    is_zero = sizes == 0
+    logarithms = np.log(np.where(is_zero, 1, sizes)) / LARGEST_LOGARITHM
+    kinds = np.where(np.all(finite, axis=1), np.where(is_zero, 0, 1), 2)
+    return {
+        f"{prefix}gradients": np.column_stack([rows / np.where(is_zero, 1, sizes)[:, None], logarithms]),
+        f"{prefix}vanishing_gradients": kinds[None].astype(np.float32),
+    }
+
+
+def _gradients(programs: Programs, model: Model, problem: Problem, some: np.ndarray) -> np.ndarray:
+    parts = batches(some, programs.sizes)
+    return np.concatenate([programs.gradient(model, problem.images[rows], problem.keys[rows]) for rows in parts])
 
 
 def stage_digest(stage: Stage, survivors_only: bool, image_shape: tuple[int, ...], num_classes: int) -> str:

@@ -14,11 +14,12 @@ import numpy as np
 
 from advjax.attacks import input_checks, resume, run_identity
 from advjax.attacks.base import Attack
-from advjax.attacks.batching import batch_sizes, batches, default_batch_size
+from advjax.attacks.batching import batches, default_batch_size, sizes_for
 from advjax.attacks.combine import Stage
 from advjax.attacks.continuous_batching import Found, Inputs, attack_images
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
+from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.programs import Programs, Search, bind_model, check_stages, owner_of
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.threat_model import ThreatModel
@@ -68,7 +69,8 @@ def run_stages(
     ``attack(logits_fn, images, labels, keys)`` gives on one batch.  Neither batches nor devices nor interruptions
     change the result for an image.
 
-    Warns if images count as robust on which gradients were NaN or infinite, or on which successes did not hold.
+    Warns if images count as robust on which gradients were NaN or infinite, on which no attack with gradients made
+    progress, or on which successes did not hold.
 
     Args:
       stages: attacks in order, e.g. ``auto_attack_stages(threat_model)``; one attack is
@@ -94,33 +96,41 @@ def run_stages(
       progress: called after each batch; what it raises ends the run, with its results saved.
       state_file: folder (``ResultStore``) that results are saved to every minute and after each round, and resumed
         from if it exists.  It belongs to stages, threat model, data, seed, batch sizes and model: to the bytes of
-        ``variables`` or, without them, to logits and gradients at some images.  Stored successes are verified again.
+        ``variables``, and to logits and gradients at some images.  Stored successes are verified again.
 
     Raises:
       UserError: the folder belongs to another run, or is damaged.
+      TypeError: a stage, the threat model or the model is something else.
       ValueError: shapes, dtypes or values make no sense, or a stage attacks in another threat model.
     """
     started = time.monotonic()
+    stages = _as_stages(stages)
+    check_stages(stages, threat_model)
     images, labels = np.asarray(images), np.asarray(labels)
     input_checks.check_inputs(images, labels, threat_model.bounds)
     if len(images) == 0:
         raise ValueError("run_stages needs at least one image")
-    labels, stages = labels.astype(np.int32), tuple(stages)
-    index = np.arange(len(images)) if index is None else np.asarray(index)
-    if index.shape != labels.shape:
-        raise ValueError(f"index must have one entry per image, shape {labels.shape}, got {index.shape}")
-    check_stages(stages, threat_model)
-    programs = _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices)
+    labels = labels.astype(np.int32)
+    index = np.arange(len(images)) if index is None else input_checks.as_index(index, len(images))
+    for name, function in (("logits_fn", logits_fn), ("search_fn", logits_fn if search_fn is None else search_fn)):
+        if not callable(function) and not isinstance(function, Expectation):
+            raise TypeError(f"{name} must be a function of images, or an attacks.expectation, got {function!r:.100}")
+    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    programs = make_programs(stages, threat_model, logits_fn, search_fn, variables, shape, batch_size, devices)
     root = root_words(seed)
     keys = np.asarray(image_words(root, index))
     problem = run_identity.Problem(images, labels, index, root, keys, _clean_logits(programs, images, labels, keys))
-    options = {"has_variables": variables is not None}
+    for stage in stages:
+        # No image may count as robust that no round attacks.
+        input_checks.require_count(f"rounds of stage {stage.name!r}", stage.num_rounds(problem.logits.shape[1]))
     store = ResultStore(None, {})
     if state_file is not None:
+        fingerprint = run_identity.fingerprint(problem, programs)
+        options = {"has_variables": variables is not None, "has_gradients": "gradients" in fingerprint}
         facts = run_identity.identity(problem, stages, programs, survivors_only=survivors_only, **options)
-        store = ResultStore(state_file, facts, run_identity.fingerprint(problem, programs, **options))
+        store = ResultStore(state_file, facts, fingerprint, run_identity.TOLERANCES)
     found = _run(_Run(programs, stages, problem, survivors_only, store, progress or (lambda at: None), started))
-    warn_of_doubtful(found, survivors_only=survivors_only)
+    warn_of_doubtful(found, [stage.name for stage in stages], survivors_only=survivors_only)
     return found
 
 
@@ -180,12 +190,13 @@ class _Run(NamedTuple):
             for part in batches(np.arange(len(result.rows)), self.programs.sizes)
         ]
         logits, allowed, distance = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        success = (np.argmax(logits, axis=-1) != inputs.labels[result.rows]) & allowed
+        success = np.asarray(is_fooled(logits, inputs.labels[result.rows])) & allowed
         kept = better(found, result.rows, success, distance, closest=self.is_closest)
         if is_first and not self.survivors_only:
             kept = np.ones_like(kept)
         refused, kept_results = result.claimed & ~success, (result.images[kept], distance[kept])
-        return RoundResults(result.rows, result.steps, refused, result.nonfinite, success, kept, *kept_results)
+        course = result.nonfinite, result.progress
+        return RoundResults(result.rows, result.steps, refused, *course, success, kept, *kept_results)
 
     @property
     def is_closest(self) -> bool:
@@ -195,14 +206,14 @@ class _Run(NamedTuple):
 
 def _run(run: _Run) -> Verdicts:
     problem, stages = run.problem, range(len(run.stages))
-    misclassified = np.argmax(problem.logits, axis=-1) != problem.labels
+    misclassified = np.asarray(is_fooled(problem.logits, problem.labels))
     stored = resume.load(run.store, problem, [run.num_rounds(stage) for stage in stages])
     if stored is None:
         run.store.append({"misclassified": misclassified})
         stored = resume.Stored({}, misclassified, 0.0)
     else:
         resume.check_stored(stored, problem, run.programs, run.keys, run.store)
-    found = no_verdicts(problem.images, stored.misclassified)
+    found = no_verdicts(problem.images, stored.misclassified, len(run.stages))
     recorder = resume.Recorder(run.store, run.started, stored.seconds)
     for stage in stages:
         began = time.perf_counter()
@@ -249,7 +260,7 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
     inputs, search = run.inputs(stage, number), run.search(stage, number)
     repetitions: list[Search] | None = None
     steps, nonfinite = np.zeros(len(found.steps), np.int32), np.zeros(len(found.steps), bool)
-    refused = np.zeros(len(found.steps), bool)
+    refused, progress = np.zeros(len(found.steps), bool), np.zeros(len(found.steps), np.int8)
     while True:
         again = []
         for result in attack_images(run.programs, search, inputs, rows):
@@ -257,7 +268,8 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
             # Also those of the searches whose successes were refused.
             steps[here] += result.steps
             nonfinite[here] |= result.nonfinite
-            result = result._replace(steps=steps[here], nonfinite=nonfinite[here])
+            progress[here] = np.maximum(progress[here], result.progress)
+            result = result._replace(steps=steps[here], nonfinite=nonfinite[here], progress=progress[here])
             results = run.verify(found, inputs, result, (stage, number) == (0, 0))
             if repetitions is None and np.any(results.refused):
                 repetitions = run.repetitions(search)
@@ -274,7 +286,22 @@ def _attack(run: _Run, found: Verdicts, stage: int, number: int, rows: np.ndarra
         search, *repetitions = repetitions
 
 
-def _programs(stages, threat_model, logits_fn, search_fn, variables, images, batch_size, devices) -> Programs:
+def _as_stages(stages: Any) -> tuple[Any, ...]:
+    """A tuple; a single stage, which is a tuple itself, is one of its own."""
+    return tuple(stages) if isinstance(stages, Sequence) and not isinstance(stages, Stage | str) else (stages,)
+
+
+def make_programs(
+    stages: Sequence[Stage],
+    threat_model: ThreatModel,
+    logits_fn: Any,
+    search_fn: Any,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    batch_size: int | None,
+    devices: Sequence[Any] | None,
+) -> Programs:
+    """The programs of ``run_stages``, not compiled yet; ``variables`` may be shapes and dtypes, too."""
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices or any(device.process_index != jax.process_index() for device in devices):
         raise ValueError(f"devices must be one or more devices of this process, got {devices}")
@@ -283,7 +310,7 @@ def _programs(stages, threat_model, logits_fn, search_fn, variables, images, bat
         raise TypeError(f"batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    mesh, sizes = jax.sharding.Mesh(np.asarray(devices), ("data",)), batch_sizes(batch_size, len(devices))
+    mesh, sizes = jax.sharding.Mesh(np.asarray(devices), ("data",)), sizes_for(batch_size, len(devices), len(images))
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     example = jax.ShapeDtypeStruct((sizes[0] // len(devices), *images.shape[1:]), dtype)
     verdict = bind_model(logits_fn, variables, example, mesh)

@@ -13,7 +13,7 @@ from advjax.attacks.candidate import Candidate, keep_rule, unobserved
 from advjax.attacks.input_checks import require_count, require_number
 from advjax.attacks.losses import margin
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array, Key
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -66,7 +66,7 @@ def square(
         ``num_queries`` of a budget of 10,000, as AutoAttack does.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("square", *MOVES, finite_epsilon=True)
+    require(threat_model, "square", *MOVES, finite_epsilon=True)
     require_count("num_queries", num_queries)
     require_number("initial_share", initial_share, 0, 1, open_low=True)
     moves, keep = MOVES[threat_model.norm.name], keep_rule("best")

@@ -41,27 +41,13 @@ class ThreatModel:
 
     @staticmethod
     def _is_infinite(epsilon):
-        return is_concrete(epsilon) and not np.ndim(epsilon) and epsilon == math.inf
+        # By numpy: inside a jitted function, operations on known arrays of JAX are traced.
+        return is_concrete(epsilon) and not np.ndim(epsilon) and bool(np.asarray(epsilon) == math.inf)
 
     @property
     def pixel_range(self) -> float:
         """``high - low`` of the bounds, by which attacks scale constants in units of the pixels."""
         return pixel_range(self.bounds)
-
-    def require(self, user: str, *norms: str, finite_epsilon: bool = False, finite_bounds: bool = False) -> None:
-        """Raises a ValueError if an attack cannot handle this threat model.
-
-        Args:
-          user: the attack, for the message.
-          norms: names of the norms it can handle, all if there are none.
-          finite_epsilon: whether it needs a finite epsilon.
-          finite_bounds: whether it needs finite pixel bounds.
-        """
-        if (norms and self.norm.name not in norms) or (finite_epsilon and not self.is_bounded):
-            needed = " with ".join([" or ".join(norms)] * bool(norms) + ["a finite epsilon"] * finite_epsilon)
-            raise ValueError(f"{user} needs {needed}, got {self.norm.name} {self.epsilon}")
-        if finite_bounds and not all(math.isfinite(bound) for bound in self.bounds):
-            raise ValueError(f"{user} needs finite pixel bounds, got {self.bounds}")
 
     def project(self, image: Array, candidate: Array) -> Array:
         """Projects ``candidate`` onto the ball, and the result onto the pixel bounds.
@@ -105,9 +91,34 @@ class ThreatModel:
         return jnp.all(inside_bounds(image, self.bounds)) & (jnp.asarray(self.epsilon) >= 0)
 
     def _perturbed(self, image, rng, draw):
-        self.require("a random start", finite_epsilon=True)
+        require(self, "a random start", finite_epsilon=True)
         epsilon = jnp.asarray(self.epsilon, image.dtype)
         return self.project(image, image + draw(rng, image.shape, epsilon).astype(image.dtype))
+
+
+def require(
+    threat_model: ThreatModel, user: str, *norms: str, finite_epsilon: bool = False, finite_bounds: bool = False
+) -> None:
+    """Raises an error if an attack cannot handle a threat model.
+
+    Args:
+      threat_model: given by the user.
+      user: the attack, for the message.
+      norms: names of the norms it can handle, all if there are none.
+      finite_epsilon: whether it needs a finite epsilon.
+      finite_bounds: whether it needs finite pixel bounds.
+
+    Raises:
+      TypeError: it is something else, such as an epsilon.
+      ValueError: another norm, an infinite epsilon or infinite bounds.
+    """
+    if not isinstance(threat_model, ThreatModel):
+        raise TypeError(f"{user} needs a threat model, such as attacks.linf(8 / 255), got {threat_model!r:.100}")
+    if (norms and threat_model.norm.name not in norms) or (finite_epsilon and not threat_model.is_bounded):
+        needed = " with ".join([" or ".join(norms)] * bool(norms) + ["a finite epsilon"] * finite_epsilon)
+        raise ValueError(f"{user} needs {needed}, got {threat_model.norm.name} {threat_model.epsilon}")
+    if finite_bounds and not all(math.isfinite(bound) for bound in threat_model.bounds):
+        raise ValueError(f"{user} needs finite pixel bounds, got {threat_model.bounds}")
 
 
 def linf(epsilon: float | Array, bounds: tuple[float, float] = (0.0, 1.0)) -> ThreatModel:

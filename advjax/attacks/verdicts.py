@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advjax.attacks.input_checks import NONFINITE
+from advjax.attacks.course import NO_PROGRESS
+from advjax.attacks.input_checks import MASKED, NONFINITE
 
 ROBUST, MISCLASSIFIED = -1, -2
 """Values of ``broken_by`` without a success: the clean image is classified correctly, or it is misclassified."""
@@ -31,6 +32,9 @@ class Verdicts(NamedTuple):
     """int32 [n]: rounds whose success verification refused, also when repeated in the precision of verdicts."""
     nonfinite: np.ndarray
     """bool [n]: gradients were NaN or infinite in some attack on the image (``AttackResult.nonfinite``)."""
+    progress: np.ndarray
+    """int8 [n, stages]: whether a round of the stage made progress on the image (``AttackResult.progress``); 0 also
+    where the stage did not attack it."""
     seconds: float = 0.0
     """Wall time in all, compilation and the time before interruptions included."""
 
@@ -40,6 +44,11 @@ class Verdicts(NamedTuple):
         This is about ``survivors_only=True``; otherwise ``broken_by`` also counts successes on misclassified images.
         """
         return (self.broken_by == ROBUST) | (self.broken_by > stage)
+
+    @property
+    def without_progress(self) -> np.ndarray:
+        """bool [n]: robust, but no attack with gradients made progress: no evidence of robustness."""
+        return (self.broken_by == ROBUST) & (np.max(self.progress, axis=1) == NO_PROGRESS)
 
 
 class Progress(NamedTuple):
@@ -69,6 +78,8 @@ class RoundResults(NamedTuple):
     """bool [k]: a claimed success did not hold, also when the attack was repeated in the verdict's precision."""
     nonfinite: np.ndarray
     """bool [k]."""
+    progress: np.ndarray
+    """int8 [k]: as in ``AttackResult``."""
     success: np.ndarray
     """bool [k]: misclassified and inside the threat model, as verified."""
     kept: np.ndarray
@@ -80,15 +91,16 @@ class RoundResults(NamedTuple):
 
     def at(self, chosen: np.ndarray) -> "RoundResults":
         """Those of the images that are ``chosen``, bool [k]."""
-        of_all, of_kept = self[:6], self[6:]
+        of_all, of_kept = self[:7], self[7:]
         return RoundResults(*(array[chosen] for array in of_all), *(array[chosen[self.kept]] for array in of_kept))
 
 
-def no_verdicts(images: np.ndarray, misclassified: np.ndarray) -> Verdicts:
+def no_verdicts(images: np.ndarray, misclassified: np.ndarray, num_stages: int) -> Verdicts:
     """Verdicts before the first attack."""
     zeros = np.zeros(len(images), np.int32)
     broken_by = np.where(misclassified, MISCLASSIFIED, ROBUST).astype(np.int32)
-    return Verdicts(broken_by, images.copy(), zeros.astype(np.float32), zeros, zeros.copy(), zeros > 0)
+    progress = np.zeros((len(images), num_stages), np.int8)
+    return Verdicts(broken_by, images.copy(), zeros.astype(np.float32), zeros, zeros.copy(), zeros > 0, progress)
 
 
 def better(kept: Verdicts, rows: np.ndarray, success: np.ndarray, distance: np.ndarray, *, closest: bool) -> np.ndarray:
@@ -103,6 +115,7 @@ def merge(found: Verdicts, results: RoundResults, stage: int) -> None:
     found.steps[rows] += results.steps
     found.refused[rows] += results.refused
     found.nonfinite[rows] |= results.nonfinite
+    found.progress[rows, stage] = np.maximum(found.progress[rows, stage], results.progress)
     found.images[rows[results.kept]] = results.images
     found.distance[rows[results.kept]] = results.distance
     found.broken_by[rows[results.kept & results.success]] = stage
@@ -113,12 +126,18 @@ def joined(parts: Sequence[RoundResults]) -> RoundResults:
     return RoundResults(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def warn_of_doubtful(found: Verdicts, *, survivors_only: bool) -> None:
+def warn_of_doubtful(found: Verdicts, names: Sequence[str], *, survivors_only: bool) -> None:
     """Warns of images that may look robust only because attacks failed; called directly by ``run_stages``."""
     robust = found.broken_by == ROBUST
     images = f"{int(np.sum(robust))} robust images"
     if nonfinite := int(np.sum(found.nonfinite[robust])):
         warnings.warn(f"gradients are NaN or infinite on {nonfinite} of {images}: {NONFINITE}", stacklevel=3)
+    # Where gradients are not finite, that is the cause.
+    without = found.without_progress & ~found.nonfinite
+    if count := int(np.sum(without)):
+        counts = np.sum(found.progress[without] == NO_PROGRESS, axis=0)
+        stages = ", ".join(f"{name} on {number}" for name, number in zip(names, counts, strict=True) if number)
+        warnings.warn(f"attacks made no progress on {count} of {images} ({stages}): {MASKED}", stacklevel=3)
     # Attacks on other labels (predicted ones) make other claims, which occurs outside of verdicts only.
     if survivors_only and (refused := int(np.sum(found.refused[robust] > 0))):
         message = (

@@ -34,34 +34,67 @@ from advjax.attacks import (
     run_stages,
     square,
 )
-from advjax.benchmarks.attack_calls import (
+from advjax.attacks.combine import restarts
+from advjax.benchmarks.foreign import foreign_logits_fn, foreign_variables
+from advjax.benchmarks.networks import Network
+from advjax.benchmarks.tasks import (
     ADVJAX_ONLY,
     ENSEMBLES,
     NUM_CLASSES,
     PASSES,
-    AttackCall,
-    AttackOutput,
+    RUNNER,
+    TRAINING,
+    Call,
+    Output,
     batch_slices,
+    is_of_runner,
 )
-from advjax.benchmarks.networks import Network
+from advjax.benchmarks.training_contenders import prepare_training
 from advjax.cpu.convolution import exact
 from advjax.types import LogitsFn, PyTree
 
 Bind: TypeAlias = Callable[[Any], LogitsFn | Expectation]
 
 
-def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: bool = False) -> AttackCall | None:
-    """The attack by advjax.  With ``bfloat16``, only the search is in bfloat16; results are scored in float32."""
+def prepare_advjax(
+    task: str, network: Network, batch_size: int, *, bfloat16: bool = False, foreign: bool = False
+) -> Call | None:
+    """The task by advjax.
 
-    def bind(variables: PyTree) -> LogitsFn:
-        return functools.partial(network.forward, variables)
-
+    Args:
+      task: one of ``tasks.TASKS``.
+      network: the attacked network.
+      batch_size: images at a time.
+      bfloat16: attacks search, and models train, in bfloat16; results are scored in float32.
+      foreign: on the network of ``foreign`` with the same weights, instead of ours.
+    """
+    if task in TRAINING:
+        dtype = "bfloat16" if bfloat16 else "float32"
+        return prepare_training(task, network, batch_size, dtype=dtype, foreign=foreign)
+    bind, variables = _bound(network, foreign)
     search_fn = in_precision(jnp.dtype(jnp.bfloat16), bind) if bfloat16 else bind
-    if attack in ENSEMBLES:
-        return _advjax_stages(attack, network, bind, search_fn, batch_size)
-    chosen = _advjax_attacks(network.epsilon)[attack]
+    if is_of_runner(task):
+        return _by_runner(task, network, bind, search_fn, variables, batch_size)
+    return _on_batches(task, network, search_fn, variables, batch_size)
+
+
+def prepare_advjax_exact(task: str, network: Network, batch_size: int, *, foreign: bool = False) -> Call | None:
+    """The task by advjax without its convolutions and pooling for CPUs."""
+    run = prepare_advjax(task, network, batch_size, foreign=foreign)
+    return run and exact()(run)  # Programs are traced in the first call.
+
+
+def _bound(network: Network, foreign: bool) -> tuple[Bind, PyTree]:
+    """``variables -> logits_fn``, and the variables, on the device."""
+    if not foreign:
+        return lambda variables: functools.partial(network.forward, variables), jax.device_put(network.variables)
+    return foreign_logits_fn(network.width), foreign_variables(network.variables)
+
+
+def _on_batches(task: str, network: Network, search_fn: Bind, variables: PyTree, batch_size: int) -> Call:
+    """An attack on one batch after the other, each of them a single compiled program."""
+    chosen = _advjax_attacks(network.epsilon)[task]
     images, labels = jnp.asarray(network.images), jnp.asarray(network.labels)
-    variables = jax.device_put(network.variables)
 
     @jax.jit
     def compiled(variables, images, labels, rng):
@@ -69,7 +102,7 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
         result = chosen(search_fn(variables), images, labels, rng)
         return result.images, result.steps
 
-    def run() -> AttackOutput:
+    def run() -> Output:
         done = [
             compiled(variables, images[part], labels[part], jax.random.fold_in(jax.random.key(0), part.start))
             for part in batch_slices(len(images), batch_size)
@@ -77,23 +110,24 @@ def prepare_advjax(attack: str, network: Network, batch_size: int, *, bfloat16: 
         found = jax.device_get(done)
         adversarial = np.concatenate([images for images, _ in found])
         steps = np.concatenate([steps for _, steps in found])
-        # DeepFool: each step is one forward pass plus the gradients of all classes but one.
-        passes = PASSES[attack] * len(images) if attack in PASSES else float(np.sum(NUM_CLASSES * steps + 1))
-        return AttackOutput(adversarial, None if attack in ADVJAX_ONLY else passes)
+        return Output(adversarial, None if task in ADVJAX_ONLY else attack_passes(task, steps))
 
     return run
 
 
-def prepare_advjax_exact(attack: str, network: Network, batch_size: int) -> AttackCall | None:
-    """The attack by advjax without its convolutions and pooling for CPUs."""
-    run = prepare_advjax(attack, network, batch_size)
-    return run and exact()(run)  # Programs are traced in the first call.
+def attack_passes(task: str, steps: np.ndarray) -> float:
+    """Passes of an attack on one batch."""
+    if task in PASSES:
+        return float(PASSES[task] * len(steps))
+    # DeepFool: each step is one forward pass plus the gradients of all classes but one.
+    return float(np.sum(NUM_CLASSES * steps + 1))
 
 
 def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
     bounded, unbounded = linf(epsilon), l2(np.inf)
     return {
         "pgd-20": pgd(bounded, num_steps=20, step_size=epsilon / 8, returns="last"),
+        "autopgd-20": auto_pgd(bounded, num_steps=20),
         "autopgd-100": auto_pgd(bounded, num_steps=100),
         "cw-l2-100": carlini_wagner_l2(
             unbounded, num_steps=100, binary_search_steps=1, initial_const=1.0, abort_early=False
@@ -111,22 +145,31 @@ def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
     }
 
 
-def _advjax_stages(attack: str, network: Network, bind: Bind, search_fn: Bind, batch_size: int) -> AttackCall:
-    threat_model = linf(network.epsilon)
-    stages = auto_attack_stages(threat_model) if attack == "autoattack" else quick_check_stages(threat_model)
+def _by_runner(task: str, network: Network, bind: Bind, search_fn: Bind, variables: PyTree, batch_size: int) -> Call:
+    """Verified results by ``run_stages``, as users are told to get verdicts."""
+    bounded = linf(network.epsilon)
+    if task in ENSEMBLES:
+        threat_model = bounded
+        stages = auto_attack_stages(bounded) if task == "autoattack" else quick_check_stages(bounded)
+    else:
+        name = task.removesuffix(RUNNER)
+        threat_model = bounded if name.startswith("autopgd") else l2(np.inf)
+        stages = (restarts(name, _advjax_attacks(network.epsilon)[name], 1),)
 
-    def run() -> AttackOutput:
+    def run() -> Output:
         found = run_stages(
             stages,
             threat_model,
             bind,
             network.images,
             network.labels,
-            variables=network.variables,
+            variables=variables,
             search_fn=search_fn,
             batch_size=batch_size,
+            survivors_only=not task.startswith("cw-"),
         )
-        return AttackOutput(found.images, stage_passes(stages, found.broken_by, found.steps))
+        passes = stage_passes(stages, found.broken_by, found.steps) if task in ENSEMBLES else None
+        return Output(found.images, passes)
 
     return run
 

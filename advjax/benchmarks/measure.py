@@ -25,6 +25,8 @@ class Timing(NamedTuple):
     """CPU seconds of all threads in the same calls, including compilation."""
     compile_seconds: float
     """Seconds of tracing, lowering and compilation in the first call."""
+    later_compile_seconds: list[float]
+    """The same of each timed call; of the runner, what it does again for a model that it has seen."""
     is_first_call: bool
     """Whether the budget allowed only the first call, so that ``seconds`` includes warm-up."""
 
@@ -74,38 +76,53 @@ def interleaved(
     Args:
       runs: contender -> a function that blocks until its work is done.
       rounds: timed calls per contender.
-      budget: seconds after which a contender is not called again; if its first call exceeds them, that one is timed.
+      budget: seconds without compilation after which a contender is not called again; if its first call exceeds them,
+        that one is timed.
       clock: measures the compilation time, which is subtracted from the wall-clock time.
       after_round: called after the warm-up and after each round.
 
     Returns:
       The timings, and what the first calls returned.
     """
-    firsts = {name: _timed(run, clock) for name, run in runs.items()}
+    firsts = {name: timed(run, clock) for name, run in runs.items()}
     after_round()
-    calls: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    spent = {name: first[0] + first[2] for name, first in firsts.items()}
+    calls: dict[str, list[CallTime]] = {name: [] for name in runs}
+    spent = {name: first.seconds - first.compile_seconds for name, (first, _) in firsts.items()}
     for _ in range(rounds):
         for name, run in runs.items():
             if spent[name] < budget:
-                seconds, cpu, compiling, _ = _timed(run, clock)
-                calls[name].append((seconds, cpu))
-                spent[name] += seconds + compiling
+                called, _ = timed(run, clock)
+                calls[name].append(called)
+                spent[name] += called.seconds - called.compile_seconds
         after_round()
     timings = {}
-    for name, (seconds, cpu, compiling, _) in firsts.items():
-        kept = calls[name] or [(seconds, cpu)]
-        timings[name] = Timing([a for a, _ in kept], [b for _, b in kept], compiling, not calls[name])
-    return timings, {name: first[3] for name, first in firsts.items()}
+    for name, (first, _) in firsts.items():
+        kept = calls[name] or [first]
+        timings[name] = Timing(
+            [call.seconds - call.compile_seconds for call in kept],
+            [call.cpu_seconds for call in kept],
+            first.compile_seconds,
+            [call.compile_seconds for call in kept],
+            not calls[name],
+        )
+    return timings, {name: result for name, (_, result) in firsts.items()}
 
 
-def _timed(run, clock):
-    """Wall-clock seconds without compilation, CPU seconds, compilation seconds, and the result of one call."""
+class CallTime(NamedTuple):
+    """How long one call took."""
+
+    seconds: float
+    """Wall-clock time, including compilation."""
+    cpu_seconds: float
+    compile_seconds: float
+
+
+def timed(run: Callable[[], Result], clock: CompileClock) -> tuple[CallTime, Result]:
+    """Times one call; returns its result, too."""
     cpu, begin = time.process_time(), time.perf_counter()
     result = run()
     end = time.perf_counter()
-    compiling = clock.between(begin, end)
-    return end - begin - compiling, time.process_time() - cpu, compiling, result
+    return CallTime(end - begin, time.process_time() - cpu, clock.between(begin, end)), result
 
 
 class Ceiling:

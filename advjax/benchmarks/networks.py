@@ -1,4 +1,4 @@
-"""The attacked networks: small ones in both JAX and torch with the same weights, and ResNets in JAX only."""
+"""The networks of the benchmark, their weights, and the images; `torch_twins` has the same in torch."""
 
 import functools
 import math
@@ -13,11 +13,14 @@ from flax import linen as nn
 from jax import lax
 
 from advjax.models.blocks import apply, init
-from advjax.models.layers import global_average_pool
+from advjax.models.layers import ImageClassifier, global_average_pool
+from advjax.models.lenet import LeNet5
+from advjax.models.preact_resnet import PreActResNet18
 from advjax.models.resnet import ResNet18
 from advjax.models.resnet9 import ResNet9
+from advjax.models.wide_resnet import WideResNet
 from advjax.runtime.files import read_npz
-from advjax.types import Array, LogitsFn, PyTree, UserError
+from advjax.types import Array, LogitsFn, PyTree, UserError, Variables
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CIFAR_STRIDES = (2, 1, 2, 1)
@@ -35,7 +38,8 @@ class Network(NamedTuple):
     labels: np.ndarray
     """int32 [n]."""
     epsilon: float
-    has_torch_twin: bool
+    width: float = 1.0
+    """Channel multiplier; relative to the published network."""
 
 
 def mnist_cnn(weights: Mapping[str, Array], images: Array) -> Array:
@@ -78,8 +82,14 @@ SHAPES = {
         "fc_kernel": (80, 10),
     },
 }
-LARGE: dict[str, Callable[..., nn.Module]] = {"resnet9": ResNet9, "resnet18": functools.partial(ResNet18, stem="cifar")}
-IMAGE_SHAPES = {"mnist_cnn": (28, 28, 1)} | dict.fromkeys(("cifar_cnn", *LARGE), (32, 32, 3))
+LARGE: dict[str, Callable[..., ImageClassifier]] = {
+    "lenet5": LeNet5,
+    "resnet9": ResNet9,
+    "preact_resnet18": PreActResNet18,
+    "resnet18": functools.partial(ResNet18, stem="cifar"),
+    "wide_resnet_28_10": WideResNet,
+}
+IMAGE_SHAPES = dict.fromkeys((*SMALL, *LARGE), (32, 32, 3)) | dict.fromkeys(("mnist_cnn", "lenet5"), (28, 28, 1))
 EPSILONS = {"mnist_cnn": 0.25, "cifar_cnn": 8 / 255}
 UNBREAKABLE = 1e-6
 """Epsilon for random weights: no attack succeeds, so every stage of an ensemble runs in full on every image."""
@@ -162,7 +172,7 @@ def make_network(
         labels = predict(forward, variables, pixels)
     if epsilon is None:
         epsilon = UNBREAKABLE if weights is None else EPSILONS[name]
-    return Network(name, forward, variables, pixels, labels, epsilon, has_torch_twin=name in SMALL)
+    return Network(name, forward, variables, pixels, labels, epsilon, width)
 
 
 def _forward_and_variables(
@@ -172,9 +182,26 @@ def _forward_and_variables(
         return SMALL[name], random_weights(name) if weights is None else load_weights(name, weights)
     if weights is not None:
         raise UserError(f"--weights is supported for {' and '.join(SMALL)} only, got --network {name}")
-    model = LARGE[name](width=width)
-    variables = init(model, jax.random.key(0), IMAGE_SHAPES[name])
+    model = large_model(name, width)
+    variables = _with_statistics(init(model, jax.random.key(0), IMAGE_SHAPES[name]))
     return lambda variables, images: apply(model, variables, images), variables
+
+
+def large_model(name: str, width: float) -> ImageClassifier:
+    """One of ``LARGE``; ``width`` multiplies its usual number of channels."""
+    usual = 10.0 if name == "wide_resnet_28_10" else 1.0
+    return LARGE[name](width=usual * width)
+
+
+def _with_statistics(variables: Variables) -> Variables:
+    """The variables with BatchNorm statistics as after training: with zeros and ones, a twin without any would do."""
+    rng = np.random.default_rng(2)
+
+    def drawn(path: Any, leaf: Array) -> Array:
+        values = rng.uniform(0.5, 1.5, leaf.shape) if path[-1].key == "var" else rng.normal(0, 0.1, leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
+
+    return variables._replace(model_state=jax.tree.map_with_path(drawn, variables.model_state))
 
 
 def predict(forward: Callable[[PyTree, Array], Array], variables: PyTree, images: np.ndarray) -> np.ndarray:

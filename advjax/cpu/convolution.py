@@ -7,7 +7,7 @@ the convolution and both of its gradients with algorithms that :func:`_plan` sel
 ``fast_on_cpu`` binds them in place of ``lax.conv_general_dilated``.
 
 The results equal those of ``lax`` up to rounding: 1e-6 relative, 1e-5 where Winograd's algorithm is used (3x3 kernels
-with at least 64 channels in the filter gradient, 128 elsewhere). ``with exact():`` around the tracing, or the
+with at least 64 channels). ``with exact():`` around the tracing, or the
 environment variable ADVJAX_EXACT_CONVOLUTIONS=1, switches ``fast_on_cpu`` off: the results are those of ``lax``, bit
 for bit.
 """
@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-from advjax.cpu.matmul import Padding, Strides, matmul, output_size
-from advjax.cpu.winograd import winograd
+from advjax.cpu.matmul import Padding, Strides, matmul, output_size, sum_over_taps
+from advjax.cpu.winograd import num_pieces, winograd
 from advjax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -102,30 +102,35 @@ class _Plan(NamedTuple):
 
 
 _MAX_PATCHES = 2**26  # Number of entries in the patches of one matrix product: 256 MiB.
+_LARGEST_KERNEL = 2**12  # Channels times features, for each of Winograd's pieces: transforming the kernel has to pay.
 
 
 def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> _Plan:
     """Selects by shape; the thresholds are the crossover points on x86 CPUs (AVX2 and AVX-512)."""
     *window, channels, features = kernel
-    pointwise, minimal = window == [1, 1], window == [3, 3] and strides == (1, 1)
+    pointwise, wide = window == [1, 1], min(channels, features) >= 64
     height, width = output_size(images, kernel, strides, padding)
     affordable = images[0] * height * width * math.prod(kernel[:3]) <= _MAX_PATCHES
+    minimal = window == [3, 3] and strides == (1, 1) and wide
+    heavy = channels * features > _LARGEST_KERNEL * num_pieces(images[0], height, width)
 
     forward = input_gradient = "lax"
-    if minimal and min(channels, features) >= 128:
+    if minimal and not heavy:
         forward = "winograd"
     elif affordable and (pointwise or (channels <= 8 and features <= 16)):
         forward = "matmul"
 
-    if affordable and (channels <= 8 or strides != (1, 1)):
+    if affordable and (channels <= 8 or strides != (1, 1) or (minimal and heavy)):
         input_gradient = "matmul"
     elif strides == (1, 1):
         input_gradient = "flip"
 
-    if minimal and min(channels, features) >= 64:
+    if minimal and not heavy:
         filter_gradient = "winograd"
     elif affordable and pointwise:
         filter_gradient = "matmul"
+    elif wide and strides != (1, 1):
+        filter_gradient = "taps"
     else:
         filter_gradient = "swap"
     return _Plan(forward, input_gradient, filter_gradient)
@@ -155,5 +160,6 @@ def _winograd(images: Array, kernel: Array, strides: Strides, padding: Padding) 
 _ALGORITHMS: dict[str, Callable[[Array, Array, Strides, Padding], Array]] = {
     "lax": _lax,
     "matmul": matmul,
+    "taps": sum_over_taps,
     "winograd": _winograd,
 }

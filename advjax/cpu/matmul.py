@@ -1,4 +1,4 @@
-"""Convolution as one matrix product, for kernels with few channels or features."""
+"""Convolution as matrix products: as one, for kernels with few channels or features, or as one for each tap."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -34,6 +34,28 @@ def matmul(images: Array, kernel: Array, strides: Strides, padding: Padding) -> 
     matrix = kernel.reshape(rows * span * channels, tile * features)
     outputs = patches.reshape(-1, len(matrix)) @ matrix
     return outputs.reshape(batch, height, num_tiles * tile, features)[:, :, :width]
+
+
+def sum_over_taps(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """One matrix product for each position in the kernel, with the pixels that meet it.
+
+    The gradient with respect to the kernel needs no patches: it is a product of pixels and cotangents for each tap.
+    """
+    batch, *size, channels = images.shape
+    rows, columns, _, features = kernel.shape
+    height, width = output_size(images.shape, kernel.shape, strides, padding)
+    last = (height - 1) * strides[0] + 1, (width - 1) * strides[1] + 1
+    # What lies beyond the last tap is cut off by negative padding.
+    ends = (last[0] + rows - 1, last[1] + columns - 1)
+    pads = [(low, end - extent - low, 0) for end, extent, (low, _) in zip(ends, size, padding, strict=True)]
+    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    outputs = jnp.zeros((batch * height * width, features), images.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            bounds = (0, row, column, 0), (batch, row + last[0], column + last[1], channels)
+            pixels = lax.slice(padded, *bounds, (1, *strides, 1)).reshape(-1, channels)
+            outputs = outputs + pixels @ kernel[row, column]
+    return outputs.reshape(batch, height, width, features)
 
 
 def _tiling(width: int, features: int) -> tuple[int, int]:

@@ -8,6 +8,9 @@ an elementwise product: over all pieces and channels, 36 matrix products. The tr
 with Kronecker products of the small matrices. Rounding errors are about 1e-5 on outputs of scale 4, ten times those of
 direct convolution.
 
+The transformed pieces are nine quarters as large as the images. They are computed for a few images at a time, so that
+they are multiplied while they are in the cache of the processor: for large batches, this makes half the time.
+
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, section 4.3.
 """
 
@@ -19,6 +22,8 @@ from advjax.types import Array
 
 _OUTPUT_SIZE = 4
 _PIECE_SIZE = 6
+_CACHED = 2**21
+"""Number of transformed values, before and after the products, that stay in the cache: 8 MiB."""
 
 _INPUT_TRANSFORM = np.array(  # B^T
     [
@@ -57,14 +62,38 @@ def winograd(images: Array, kernel: Array, padding: tuple[tuple[int, int], ...])
     features = kernel.shape[-1]
     height, width = (extent + sum(pads) - 2 for extent, pads in zip(size, padding, strict=True))
     rows, columns = -(-height // _OUTPUT_SIZE), -(-width // _OUTPUT_SIZE)
-
-    pieces = _transform(_INPUT_TRANSFORM, _overlapping_pieces(images, padding, rows, columns))
     filters = _transform(_KERNEL_TRANSFORM, kernel.reshape(9, -1)).reshape(-1, channels, features)
-    products = lax.dot_general(pieces.reshape(len(filters), -1, channels), filters, (((2,), (1,)), ((0,), (0,))))
-    outputs = _transform(_OUTPUT_TRANSFORM, products.reshape(len(filters), -1))
 
-    outputs = outputs.reshape(_OUTPUT_SIZE, _OUTPUT_SIZE, batch, rows, columns, features).transpose(2, 3, 0, 4, 1, 5)
-    return outputs.reshape(batch, rows * _OUTPUT_SIZE, columns * _OUTPUT_SIZE, features)[:, :height, :width]
+    def some(images: Array) -> Array:
+        pieces = _transform(_INPUT_TRANSFORM, _overlapping_pieces(images, padding, rows, columns))
+        products = lax.dot_general(pieces.reshape(len(filters), -1, channels), filters, (((2,), (1,)), ((0,), (0,))))
+        outputs = _transform(_OUTPUT_TRANSFORM, products.reshape(len(filters), -1))
+        outputs = outputs.reshape(_OUTPUT_SIZE, _OUTPUT_SIZE, len(images), rows, columns, features)
+        outputs = outputs.transpose(2, 3, 0, 4, 1, 5)
+        return outputs.reshape(len(images), rows * _OUTPUT_SIZE, columns * _OUTPUT_SIZE, features)[:, :height, :width]
+
+    # The filters, or their gradient, are read once for every group of images.
+    cached = max(_CACHED, 2 * filters.size) // (_PIECE_SIZE**2 * rows * columns * (channels + features))
+    groups, together = _groups(batch, max(1, cached))
+    if groups == 1:
+        return some(images)
+    padded = jnp.pad(images, [(0, groups * together - batch), (0, 0), (0, 0), (0, 0)])
+    outputs = lax.map(some, padded.reshape(groups, together, *images.shape[1:]))
+    return outputs.reshape(-1, height, width, features)[:batch]
+
+
+def num_pieces(batch: int, height: int, width: int) -> int:
+    """Number of pieces for outputs of this size."""
+    return batch * -(-height // _OUTPUT_SIZE) * -(-width // _OUTPUT_SIZE)
+
+
+def _groups(batch: int, most: int) -> tuple[int, int]:
+    """(number of groups, images in each), at most ``most``: all images if possible, otherwise with some padding."""
+    divisor = next(size for size in range(min(most, batch), 0, -1) if batch % size == 0)
+    if 2 * divisor >= min(most, batch):
+        return batch // divisor, divisor
+    groups = -(-batch // most)
+    return groups, -(-batch // groups)
 
 
 def _transform(matrix: np.ndarray, pieces: Array) -> Array:

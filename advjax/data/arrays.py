@@ -16,7 +16,7 @@ from advjax.types import UserError
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SEVERITIES = 5
-_WHOLE = (("images", "labels"), ("x", "y"))
+_WHOLE = (("images", "labels"), ("x", "y"), ("image", "label"))
 """Keys of an npz file that is not divided into splits."""
 
 
@@ -79,8 +79,9 @@ def load_npz(file: str | os.PathLike, split: str) -> Dataset:
     """Loads one split of an ``.npz`` file; see ``from_arrays`` for the arrays.
 
     The keys are ``x_train`` and ``y_train`` (as in Keras), or ``train_images`` and ``train_labels`` (as in MedMNIST),
-    and so on for other splits. A file with ``images`` and ``labels`` (or ``x`` and ``y``) alone is one split, "train",
-    to be divided by ``data.fractions``. ``class_names`` is read if it is there. Classes are counted in all splits.
+    and so on for other splits. A file with ``images`` and ``labels`` alone (or ``x`` and ``y``, or ``image`` and
+    ``label``) is one split, "train", to be divided by ``data.fractions``. ``class_names`` is read if it is there.
+    Classes are counted in all splits.
 
     Args:
       file: path of the file; its name without suffix is the name of the dataset.

@@ -68,8 +68,10 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    planes = (PIL.Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels))
-    resized = [plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box) for plane in planes]
-    pixels = np.stack([np.asarray(plane) for plane in resized], axis=-1)
+    # Pillow resizes the channels of a color image one by one; floating point it only knows as single channels.
+    is_color = channels == 3 and image.dtype == np.uint8
+    planes = [image] if is_color else [image[..., channel] for channel in range(channels)]
+    opened = (PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
+    pixels = np.dstack([np.asarray(plane.resize((size, size), PIL.Image.Resampling.BILINEAR, box)) for plane in opened])
     # Means of pixels in [0, 1] may leave it by rounding.
     return pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)

@@ -40,23 +40,31 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch_permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return seeded_permutation(num_examples, "epoch order", seed, epoch).astype(np.int32)
+@functools.lru_cache(maxsize=8)
+def _epoch_permutation(num_examples: int, *key: str | int) -> np.ndarray:
+    return seeded_permutation(num_examples, *key).astype(np.int32)
 
 
-def batch_positions(step: int, *, num_examples: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_positions(
+    step: int, *, num_examples: int, batch_size: int, seed: int, num_extra: int = 0, extra_rows: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The examples in the batch of a training step.
 
     Step s lies in epoch ``s // steps_per_epoch``. Each epoch visits every example exactly once, in an order that is a
     function of (seed, epoch), so a run resumed at any step continues exactly. The last batch of an epoch is padded
     cyclically from the start of the same epoch's order, with mask False.
 
+    ``extra_rows`` of a batch are extra examples, which lie behind the others in the training set. They are spread
+    evenly over the batch, whose parts go to different devices, and visited without regard to epochs, each once before
+    any is seen again.
+
     Args:
       step: step number, from 0.
-      num_examples: size of the training set.
-      batch_size: global batch size; it may exceed ``num_examples``.
+      num_examples: size of the training set, without extra examples.
+      batch_size: global batch size, extra examples included; it may exceed ``num_examples``.
       seed: seed of the run.
+      num_extra: number of extra examples.
+      extra_rows: number of extra examples in every batch.
 
     Returns:
       ``(positions, mask)``: int32 [batch_size] positions in the training set, and bool [batch_size], False for padding.
@@ -65,11 +73,29 @@ def batch_positions(step: int, *, num_examples: int, batch_size: int, seed: int)
       UserError: there are no examples, or the batch size is below 1.
       ValueError: the step is negative.
     """
-    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, batch_size))
+    own_rows = batch_size - extra_rows
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, own_rows))
     if step < 0:
         raise ValueError(f"step is {step}; it must be at least 0")
-    places = step_in_epoch * batch_size + np.arange(batch_size)
-    return _epoch_permutation(num_examples, seed, epoch)[places % num_examples], places < num_examples
+    places = step_in_epoch * own_rows + np.arange(own_rows)
+    own = _epoch_permutation(num_examples, "epoch order", seed, epoch)[places % num_examples]
+    if not extra_rows:
+        return own, places < num_examples
+    is_extra = np.diff(np.arange(batch_size + 1) * extra_rows // batch_size).astype(bool)
+    positions, mask = np.empty(batch_size, np.int32), np.ones(batch_size, bool)
+    positions[~is_extra], mask[~is_extra] = own, places < num_examples
+    positions[is_extra] = num_examples + _extra_positions(step, num_extra, extra_rows, seed)
+    return positions, mask
+
+
+def _extra_positions(step: int, num_extra: int, extra_rows: int, seed: int) -> np.ndarray:
+    """int32 [extra_rows]: positions among the extra examples; a batch may lie in several passes through them."""
+    passes, places = np.divmod(step * extra_rows + np.arange(extra_rows), num_extra)
+    found = np.empty(extra_rows, np.int32)
+    for number in np.unique(passes):
+        order = _epoch_permutation(num_extra, "order of extra examples", seed, int(number))
+        found[passes == number] = order[places[passes == number]]
+    return found
 
 
 def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks.model_queries import predicted_class
 from advjax.defenses.draws import draws
 from advjax.types import Array, Key, StochasticLogitsFn
 
@@ -20,7 +21,7 @@ def voted(stochastic_fn: StochasticLogitsFn, num_draws: int) -> StochasticLogits
 
     def fractions(images: Array, rng: Key) -> Array:
         logits = logits_of(images, rng)
-        return jnp.mean(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]), axis=0)
+        return jnp.mean(jax.nn.one_hot(predicted_class(logits), logits.shape[-1]), axis=0)
 
     return fractions
 
@@ -28,8 +29,9 @@ def voted(stochastic_fn: StochasticLogitsFn, num_draws: int) -> StochasticLogits
 def majority(logits: Array) -> Array:
     """The class, int32 [n], that most predictions [votes, n, classes] agree on.
 
-    A tie between classes is broken by the highest mean probability.
+    A tie between classes is broken by the highest mean probability.  A NaN in any prediction gives -1, no class.
     """
-    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]), axis=0)
+    votes = jnp.sum(jax.nn.one_hot(predicted_class(logits), logits.shape[-1]), axis=0)
     most = votes == jnp.max(votes, axis=-1, keepdims=True)
-    return jnp.argmax(jnp.where(most, jnp.mean(jax.nn.softmax(logits), axis=0), -1), axis=-1)
+    chosen = jnp.argmax(jnp.where(most, jnp.mean(jax.nn.softmax(logits), axis=0), -1), axis=-1)
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=(0, 2)), -1, chosen)

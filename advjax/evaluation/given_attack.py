@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from advjax.attacks import Attack, AttackFn, Stage, ThreatModel
-from advjax.attacks.combine import restarts
+from advjax.attacks.combine import parts_of, restarts
+from advjax.attacks.programs import check_stages
 from advjax.attacks.run_identity import stage_digest
 from advjax.evaluation.attack_runs import NamedAttack
 
@@ -26,11 +27,13 @@ def given_attack(
 
     Raises:
       TypeError: it is none of the above.
+      ValueError: it is targeted, or its parts have different threat models.
     """
     single: Any = attack if callable(attack) else None
     is_query = False
-    if isinstance(attack, Attack):
-        threat_model, is_query = attack.threat_model, attack.objective is None
+    parts = [] if single is None else [part for part in parts_of(single) if isinstance(part, Attack)]
+    if parts:
+        threat_model, is_query = parts[0].threat_model, all(part.objective is None for part in parts)
     if single is not None:
         stages = (restarts(name, single, 1),)
     elif isinstance(attack, Sequence) and attack and all(isinstance(stage, Stage) for stage in attack):
@@ -40,6 +43,7 @@ def given_attack(
             f"attack {name!r} must be an attack, such as attacks.pgd(...), or a list of stages, such as "
             f"attacks.auto_attack_stages(...), got {attack!r:.100}"
         )
+    check_stages(stages, threat_model)
     digests = [stage_digest(stage, True, image_shape, num_classes) for stage in stages]
     identity = {"name": name, "norm": threat_model.norm.name, "epsilon": str(threat_model.epsilon), "programs": digests}
     return NamedAttack(name, threat_model, stages, single, False, is_query, None, identity)

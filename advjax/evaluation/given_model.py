@@ -1,5 +1,6 @@
 """Models as ``advjax.evaluate`` takes them: any function of images, its weights inside it or beside it."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -97,11 +98,18 @@ def num_classes_of(
 def content_hash(
     bind: Callable[[Any], Any], variables: PyTree, image_shape: tuple[int, int, int], key: tuple[Any, ...] = ()
 ) -> str:
-    """Tells functions apart by their variables and by the program that they trace to."""
-    lowered = jax.jit(lambda variables, *arguments: bind(variables)(*arguments)).lower(
-        variables, _images(1, image_shape), *key
-    )
-    return hashlib.sha256(f"{variables_hash(variables)} {lowered.as_text()}".encode()).hexdigest()[:16]
+    """Tells functions apart by their variables and by the programs that they and their gradients trace to."""
+
+    def gradients(variables: PyTree, images: Array, *key: Any) -> PyTree:
+        logits, pullback = jax.vjp(lambda images: bind(variables)(images, *key), images)
+        return pullback(jnp.ones_like(logits))
+
+    arguments = variables, _images(1, image_shape), *key
+    texts = [jax.jit(lambda variables, *arguments: bind(variables)(*arguments)).lower(*arguments).as_text()]
+    # JAX raises these for a function without a differentiation rule.
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+        texts.append(jax.jit(gradients).lower(*arguments).as_text())
+    return hashlib.sha256(" ".join([variables_hash(variables), *texts]).encode()).hexdigest()[:16]
 
 
 def _images(count: int, image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
@@ -145,7 +153,8 @@ def _advice(problem: str, call: Callable[..., Any], images: jax.ShapeDtypeStruct
 
         def wrapped(images: Array, *key: Any, axes: tuple[int, ...] = axes, single: bool = single) -> Array:
             turned = images.transpose(axes)
-            return jax.vmap(lambda image: call(image, *key))(turned) if single else call(turned, *key)
+            output = jax.vmap(lambda image: call(image, *key))(turned) if single else call(turned, *key)
+            return input_checks.as_logits(output)
 
         try:
             output = jax.eval_shape(wrapped, images, *key)

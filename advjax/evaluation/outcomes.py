@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advjax.attacks.course import NO_PROGRESS
 from advjax.evaluation.attacker_knowledge import ADAPTIVE, NOTHING
 from advjax.runtime.files import plain, read_npz, write_atomically
 from advjax.types import UserError
@@ -60,10 +61,19 @@ class Outcome(NamedTuple):
     """float32 [n]: sizes of the perturbations in ``norm``, pixels in [0, 1]; 0 for clean."""
     steps: np.ndarray
     """int [n]: attack steps until the image was done; 0 for clean."""
+    progress: np.ndarray | None = None
+    """int8 [n]: ``AttackResult.progress``, of which several stages of an attack have the largest; None for clean."""
+
+    @property
+    def without_progress(self) -> np.ndarray:
+        """bool [n]: correct, but no attack with gradients made progress, so that this is no evidence of robustness."""
+        if self.progress is None:
+            return np.zeros(np.shape(self.labels), bool)
+        return (self.predictions == self.labels) & (np.asarray(self.progress) == NO_PROGRESS)
 
 
 _ARRAYS = ("index", "labels", "predictions", "distances", "steps")
-_FACTS = tuple(field for field in Outcome._fields if field not in _ARRAYS)
+_FACTS = tuple(field for field in Outcome._fields if field not in (*_ARRAYS, "progress"))
 _IDENTITY = tuple(field for field in _FACTS if field not in ("seconds", "model_hash"))
 
 
@@ -95,7 +105,8 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) ->
     """Writes per-image outcomes that ``np.load(path, allow_pickle=False)`` can read.
 
     Outcome number i has the arrays ``i/index``, ``i/labels``, ``i/predictions``, ``i/distances`` and ``i/steps``, in
-    data set order.  The entry ``outcomes`` is a JSON list: element i holds the other fields of outcome i.
+    data set order, and ``i/progress`` if it is of an attack.  The entry ``outcomes`` is a JSON list: element i holds
+    the other fields of outcome i.
     """
     facts = [{field: getattr(outcome, field) for field in _FACTS} for outcome in outcomes]
     entries: dict[str, Any] = {"outcomes": np.array(json.dumps(plain(facts, "outcomes"), allow_nan=False))}
@@ -104,6 +115,8 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) ->
         for field in _ARRAYS:
             dtype = np.float32 if field == "distances" else np.int32
             entries[f"{i}/{field}"] = np.asarray(getattr(outcome, field)).astype(dtype)[order]
+        if outcome.progress is not None:
+            entries[f"{i}/progress"] = np.asarray(outcome.progress, np.int8)[order]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **entries)
     write_atomically(path, buffer.getvalue())
@@ -120,7 +133,10 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
     try:
         facts = json.loads(entries["outcomes"].item())
         return [
-            Outcome(**fact, **{field: entries[f"{i}/{field}"] for field in _ARRAYS}) for i, fact in enumerate(facts)
+            Outcome(
+                **fact, **{field: entries[f"{i}/{field}"] for field in _ARRAYS}, progress=entries.get(f"{i}/progress")
+            )
+            for i, fact in enumerate(facts)
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not hold the outcomes of an evaluation ({error}): evaluate again") from error
@@ -129,7 +145,8 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
 def _check_one(outcome: Outcome) -> None:
     """Refuses an outcome whose labels would misrepresent its accuracy."""
     attacked, itself = outcome.attack != CLEAN, outcome.made_on == outcome.run
-    shapes = {np.shape(getattr(outcome, field)) for field in _ARRAYS}
+    fields = [field for field in (*_ARRAYS, "progress") if getattr(outcome, field) is not None]
+    shapes = {np.shape(getattr(outcome, field)) for field in fields}
     rules = [
         (
             (attacked and outcome.knowledge != NOTHING) == (outcome.made_on is not None),

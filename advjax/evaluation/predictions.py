@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from advjax.attacks.batching import filled
 from advjax.data import eval_batches, pixels
 from advjax.evaluation.scored_model import ScoredModel, log_probabilities, predict
 from advjax.runtime.devices import Devices, fetch, pad_to_multiple
@@ -62,7 +63,7 @@ def _by_batches(
     batch_size: int,
     devices: Devices,
 ) -> np.ndarray:
-    batch_size = pad_to_multiple(batch_size, devices.mesh)
+    batch_size = pad_to_multiple(filled(batch_size, len(images)), devices.mesh)
     variables, rows = devices.replicate(model.variables), devices.local_rows(batch_size)
     rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"prediction"))
     known = model._replace(run="", defense="", variables=None, hash="", defense_identity=None)

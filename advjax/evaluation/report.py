@@ -58,6 +58,9 @@ class Row(TypedDict):
     """For minimum-norm attacks: median perturbation size, in ``norm``, at which images are misclassified.  An image
     that is misclassified without a perturbation counts as 0, one on which the attack failed as infinite; null where the
     median is infinite, and for other attacks.  Absent from reports written before 2026-11-21."""
+    no_progress: NotRequired[int]
+    """How many correct predictions say nothing, since no attack with gradients made progress on the image (see
+    `Outcome`).  Absent from reports written before 2026-12-01."""
 
 
 class SummaryCell(TypedDict):
@@ -253,6 +256,7 @@ def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:
         seconds=round(float(outcome.seconds), 3),
         model_hash=outcome.model_hash,
         median_distance=_median_distance(outcome, members),
+        no_progress=int(np.sum(outcome.without_progress[order][inside])),
     )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import Expectation, ThreatModel, input_checks
+from advjax.attacks.threat_model import require
 from advjax.evaluation.examined_model import ExaminedModel
 from advjax.evaluation.report_card_checks import CHECKS
 from advjax.types import LogitsFn
@@ -55,9 +56,10 @@ def examine(
     Raises:
       ValueError: the threat model or a name is not supported, or attacks cannot handle the images, labels or logits.
     """
-    threat_model.require("examine", "linf", "l2", finite_epsilon=True, finite_bounds=True)
+    require(threat_model, "examine", "linf", "l2", finite_epsilon=True, finite_bounds=True)
     if not float(threat_model.epsilon) > 0:
         raise ValueError(f"examine needs an epsilon above 0, got {threat_model.epsilon}")
+    input_checks.require_count("seed", seed, 0)
     images, labels = input_checks.as_array("images", images), input_checks.as_array("labels", labels)
     input_checks.check_inputs(images, labels, threat_model.bounds)
     if not len(images):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks import Expectation, expectation
-from advjax.attacks.model_queries import evaluate
+from advjax.attacks.model_queries import evaluate, predicted_class
 from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.defenses.majority_vote import majority
 from advjax.models import blocks
@@ -68,7 +68,7 @@ class ScoredModel(NamedTuple):
 
 
 def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> Array:
-    """The verdict on each image: int32 [n] predicted classes.
+    """The verdict on each image: int32 [n] predicted classes, -1 where logits are NaN.
 
     Args:
       model: how to compute; its own variables are not used.
@@ -78,7 +78,7 @@ def predict(model: ScoredModel, variables: PyTree, images: Array, keys: Key) -> 
     """
     bound = model.bind(variables)
     if not model.is_stochastic:
-        return jnp.argmax(evaluate(bound, images, keys), axis=-1)
+        return predicted_class(evaluate(bound, images, keys))
     mean = expectation(bound, model.num_draws)
 
     def vote(number: Array) -> Array:

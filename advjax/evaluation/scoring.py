@@ -27,6 +27,7 @@ def attacked_outcome(model: ScoredModel, run: AttackRun, test: Dataset, resource
         predictions=predicted,
         distances=run.result.distance,
         steps=run.result.steps,
+        progress=np.max(run.result.progress, axis=1),
         seconds=run.result.seconds + time.perf_counter() - start,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from advjax.attacks.input_checks import MASKED
 from advjax.evaluation.attacker_knowledge import EVERYTHING, OBLIVIOUS, SCORES, TRANSFER
 from advjax.evaluation.outcomes import CLEAN, Outcome
 from advjax.evaluation.report import CurvePoint, Summary, SummaryCell
@@ -119,6 +120,26 @@ def confirmed_check(runs: Sequence[tuple[str, np.ndarray]]) -> Check:
     return Check("confirmed successes", not shares, finding, {"refused": max(shares.values(), default=0.0)})
 
 
+def progress_check(outcomes: Sequence[Outcome]) -> Check:
+    """Checks that attacks on a model itself made progress: its adaptive outcomes on the same images.
+
+    An image on which one of several attacks made progress is not doubtful.
+    """
+    found = {}
+    for group in _groups(outcomes):
+        doubtful = _worst(group).without_progress
+        key = f"{group[0].norm} {group[0].epsilon:.3g}"
+        found[key] = float(np.mean(doubtful)), ", ".join(dict.fromkeys(outcome.attack for outcome in group))
+    listed = ", ".join(
+        f"{share:.1%} of the images under {names} ({key})" for key, (share, names) in found.items() if share
+    )
+    finding = "attacks with gradients made progress on all images that they did not break"
+    if listed:
+        finding = f"no attack made progress on {listed}: {MASKED}"
+    worst = max((share for share, _ in found.values()), default=0.0)
+    return Check("progress of attacks", not listed, finding, {"without": worst})
+
+
 def outcome_checks(outcomes: Sequence[Outcome]) -> list[Check]:
     """Checks that the outcomes of one model allow without further attacks.
 
@@ -208,7 +229,12 @@ def _worst(members: Sequence[Outcome]) -> Outcome:
         predictions=pick("predictions"),
         distances=pick("distances"),
         steps=pick("steps"),
+        progress=np.max([_progress(outcome) for outcome in members], axis=0),
     )
+
+
+def _progress(outcome: Outcome) -> np.ndarray:
+    return np.zeros(len(outcome.index), np.int8) if outcome.progress is None else np.asarray(outcome.progress)
 
 
 def _correct(outcome: Outcome) -> np.ndarray:

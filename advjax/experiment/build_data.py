@@ -152,6 +152,22 @@ def training_subset(loaded: Data, fraction: float, seed: int) -> Dataset | Sourc
     return train.take(data.nested_subset(train.labels, fraction=fraction, seed=seed, name=train.name))
 
 
+def extra_images(file: str, train: Dataset | Source) -> Dataset:
+    """More training images from an .npz file; its labels are numbers of the classes of ``train``.
+
+    Raises:
+      UserError: the file cannot be read, or its images have another size, or its labels are not those of the classes.
+    """
+    if not pathlib.Path(file).expanduser().is_file():
+        raise UserError(f"extra_images: there is no file {file}")
+    extra = data.load("npz", "train", directory=file)
+    if extra.image_shape != train.image_shape:
+        raise UserError(f"{file} has images of {extra.image_shape}, and {train.name} of {train.image_shape}")
+    if extra.labels.max() >= train.num_classes:
+        raise UserError(f"{file} has the label {extra.labels.max()}, and {train.name} has {train.num_classes} classes")
+    return extra._replace(class_names=train.class_names)
+
+
 def _num_training_examples(loaded: Data, spec: Mapping[str, Any], seed: int) -> int:
     """How many examples a run trains on: its share of the training split with the copies, undersampled."""
     subset = training_subset(loaded, number(spec["train_fraction"]), seed)

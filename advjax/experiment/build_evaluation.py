@@ -79,8 +79,8 @@ def _defense(name: str, described: Mapping[str, Any], runs: Mapping[str, Run]) -
     if run not in runs:
         raise UserError(f"{where}: no run is named {run!r}; runs are {', '.join(runs)}")
     numbers = {key: spec.pop(key, default) for key, default in defaults.DEFENSE.items()}
-    if any(value < 1 for key, value in numbers.items() if key != "mean_over"):
-        raise UserError(f"{where}: num_draws, num_votes, num_samples must be at least 1")
+    if not all(_is_count(value) for key, value in numbers.items() if key != "mean_over"):
+        raise UserError(f"{where}: num_draws, num_votes, num_samples must be whole numbers of at least 1")
     if numbers["mean_over"] not in MEAN_OVER:
         raise UserError(f"{where}: mean_over must be one of {', '.join(MEAN_OVER)}, got {numbers['mean_over']!r}")
     identity = {key: value for key, value in described[name].items() if key != "run"}
@@ -95,7 +95,12 @@ def _curve(spec: Mapping[str, Any] | None) -> CurvePlan | None:
     if unknown := sorted(set(spec) - set(keys)):
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(keys)}")
     attack, epsilons, num_examples = (required(spec, key, where) for key in keys)
-    attack = dict(attack)
+    if not isinstance(attack, Mapping) or not _is_count(num_examples):
+        raise UserError(
+            f"{where}: attack must be described by its name and arguments, and num_examples a whole number of at least "
+            f"1, got {attack!r} and {num_examples!r}"
+        )
+    attack, epsilons = dict(attack), _numbers(epsilons, f"{where}: epsilons")
     built = build_attack("curve", {**attack, "epsilon": 1.0}, where)
     if built.is_ensemble:
         raise UserError(f"{where}: {attack['name']} is an ensemble; choose a single attack")
@@ -107,8 +112,20 @@ def _curve(spec: Mapping[str, Any] | None) -> CurvePlan | None:
         assert single is not None
         return single
 
-    epsilons = tuple(float(number(epsilon)) for epsilon in epsilons)
     return CurvePlan(attack["name"], built.norm, attack_at, epsilons, num_examples)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _numbers(given: Any, where: str) -> tuple[float, ...]:
+    try:
+        if isinstance(given, list | tuple):
+            return tuple(float(number(value)) for value in given)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{where} must be a list of numbers, got {given!r}")
 
 
 def _described(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

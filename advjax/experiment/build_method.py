@@ -58,15 +58,13 @@ def build_method(
         for name in spec["augmentation"]["order"]
     ]:
         steps.append(transforms.augment(augment.chain(*augmentations)))
+    steps += _transforms(spec, "before_attack", where)
     step, updates = train_step, 1
     if spec["two_updates"]:
         step, updates = _two_updates(spec["two_updates"], training, where), 2
     elif training is not None:
-        steps.append(transforms.perturb(training.function, training.made_on))
-    steps += [
-        build(TRANSFORMS, {"name": name, **spec["targets"].get(name, {})}, f"{where}.targets")
-        for name in spec["targets"]["order"]
-    ]
+        steps.append(transforms.perturb(training.function, training.made_on, spec["gradient_accumulation"]))
+    steps += _transforms(spec, "targets", where)
     objective_spec = dict(spec["objective"])
     _check_pairs(spec, training, where)
     loss = build(LOSSES, required(objective_spec, "loss", f"{where}.objective"), f"{where}.objective.loss")
@@ -91,13 +89,23 @@ def build_method(
             average=average,
             step=step,
             compute_dtype=spec["compute_dtype"],
+            remat=bool(spec["remat"]),
+            microbatches=spec["gradient_accumulation"],
         )
 
     return method
 
 
+def _transforms(spec: Mapping[str, Any], key: str, where: str) -> list[transforms.Transform]:
+    """The transforms that are listed under "targets" or "before_attack"."""
+    names = spec[key]["order"]
+    return [build(TRANSFORMS, {"name": name, **spec[key].get(name, {})}, f"{where}.{key}") for name in names]
+
+
 def _check_pairs(spec: Mapping[str, Any], training: PlacedAttack | None, where: str) -> None:
     """Refuses what learns from pairs of clean and attacked images where nothing makes them."""
+    if early := [name for name in spec["before_attack"]["order"] if name in PAIRING]:
+        raise UserError(f"{where}: before_attack {early[0]} needs attacked images; list it under targets")
     if training is not None and not spec["two_updates"]:
         return
     objective = spec["objective"]
@@ -162,12 +170,12 @@ def _check_rates(schedule: Mapping[str, Any], where: str) -> None:
 def _momentum(
     spec: Mapping[str, Any], schedule: Mapping[str, Any], where: str, momentum: optax.Schedule
 ) -> dict[str, Any]:
-    """The momentum that goes round with the cycle of the learning rate, for optimizers that have one."""
+    """The momentum schedule that mirrors the one-cycle learning rate, for optimizers that have momentum."""
     if spec.get("name") == "sgd":
         if "momentum" in spec:
             raise UserError(
-                f"{where}: one_cycle has the momentum go round too and would overwrite momentum: give momentum_high "
-                "and momentum_low in the schedule, or take another schedule"
+                f"{where}: one_cycle schedules the momentum as well and would overwrite it: give momentum_high and "
+                "momentum_low in the schedule, or choose another schedule"
             )
         return {"momentum": momentum}
     if given := [key for key in ("momentum_high", "momentum_low") if key in schedule]:

@@ -19,6 +19,8 @@ COPY_FORMATS = (*FORMATS, "float16")
 """Formats that adversarial copies of training images may be stored in."""
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 """The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
+_SAME_RESULT = ("steps_per_call", "remat")
+"""Keys of a run that change how it is computed, but not what, and may change when it resumes."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
 
 
@@ -54,14 +56,15 @@ def build_run(
             raise UserError(f"{where}: no earlier run is named {other!r}; earlier are {', '.join(earlier) or 'none'}")
     model, given = network or build_model(spec["model"], f"{where}.model", facts, earlier)
     is_taken = bool(spec["checkpoint"]) or given is not None
-    plan = _plan(spec, where, facts.num_examples[name], config, is_taken)
+    extra_rows = _extra_rows(spec, f"{where}.extra_images", config)
+    steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"] - extra_rows)
+    plan = _plan(spec, where, steps_per_epoch, config, is_taken)._replace(extra_rows=extra_rows)
     if plan.select_metric == "attacked_accuracy" and validation is None:
         raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     if not is_taken and not facts.num_validation:
         _check_without_validation(plan, where)
     method = _not_trained
     if not is_taken:
-        steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"])
         method = build_method(spec, where, model, plan, steps_per_epoch, training, sources)
     return Run(
         name=name,
@@ -70,6 +73,7 @@ def build_run(
         train_fraction=number(spec["train_fraction"]),
         copies=copies,
         undersample=bool(spec["undersample"]),
+        extra_images=spec["extra_images"]["file"],
         method=method,
         sources=sources,
         validation_attack=validation,
@@ -89,19 +93,23 @@ def _not_trained(variables: Variables, models: Mapping[str, nn.Module]) -> Metho
 def _identity(
     spec: Mapping[str, Any], config: Mapping[str, Any], facts: DataFacts, needed: Mapping[str, Run]
 ) -> dict[str, Any]:
-    """All that decides the result of training; where the data lie and how many threads read them does not."""
+    """All that decides the result of training.
+
+    Where the data lie and how many threads read them does not, nor does how steps are grouped and features are kept.
+    """
     return {
         "data": {key: value for key, value in config["data"].items() if key not in ("dir", "num_workers")},
         "data_set": facts.name,
         "seed": config["seed"],
-        "run": spec,
+        "run": {key: value for key, value in spec.items() if key not in _SAME_RESULT},
         "needs": {name: run.identity for name, run in needed.items()},
     }
 
 
 def _sources(spec: Mapping[str, Any], training: PlacedAttack | None) -> tuple[str, ...]:
     """Earlier runs whose networks the training step evaluates: to attack them, or for the labels of noisy twins."""
-    twin_labels = [spec["targets"].get(name, {}).get("model") for name in spec["targets"]["order"]]
+    tables = (spec["before_attack"], spec["targets"])
+    twin_labels = [table.get(name, {}).get("model") for table in tables for name in table["order"]]
     networks = (training and training.made_on, *twin_labels)
     return tuple(dict.fromkeys(other for other in networks if other not in (None, "self")))
 
@@ -146,8 +154,23 @@ def _check_without_validation(plan: Plan, where: str) -> None:
         )
 
 
-def _plan(spec: Mapping[str, Any], where: str, num_train: int, config: Mapping[str, Any], is_taken: bool) -> Plan:
-    steps = data.steps_per_epoch(num_train, spec["batch_size"])
+def _extra_rows(spec: Mapping[str, Any], where: str, config: Mapping[str, Any]) -> int:
+    """Number of extra images in every batch."""
+    if not spec["extra_images"]["file"]:
+        return 0
+    if config["data"]["stream"]:
+        raise UserError(f"{where}: extra images cannot be streamed; set data.stream to False, or file to ''")
+    share, size = number(spec["extra_images"]["share"]), spec["batch_size"]
+    rows = round(share * size) if isinstance(share, int | float) and 0 < share < 1 else 0
+    if not 0 < rows < size:
+        raise UserError(
+            f"{where}: share must lie between 0 and 1 and leave room in a batch of {size} for both kinds of images, "
+            f"got {share!r}"
+        )
+    return rows
+
+
+def _plan(spec: Mapping[str, Any], where: str, steps: int, config: Mapping[str, Any], is_taken: bool) -> Plan:
     # A run that is taken from elsewhere need not say how long it would train.
     num_steps = spec["num_steps"] or spec["epochs"] * steps or int(is_taken)
     if num_steps < 1:
@@ -171,4 +194,5 @@ def _plan(spec: Mapping[str, Any], where: str, num_train: int, config: Mapping[s
         spec["select_metric"],
         spec["patience"],
         config["data"]["num_workers"],
+        spec["steps_per_call"],
     )

@@ -35,6 +35,8 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "data.fold": (lambda value: value >= 0, "0 or more"),
     "data.image_size": (lambda value: 0 <= value <= _LARGEST_SIDE, f"between 0 and {_LARGEST_SIDE}"),
     "run.batch_size": (lambda value: 1 <= value <= _LARGEST_BATCH, f"between 1 and {_LARGEST_BATCH}"),
+    "run.steps_per_call": (lambda value: value >= 1, "at least 1"),
+    "run.gradient_accumulation": (lambda value: value >= 1, "at least 1"),
     "run.epochs": (lambda value: value >= 0, "0 or more"),
     "run.num_steps": (lambda value: value >= 0, "0 or more"),
     "run.weight_perturbation": (lambda value: 0 <= value < math.inf, "0 or more"),

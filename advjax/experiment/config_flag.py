@@ -16,8 +16,7 @@ def find_config(argv: Sequence[str]) -> list[str]:
     """The command line with the path of the config file in place of the name of an installed config.
 
     ``--config=digits_fixer`` is the config of this name that comes with advjax, unless there is a file of this name,
-    and ``--config=NAME:ARGUMENT`` passes an argument to its ``get_config``. Modules that a config file imports are
-    also searched for in the current folder, and ``configs`` in the folder of this name that the file lies in.
+    and ``--config=NAME:ARGUMENT`` passes an argument to its ``get_config``.
 
     Raises:
       UserError: there is neither a file nor an installed config of this name.
@@ -26,14 +25,26 @@ def find_config(argv: Sequence[str]) -> list[str]:
     name, colon, argument = given.partition(":")
     if not name:
         return list(argv)
-    path = _path(name)
-    search_current_folder()
-    make_configs_importable(next((folder for folder in path.absolute().parents if folder.name == "configs"), None))
-    found = f"{path}{colon}{argument}"
+    found = f"{config_file(name)}{colon}{argument}"
     last = max(number for number, word in enumerate(argv) if word.startswith("-") and _key(word) == "config")
     if "=" in argv[last]:
         return [*argv[:last], f"--config={found}", *argv[last + 1 :]]
     return [*argv[: last + 1], found, *argv[last + 2 :]]
+
+
+def config_file(name: str) -> pathlib.Path:
+    """The path of a config file, given by its path or as the name of an installed one, which can then be run.
+
+    Modules that it imports are also searched for in the current folder, and ``configs`` in the folder of this name that
+    the file lies in.
+
+    Raises:
+      UserError: there is neither a file nor an installed config of this name.
+    """
+    path = _path(name)
+    search_current_folder()
+    make_configs_importable(next((folder for folder in path.absolute().parents if folder.name == "configs"), None))
+    return path
 
 
 def without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -57,18 +57,29 @@ RUN = {
     "copies": {"order": (), "made_on": "", "labels": "true", "format": "float32"},
     # Whether examples of the larger classes are left out until all classes are equally large.
     "undersample": False,
+    # An .npz file of more training images and labels, generated ones for example ("" for none), and the share of every
+    # batch that is drawn from it.  An epoch remains one pass over the training images of the data set.
+    "extra_images": {"file": "", "share": 0.7},
     # Passes over the training images.
     "epochs": 1,
     # Overrides epochs if not 0.
     "num_steps": 0,
-    # Training images per step, on all devices together.
+    # Training images per step, on all devices together, extra images included.
     "batch_size": 128,
     # What models compute in during training: "float32" or "bfloat16".  Parameters, batch statistics, logits and losses
     # are float32 in any case, and so is every evaluation.
     "compute_dtype": "float32",
+    # Training steps per call of the compiled program; fewer where a record or a validation comes before.
+    "steps_per_call": 1,
+    # Whether the gradients of a network compute the features inside its blocks again instead of keeping them.
+    "remat": False,
+    # Number of parts of a batch whose gradients are computed one after the other and added up.
+    "gradient_accumulation": 1,
     # What is minimized, with its arguments beside the names.
     "objective": {"name": "supervised", "loss": {"name": "cross_entropy"}},
-    # Transforms of images and targets after augmentation and attack: "order" (names), and arguments under each name.
+    # Transforms of images and targets between augmentation and attack, "cutmix" for example, and those after both:
+    # "order" (names), and arguments under each name.
+    "before_attack": {"order": ()},
     "targets": {"order": ()},
     # Attack on the training images, with "made_on" ("self" or an earlier run) and "labels" ("true" or "predicted").
     "attack": None,

@@ -15,7 +15,7 @@ from advjax.experiment.spec import Data, DataFacts, Experiment, GivenNetwork, Ru
 from advjax.runtime.named_function import named_function
 from advjax.types import UserError
 
-_TABLES = {"augmentation", "targets", "copies", "attacks", "defenses"}
+_TABLES = {"augmentation", "before_attack", "targets", "copies", "attacks", "defenses"}
 """Keys under which names are described, besides the keys that they have by default."""
 
 

@@ -15,13 +15,16 @@ PRESETS: Mapping[str, Mapping[str, Any] | None] = {
     PAPER: None,
 }
 """``paper``: the attacks of the config.  ``rand``: AutoAttack's version for stochastic models."""
+_NO_PROTOCOL = {"faithful_attacks": [], "transfer_labels": "true", "protocol": "sound"}
+"""The attack of a preset belongs to no paper's protocol: its transfer results use true labels and are "sound"."""
 
 
 def with_preset(config: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """The config with the one attack of a preset: the short ensemble, or AutoAttack.
 
-    Norm and epsilon are those of the attack that the report pictures, if it is in linf or l2 and has an epsilon, else
-    those of the first attack of the config that is and has.  The curve over epsilon is left out.
+    Norm and epsilon are those of the attack that the report pictures, if it is bounded in linf or l2, else those of the
+    first such attack of the config.  The curve over epsilon is left out, and so is what the config says of its own
+    attacks alone: labels and protocol of transfer results.
 
     Args:
       config: a complete config.
@@ -38,7 +41,7 @@ def with_preset(config: Mapping[str, Any], preset: str) -> dict[str, Any]:
         attack = {**chosen, "norm": main.get("norm", "linf"), "epsilon": main["epsilon"]}
         name = attack["name"]
         replaced = {"attacks": {"order": [name], name: attack}, "pictured": name, "curve": None}
-        changed["evaluation"] = {**changed["evaluation"], **replaced}
+        changed["evaluation"] = {**changed["evaluation"], **replaced, **_NO_PROTOCOL}
     return changed
 
 

@@ -85,6 +85,7 @@ TRANSFORMS = {
     "soft_labels": transforms.soft_labels,
     "label_smoothing": transforms.label_smoothing,
     "mixup": mixing.mixup,
+    "cutmix": mixing.cutmix,
     "partial_mix": mixing.partial_mix,
     "fixed_mix": mixing.fixed_mix,
     "noisy_twins": mixing.noisy_twins,

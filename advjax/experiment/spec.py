@@ -124,6 +124,8 @@ class Run(NamedTuple):
     """What to train on beside the training images, None for nothing."""
     undersample: bool
     """Whether examples of the larger classes, copies included, are left out until all classes are equally large."""
+    extra_images: str
+    """File of more training images, of which every batch has ``plan.extra_rows``; "" for none."""
     method: Callable[[Variables, Mapping[str, nn.Module]], Method]
     """``(untrained variables, models of earlier runs) -> Method``."""
     sources: tuple[str, ...]

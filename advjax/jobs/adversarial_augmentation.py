@@ -7,12 +7,16 @@ images in their order.  Runs that train on the same copies share it; an interrup
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from advjax import data
+from advjax.attacks import model_queries, run_identity
+from advjax.attacks.keys import image_keys
 from advjax.attacks.result_store import ResultStore
 from advjax.data import Dataset, Source
 from advjax.data.source import joined
@@ -24,7 +28,7 @@ from advjax.runtime.devices import is_main_process, sync
 from advjax.runtime.files import plain
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
-from advjax.types import UserError, Variables
+from advjax.types import Array, UserError, Variables
 
 _IMAGES_IN_A_PART = 2048
 
@@ -54,7 +58,8 @@ def with_copies(
       PreemptedError: asked to stop; all finished parts are kept.
     """
     source = as_trained(copies.made_on, model, variables, train.image_shape)
-    stores = [_filled_store(train, copies, attack, source, resources) for attack in copies.attacks]
+    fingerprint = _fingerprint(train, source, resources.seed)
+    stores = [_filled_store(train, copies, attack, source, fingerprint, resources) for attack in copies.attacks]
     # The main process writes; nobody reads before it is done.
     sync("adversarial copies")
     parts = [[part["images"] for part in store.parts()] for store in stores]
@@ -64,13 +69,19 @@ def with_copies(
 
 
 def _filled_store(
-    train: Dataset | Source, copies: AdversarialCopies, attack: NamedAttack, source: ScoredModel, resources: Resources
+    train: Dataset | Source,
+    copies: AdversarialCopies,
+    attack: NamedAttack,
+    source: ScoredModel,
+    fingerprint: Mapping[str, np.ndarray],
+    resources: Resources,
 ) -> ResultStore:
     """The store of the copies under one attack, after making what it lacks."""
     facts = _facts(train, copies, attack, source, resources.seed)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     assert resources.store is not None
-    store = ResultStore(os.path.join(resources.store, f"{attack.name}.{copies.made_on}.{digest}"), facts)
+    folder = os.path.join(resources.store, f"{attack.name}.{copies.made_on}.{digest}")
+    store = ResultStore(folder, facts, fingerprint)
     starts = range(0, len(train.labels), _IMAGES_IN_A_PART)
     missing, title = starts[len(store.parts()) :], f"{attack.name} on {copies.made_on}"
     if not missing:
@@ -102,6 +113,21 @@ def _facts(
     made = {"made_on": copies.made_on, "model_hash": source.hash, "seed": seed}
     images = {"data": train.name, "image_shape": train.image_shape, "count": len(train.labels), "positions": positions}
     return plain({**facts, **made, **images}, "copies")
+
+
+def _fingerprint(train: Dataset | Source, source: ScoredModel, seed: int) -> dict[str, np.ndarray]:
+    """Identifies the attacked model: the code of a network may change where its variables do not."""
+    few = train.take(run_identity.few(len(train.labels)))
+    few = few if isinstance(few, Dataset) else data.read_all(few)
+    arguments = source.variables, data.pixels(few.images), image_keys(jax.random.key(seed), few.index)
+
+    def answered(query: Callable[..., Array]) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            found = jax.jit(lambda variables, images, keys: query(source.attacked(variables), images, keys))(*arguments)
+        return np.asarray(found)
+
+    logits = answered(model_queries.evaluate)
+    return run_identity.model_fingerprint(logits, lambda: answered(model_queries.probe_gradients))
 
 
 def _check(parts: list[np.ndarray], train: Dataset | Source, kind: str, store: ResultStore) -> None:

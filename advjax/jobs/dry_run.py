@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from advjax.attacks import Stage, ThreatModel
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import NamedAttack
-from advjax.experiment.registry import NORMS
+from advjax.experiment.build_data import extra_images
+from advjax.experiment.registry import NORMS, build
 from advjax.experiment.spec import DataFacts, DefensePlan, Experiment, Run
 from advjax.models import blocks
 from advjax.models.compute_dtype import computing_in
+from advjax.models.remat import rematerializing
 from advjax.runtime.devices import Devices
+from advjax.training.microbatches import check_rows
 from advjax.types import Array, Batch, PyTree, UserError, Variables
 
 _ERRORS = (TypeError, ValueError, AssertionError, IndexError, KeyError, NotImplementedError, flax.errors.FlaxError)
@@ -29,7 +32,7 @@ _ERRORS = (TypeError, ValueError, AssertionError, IndexError, KeyError, NotImple
 
 
 def check_runs(experiment: Experiment, devices: Devices) -> None:
-    """Traces the objective of every run on a batch, and the attacks that it trains and validates with.
+    """Traces the objective of every run on a batch, and its attacks of training and validation; reads extra images.
 
     Attacks are traced on a small linear model of the same images and classes: through a large network, it would take
     as long as compiling.
@@ -45,7 +48,9 @@ def check_runs(experiment: Experiment, devices: Devices) -> None:
             with _explained(f"run.{run.name}.batch_size"):
                 devices.local_rows(run.plan.batch_size)
             with _explained(f"run.{run.name}"):
-                _trace_step(run, experiment, shapes, variables)
+                _trace_step(run, experiment, shapes, variables, devices)
+                if run.extra_images:
+                    extra_images(run.extra_images, experiment.load_data().train)
                 for attack in run.copies.attacks if run.copies else ():
                     _trace_attack(attack, experiment.facts)
                 if run.validation_attack:
@@ -69,7 +74,7 @@ def check_evaluation(experiment: Experiment, train: Dataset | Source) -> None:
         with _explained("evaluation.curve"):
             curve = plan.curve
             for epsilon in curve.epsilons:
-                _check_epsilon(NORMS[curve.norm](epsilon), facts)
+                _check_epsilon(build(NORMS, {"name": curve.norm, "epsilon": epsilon}, "evaluation.curve"), facts)
             jax.eval_shape(
                 lambda epsilon, *batch: curve.attack_at(epsilon)(_linear(facts.num_classes), *batch),
                 jax.ShapeDtypeStruct((), jnp.float32),
@@ -119,18 +124,22 @@ def _shapes(model: nn.Module, facts: DataFacts) -> Variables:
     return variables
 
 
-def _trace_step(run: Run, experiment: Experiment, shapes: Variables, earlier: Mapping[str, Variables]) -> None:
+def _trace_step(
+    run: Run, experiment: Experiment, shapes: Variables, earlier: Mapping[str, Variables], devices: Devices
+) -> None:
     models = {other.name: other.model for other in experiment.runs if other.name in earlier}
     if run.start is not None:
         _check_start(run, shapes, earlier[run.start])
-    method, facts, rows = run.method(shapes, models), experiment.facts, 2
+    method, facts = run.method(shapes, models), experiment.facts
+    rows = 2 * method.microbatches
+    check_rows(run.plan.batch_size // devices.mesh.size, method.microbatches)
 
     def objective(variables: Variables, images: Array, labels: Array, key: Array) -> PyTree:
         batch = Batch(images, labels, jax.nn.one_hot(labels, facts.num_classes), labels, jnp.ones(rows, bool))
         networks = dict.fromkeys(("self", *method.models), _linear(facts.num_classes))
         for transform in method.transforms:
             batch = transform(networks, batch, key)
-        with computing_in(method.compute_dtype):
+        with computing_in(method.compute_dtype), rematerializing(method.remat):
             return method.objective(variables.params, variables.model_state, batch, key, None)
 
     images = jax.ShapeDtypeStruct((rows, *facts.image_shape), jnp.float32)

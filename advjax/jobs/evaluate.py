@@ -43,7 +43,7 @@ from advjax.runtime.environment import describe_environment
 from advjax.runtime.metrics import read_metrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
-from advjax.types import Variables
+from advjax.types import UserError, Variables
 
 UNFINISHED = "unfinished"
 PRECISION = "float32 (verdicts: matrix products at highest precision)"
@@ -115,7 +115,7 @@ def evaluate_models(
     plan, models, test, seed = subject.plan, subject.models, subject.test, subject.seed
     store = os.path.join(folder, UNFINISHED)
     resources = Resources(devices, plan.batch_size, seed, store, stop_requested, subject.split)
-    clean = {model.name: clean_outcome(model, test, resources) for model in models}
+    clean = {model.name: _clean(model, test, resources) for model in models}
     # Report cards are mostly compilation, which leaves room for attacks beside them.
     pool = ThreadPoolExecutor(1)
     try:
@@ -152,6 +152,21 @@ def evaluate_models(
         )
         shutil.rmtree(store, ignore_errors=True)
     return found
+
+
+def _clean(model: ScoredModel, test: Dataset, resources: Resources) -> Outcome:
+    """The predictions on the images as they are.
+
+    Raises:
+      UserError: some are none, since logits are NaN, which no attack could handle.
+    """
+    outcome = clean_outcome(model, test, resources)
+    if count := int(np.sum(outcome.predictions < 0)):
+        raise UserError(
+            f"{model.name} returns NaN on {count} of {len(test.labels)} images as they are: look for NaN among its "
+            "weights, and for divisions, logarithms and square roots at 0"
+        )
+    return outcome
 
 
 def test_images(experiment: Experiment) -> Dataset:
@@ -249,6 +264,7 @@ def _card(model: ScoredModel, measured: Measured, examined: Sequence[report_card
     checks = [
         summaries.bounds_check([(run.attack.name, run.inside) for run in runs]),
         summaries.finite_check([(run.attack.name, run.result.nonfinite) for run in runs]),
+        summaries.progress_check([entry for entry in own if entry.adaptive and entry.attack != summaries.WORST_CASE]),
         summaries.confirmed_check([(run.attack.name, _doubtful(run.result)) for run in runs if run.is_verdict]),
         *summaries.outcome_checks([entry for entry in own if entry.attack != summaries.WORST_CASE]),
         *examined,

@@ -1,19 +1,23 @@
 """``advjax.evaluate``: the whole evaluation for models that are functions, wherever they come from."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from advjax.attacks import Attack, ThreatModel, input_checks
+from advjax.attacks import ThreatModel, input_checks
+from advjax.attacks.threat_model import require
 from advjax.data import Dataset
 from advjax.data.dataset import check, fingerprint
 from advjax.evaluation.adversarial_sets import FORMATS
 from advjax.evaluation.attack_runs import NamedAttack
 from advjax.evaluation.given_attack import GivenAttack, given_attack
 from advjax.evaluation.given_model import Given, GivenModel, given_model
+from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import Report
+from advjax.evaluation.summaries import WORST_CASE
 from advjax.experiment.build_attack import build_attack
 from advjax.experiment.presets import PRESETS
 from advjax.experiment.spec import DataFacts, EvaluationPlan
@@ -25,6 +29,7 @@ from advjax.runtime.devices import Devices, mesh
 __all__ = ["evaluate"]
 
 _PRESETS = {name: spec for name, spec in PRESETS.items() if spec is not None}
+_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,63}")
 _NAME_OF_ONE = "model"
 """Of a model that was given without a name."""
 
@@ -89,6 +94,13 @@ def evaluate(
       ValueError: images or labels have the wrong shape, type or range; a model cannot be called on them; a name is
         unknown; or ``workdir`` is in use.
     """
+    _check_words(title=title, data_name=data_name, **{f"class_names[{i}]": name for i, name in enumerate(class_names)})
+    input_checks.require_count("seed", seed, 0)
+    if seed >= 2**32 or not callable(notify) or isinstance(class_names, str):
+        raise ValueError(
+            "evaluate needs a seed below 2**32, a function notify and a list of class_names, "
+            f"got {seed!r}, {notify!r} and {class_names!r:.100}"
+        )
     images, labels = input_checks.as_array("images", images), input_checks.as_array("labels", labels)
     shape = _image_shape(images, labels)
     given = _models(model, shape)
@@ -125,6 +137,22 @@ def evaluate(
         return evaluate_models(subject, Devices(mesh(), "shard_map"), notify, lambda: False, os.fspath(workdir))
 
 
+def _check_words(**words: Any) -> None:
+    if wrong := [name for name, word in words.items() if not isinstance(word, str)]:
+        raise TypeError(f"{wrong[0]} must be a string, got {words[wrong[0]]!r:.100}")
+
+
+def _check_names(where: str, names: Iterable[Any], *taken: str) -> None:
+    """Refuses names that cannot be those of files, or that a report uses for something else."""
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in taken:
+            reserved = "".join(f", and not {word!r}" for word in taken)
+            raise ValueError(
+                f"{where}: {name!r:.100} cannot be a name: it becomes part of file names, so that it must be a string "
+                f"of at most 64 characters without slashes that does not begin with a dot{reserved}"
+            )
+
+
 def _image_shape(images: Any, labels: Any) -> tuple[int, int, int]:
     """Checks what has to be right before a model can be called."""
     if images.dtype != np.uint8:
@@ -138,6 +166,7 @@ def _models(model: GivenModel | Mapping[str, GivenModel], shape: tuple[int, int,
     models = dict(model) if isinstance(model, Mapping) else {_NAME_OF_ONE: model}
     if not models:
         raise ValueError("model must name at least one model, got an empty mapping")
+    _check_names("model", models)
     given = {name: given_model(name, entry, shape) for name, entry in models.items()}
     if len(counts := {entry.num_classes for entry in given.values()}) > 1:
         raise ValueError(f"models must have the same classes, got logits for {' and '.join(map(str, sorted(counts)))}")
@@ -165,12 +194,13 @@ def _attacks(
         if attacks not in _PRESETS:
             names = ", ".join(map(repr, _PRESETS))
             raise ValueError(f"attacks must be {names}, or a mapping from names to attacks, got {attacks!r}")
-        threat_model.require(attacks, "linf", "l2", finite_epsilon=True)
+        require(threat_model, attacks, "linf", "l2", finite_epsilon=True)
         spec = {**_PRESETS[attacks], "norm": threat_model.norm.name, "epsilon": float(threat_model.epsilon)}
         named = (build_attack(spec["name"], spec, "attacks"),)
     elif isinstance(attacks, Mapping) and attacks:
+        _check_names("attacks", attacks, CLEAN, WORST_CASE)
         named = tuple(given_attack(name, attack, threat_model, shape, num_classes) for name, attack in attacks.items())
-        known += [attack.threat_model for attack in attacks.values() if isinstance(attack, Attack)]
+        known += [attack.threat_model for attack in named]
     else:
         raise TypeError(f"attacks must be the name of a preset, or a mapping from names to attacks, got {attacks!r}")
     for threat_model in known:

@@ -10,6 +10,7 @@ import numpy as np
 
 from advjax import data
 from advjax.attacks import ThreatModel, input_checks
+from advjax.attacks.threat_model import require
 from advjax.data import Dataset
 from advjax.data.dataset import check, fingerprint
 from advjax.evaluation.scored_model import variables_hash
@@ -91,7 +92,7 @@ def fit_fixers(
       threat_model: linf or l2 with a finite epsilon, of the attacks of training.
       after: names of the blocks to insert a fixer after; their outputs should be rectified.
       workdir: folder of checkpoints and metrics.
-      made_on: whom training attacks: "self" or "base".
+      made_on: which network the attacks of training are made on: "self", the patched one, or "base", the given one.
       seed: of all randomness.
       num_validation: images held out to choose the best checkpoint by; 0 for the last one.
       notify: receives what people should know.
@@ -139,7 +140,8 @@ def fine_tune(
     """Adversarial training of all weights, from those of a trained network; see ``fit_fixers`` for the arguments.
 
     By default, the network is trained on AutoPGD examples of itself for 10 epochs, with a peak learning rate of 0.01.
-    ``run`` may name another method: ``objective={"name": "trades", "beta": 6.0}``.
+    ``run`` may name another method, with its loss:
+    ``objective={"name": "trades", "loss": {"name": "cross_entropy"}, "beta": 6.0}``.
     """
     _check_network(network)
     spec = {
@@ -163,7 +165,7 @@ def _check_network(network: Any) -> None:
 
 
 def _attack(threat_model: ThreatModel) -> dict[str, Any]:
-    threat_model.require("training", "linf", "l2", finite_epsilon=True)
+    require(threat_model, "training", "linf", "l2", finite_epsilon=True)
     epsilon = float(threat_model.epsilon)
     return {"name": "auto_pgd", "norm": threat_model.norm.name, "epsilon": epsilon, "num_steps": 5, "returns": "best"}
 

@@ -31,7 +31,8 @@ def gallery(
     is_right = np.isin(test.index, correct_index(clean[plan.made_on[0]]))
     order = ranked(test.labels, test.name, seed)
     chosen = np.sort(order[is_right[order]][: plan.num_pictures])
-    originals, names = pixels(test.images), test.class_names
+    # The prediction -1, of logits that are NaN, takes the last name.
+    originals, names = pixels(test.images), (*test.class_names, "none (NaN)")
     by_name = {(model.run, model.defense): model.name for model in models}
     items = []
     for run, seen in measured.shown:

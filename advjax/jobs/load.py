@@ -34,7 +34,10 @@ class Trained:
 
     @property
     def logits_fn(self) -> LogitsFn:
-        """``float images [n, h, w, c] in [0, 1] -> logits [n, classes]``, in inference mode; differentiable."""
+        """``float images [n, h, w, c] in [0, 1] -> logits [n, classes]``, in inference mode; differentiable.
+
+        Noise layers are off, as in an evaluation without a defense; ``blocks.stochastic_logits_fn`` has them on.
+        """
         return blocks.logits_fn(self.model, self.variables)
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import jax
 from advjax import data
 from advjax.data import Dataset, Source
 from advjax.evaluation.attack_runs import Resources
-from advjax.experiment.build_data import training_subset
+from advjax.experiment.build_data import extra_images, training_subset
 from advjax.experiment.from_config import complete
 from advjax.experiment.spec import Experiment, Run
 from advjax.jobs.adversarial_augmentation import with_copies
@@ -37,7 +37,7 @@ def train(
       workdir: where it is trained.
       devices: where to compute.
       notify: receives what people should know.
-      stop_requested: asked after every step.
+      stop_requested: asked after every call of the training program, see ``steps_per_call``.
 
     Raises:
       UserError: something in the config makes no sense, its evaluation included, or the folder holds another
@@ -89,13 +89,14 @@ class _Trainer(NamedTuple):
 def _train_run(run: Run, trainer: _Trainer, done: Mapping[str, Variables]) -> None:
     models = {earlier.name: earlier.model for earlier in trainer.experiment.runs if earlier.name in done}
     variables = _untrained(run, trainer.experiment, done)
+    dataset = _training_data(run, trainer, models, done)
     folder = os.path.join(trainer.workdir, run.name)
     fit(
         run.name,
         run.method(variables, models),
         run.plan,
         variables,
-        _training_data(run, trainer, models, done),
+        dataset,
         {name: done[name] for name in run.sources},
         validation(
             run,
@@ -110,6 +111,7 @@ def _train_run(run: Run, trainer: _Trainer, done: Mapping[str, Variables]) -> No
         notify=trainer.notify,
         stop_requested=trainer.stop_requested,
         on_metrics=trainer.experiment.on_metrics,
+        extra=extra_images(run.extra_images, dataset) if run.extra_images else None,
     )
 
 

@@ -36,6 +36,9 @@ from advjax.types import PyTree, UserError, Variables
 _NEVER_BUILT = ("title", "published", "published_for")
 """Keys of a config that nothing is built from; a title may look like the name of a function."""
 
+_DIVIDING = ("fractions", "num_folds", "index_file")
+"""Keys of ``data`` by which test images may be a part of the training split."""
+
 Notify = Callable[[str], None]
 """Receives what people should know, a line at a time."""
 
@@ -53,6 +56,8 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     folder = pathlib.Path(workdir)
+    if not os.fspath(workdir) or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"workdir must name a folder, got {os.fspath(workdir)!r}" + " (a file)" * folder.is_file())
     is_new, lock = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -165,20 +170,34 @@ def _check_origin(run: Run, there: Mapping[str, Any], folder: str) -> None:
     """Refuses variables that belong to another run than the one described.
 
     A run's own checkpoint must come from the very run.  Another run's, used as its checkpoint, must be of the same
-    network; and where the test images are a share of the training split, it must have held out the same shares.
+    network and may not have been trained on the test images: where these are a part of the training split, it must have
+    held out the same part.
     """
     if not there.keys() >= run.identity.keys():
         # Saved by `fit` alone, which does not know what the run is: the shapes have to do.
         return
     there, here = _completed(there, run.identity), run.identity
     if run.checkpoint:
-        divided = any(identity["data"]["fractions"] for identity in (there, here))
+        divided = any(identity["data"][way] for identity in (there, here) for way in _DIVIDING)
+        if not divided:
+            _check_unseen(there, here, folder)
         there, here = (_network_and_shares(identity, divided) for identity in (there, here))
     if difference := _first_difference(there, here):
         key, old, new = difference
         raise UserError(
             f"{folder} holds a run of another configuration than run {run.name!r} ({key} is {old!r} there, {new!r} "
             "here): evaluate it with the configuration that it was trained with"
+        )
+
+
+def _check_unseen(there: Mapping[str, Any], here: Mapping[str, Any], folder: str) -> None:
+    """Refuses a network that was trained on images of the test split, unless these are meant to be training images."""
+    train_split, test_split = there["data"]["train_split"], here["data"]["test_split"]
+    is_meant = here["data"]["test_on_training"] or there["data_set"] != here["data_set"]
+    if not is_meant and data.have_common_examples(train_split, test_split):
+        raise UserError(
+            f"{folder} was trained on {train_split!r}, which has images of data.test_split {test_split!r}: choose a "
+            "test split without them, or say data.test_on_training"
         )
 
 
@@ -207,8 +226,16 @@ def _stored_facts(config: Mapping[str, Any], workdir: str | os.PathLike[str]) ->
         return None
     if not set(config["runs"]) <= set(stored["num_examples"]):
         return None
+    if _name_at_path(config["data"]) not in (None, stored["name"]):
+        return None
     facts = DataFacts(**{field: stored[field] for field in DataFacts._fields})
     return facts._replace(image_shape=tuple(facts.image_shape))
+
+
+def _name_at_path(config: Mapping[str, Any]) -> str | None:
+    """The name of data that are called after the path where they lie; None for others, which are the same anywhere."""
+    path = pathlib.Path(config["dir"]).expanduser()
+    return {"folder": path.resolve().name, "npz": path.stem}.get(config["name"])
 
 
 def _data_identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ modules patched into a trained network, manifold mixup, and access to hidden fea
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models.compute_dtype import keeping_dtype, lowered, restored
-from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, Variables
+from advjax.models.remat import run_block
+from advjax.types import Array, Key, LogitsFn, PyTree, StochasticLogitsFn, UserError, Variables
 
 Between: TypeAlias = Callable[[str, Array], Array]
 """``(name of the block that has just run, its output) -> input of the next block``."""
@@ -73,7 +75,7 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, *, train: bool = False, between: Between | None = None) -> Array:
         features = images
         for name in self.names:
-            features = call_block(self.block[name], features, train)
+            features = run_block(partial(call_block, train=train), self.block[name], features)
             if between is not None:
                 features = between(name, features)
         return features
@@ -166,7 +168,7 @@ class Patched(nn.Module):
 def _outputs(patch: nn.Module, features: Array, train: bool) -> dict[str, Array]:
     if isinstance(patch, _WithSum):
         return dict(zip(("sum", "output"), patch.with_sum(features), strict=True))
-    output = call_block(patch, features, train)
+    output = run_block(partial(call_block, train=train), patch, features)
     return {"sum": output, "output": output}
 
 
@@ -175,6 +177,9 @@ def call_block(block: Block, features: Array, train: bool) -> Array:
 
     It does if it has an argument named "train", "training", or "is_training", or one with the opposite meaning as
     linen's own layers do, "deterministic" or "use_running_average", that is not already set as an attribute.
+
+    Raises:
+      UserError: nothing is left of the features, since the images are too small for the network.
     """
     wanted = inspect.signature(type(block).__call__ if isinstance(block, nn.Module) else block).parameters
     flags = {
@@ -182,7 +187,18 @@ def call_block(block: Block, features: Array, train: bool) -> Array:
         for name, meaning in _TRAIN_FLAGS.items()
         if name in wanted and getattr(block, name, None) is None
     }
-    return block(features, **flags)
+    return not_empty(block(features, **flags))
+
+
+def not_empty(features: Array) -> Array:
+    """The features [n, ...], unless pooling has left nothing of them: a mean over no pixels would be NaN.
+
+    Raises:
+      UserError: they have no entries.
+    """
+    if 0 in features.shape[1:]:
+        raise UserError(f"the images are too small for this network: it pools them to {features.shape[1:]}")
+    return features
 
 
 def init(model: nn.Module, rng: Key, image_shape: tuple[int, int, int]) -> Variables:

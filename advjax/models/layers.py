@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.models.blocks import Between, Classifier
+from advjax.models.blocks import Between, Classifier, not_empty
 from advjax.types import Array
 
 he_fan_out: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -196,4 +196,4 @@ def dense(x: Array, features: int, name: str = "dense") -> Array:
 
 def global_average_pool(x: Array) -> Array:
     """Mean over rows and columns: [..., h, w, channels] -> [..., channels]."""
-    return jnp.mean(x, axis=(-3, -2))
+    return jnp.mean(not_empty(x), axis=(-3, -2))

@@ -8,13 +8,13 @@
     python -m advjax.papers --list
     python -m advjax.papers --table=003_table1
     python -m advjax.papers --workdir=workdirs/cifar_fixer,workdirs/cifar_denoising --csv=comparison.csv
+    python -m advjax.papers --workdir=workdirs/mine --config=cifar_fixer
 
 Exit codes: 0 on success, 2 on a user error, which is explained in one line.
 """
 
 import argparse
 import collections
-import json
 import pathlib
 import runpy
 import sys
@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.text import Text
 
 from advjax.evaluation.report import read_report
+from advjax.experiment.config_flag import config_file
+from advjax.experiment.from_config import plain
 from advjax.papers import commands, output
 from advjax.papers.join import Pair, applicable, join
 from advjax.runtime.files import write_atomically
@@ -39,12 +41,22 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """The command line of ``run``, ``list`` and ``status``."""
+    made = _Parser("python -m advjax.papers", allow_abbrev=False)
+    commands.add_commands(made)
+    return made
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line without one of these commands."""
     made = _Parser("python -m advjax.papers", description=__doc__, allow_abbrev=False)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--workdir", help="comma-separated folders that contain a report.json")
-    made.add_argument("--config", help="config file to take `published` from instead of the reports")
+    made.add_argument(
+        "--config",
+        help="config to take `published` from instead of the reports: a file, or the name of an installed one",
+    )
     made.add_argument("--csv", type=pathlib.Path, help="file to write the comparison to as well")
     made.add_argument("--table", help="print one published table")
     made.add_argument("--list", action="store_true", help="list the published tables")
@@ -55,9 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     try:
         if arguments and not arguments[0].startswith("-"):
-            made = _Parser("python -m advjax.papers", allow_abbrev=False)
-            commands.add_commands(made)
-            commands.run_command(made.parse_intermixed_args(arguments), _console())
+            commands.run_command(command_parser().parse_intermixed_args(arguments), _console())
         else:
             _run(parser().parse_args(arguments))
     except (UserError, OSError) as error:
@@ -116,11 +126,11 @@ def _pairs(folder: str, config: str | None) -> tuple[list[Pair], list[str]]:
     return pairs, omitted
 
 
-def _published(path: str) -> Mapping[str, Any]:
-    """The experiment of a config file, as plain data."""
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no config file at {path}")
-    return json.loads(runpy.run_path(path)["get_config"]().to_json())
+def _published(config: str) -> Mapping[str, Any]:
+    """The experiment of a config, given as for ``--config`` of ``advjax.main``, as plain data."""
+    name, _, argument = config.partition(":")
+    get_config = runpy.run_path(str(config_file(name)))["get_config"]
+    return plain(get_config(argument) if argument else get_config())
 
 
 if __name__ == "__main__":

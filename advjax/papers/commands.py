@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 from rich.console import Console
 from rich.text import Text
 
+from advjax.attacks.compilation_cache import DEFAULT_FOLDER, use_compilation_cache
 from advjax.papers.entries import ENTRIES, find
 from advjax.papers.page import make_page, write_page
 from advjax.papers.recipe import Entry
@@ -27,7 +27,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     """The options of the commands."""
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("entries", nargs="*", metavar="ENTRY", help="names that `list` prints, or all")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("workdirs/papers"))
+    folder = pathlib.Path("workdirs/papers")
+    parser.add_argument("--workdir", type=pathlib.Path, default=folder, help="folder of what is trained, and of pages")
     parser.add_argument("--scale", default="small", help="how large; `list` prints the scales of each entry")
     parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from 0 on")
     parser.add_argument("--budget", default="", help="stop, resumably, after this long: 90m, 5h")
@@ -38,7 +39,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     """Runs one of the commands.
 
     Raises:
-      UserError: an unknown entry or scale, a budget that is none, or a config that makes no sense.
+      UserError: an unknown entry or scale, an invalid budget, or a config that makes no sense.
     """
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
@@ -49,7 +50,8 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     if options.command == "status":
         console.print(_status(entries, options))
         return
-    _use_compilation_cache()
+    if cache := os.environ.get("ADVJAX_COMPILATION_CACHE", DEFAULT_FOLDER):
+        use_compilation_cache(cache)
     deadline = time.monotonic() + _seconds(options.budget) if options.budget else float("inf")
     with Preemption() as preemption:
         _run_all(entries, options, console, lambda: preemption.requested() or time.monotonic() > deadline)
@@ -75,6 +77,8 @@ def _run_all(
             say(f"{entry.name}: {stopped}; repeat the command to go on")
         except UserError as error:
             if len(entries) == 1:
+                if any(job.is_done for job in jobs):
+                    _write(entry, jobs, options, say)
                 raise
             say(f"{entry.name}: not run: {error}")
         _write(entry, jobs, options, say)
@@ -100,15 +104,20 @@ def _chosen(names: Sequence[str], scale: str, required: bool) -> list[Entry]:
     if required and not names:
         raise UserError("run what? Name entries, which `python -m advjax.papers list` prints, or all")
     if not names or list(names) == ["all"]:
-        return [entry for entry in ENTRIES.values() if scale in entry.scales]
+        if chosen := [entry for entry in ENTRIES.values() if scale in entry.scales]:
+            return chosen
+        known = dict.fromkeys(scale for entry in ENTRIES.values() for scale in entry.scales)
+        raise UserError(f"no entry has a scale {scale!r}; there are {', '.join(known)}")
     return [find(name) for name in names]
 
 
 def _listing() -> object:
-    table = plain_table("entry", "contents", "parts", "core hours of one seed (estimated)", numbers=("parts",))
+    heads = "entry", "contents", "parts", "scales, with core hours of one seed where they are estimated"
+    table = plain_table(*heads, numbers=("parts",))
     for entry in ENTRIES.values():
-        hours = ", ".join(f"{scale} {entry.hours[scale]:g}" for scale in entry.scales if scale in entry.hours)
-        table.add_row(Text(entry.name), Text(entry.title), Text(str(len(entry.parts))), Text(hours))
+        hours = {scale: f" {entry.hours[scale]:g}" if scale in entry.hours else "" for scale in entry.scales}
+        scales = ", ".join(f"{scale}{estimate}" for scale, estimate in hours.items())
+        table.add_row(*map(Text, (entry.name, entry.title, str(len(entry.parts)), scales)))
     return table
 
 
@@ -127,10 +136,3 @@ def _seconds(budget: str) -> float:
     if not found:
         raise UserError(f"--budget must be a number with a unit, such as 90m or 5h, got {budget!r}")
     return float(found[1]) * _UNITS[found[2]]
-
-
-def _use_compilation_cache() -> None:
-    cache = os.environ.get("ADVJAX_COMPILATION_CACHE", "~/.cache/advjax/xla")
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

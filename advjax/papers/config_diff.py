@@ -94,7 +94,8 @@ def with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str
             continue
         found.append(name)
         run = runs[name]
-        twins = (run["targets"].get(kind, {}).get("model") for kind in run["targets"]["order"])
+        tables = (run["before_attack"], run["targets"])
+        twins = (table.get(kind, {}).get("model") for table in tables for kind in table["order"])
         waiting += [other for other in (run["model"].get("base"), run["start"], *twins) if other]
         waiting += [part["made_on"] for part in (run["attack"], run["copies"]) if part and part.get("made_on")]
     return found

@@ -24,8 +24,8 @@ from advjax.runtime.files import plain, write_atomically
 EXPLANATION = (
     "Ours under the paper's protocol stands beside the published number; a transfer or oblivious attack, or one that "
     "was given predicted labels, does not measure robust accuracy. The last two columns do: the same attack, and "
-    "AutoAttack, made on the scored model itself with the true labels. Intervals are over test images, or twice the "
-    "standard deviation over seeds where there are several."
+    "AutoAttack, whose norm and epsilon are named below, made on the scored model itself with the true labels. "
+    "Intervals are over test images, or twice the standard deviation over seeds where there are several."
 )
 CSV_COLUMNS = (
     *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),

@@ -100,12 +100,13 @@ def run_job(
         if not (job.folder / "report.json").exists():
             evaluate_experiment(config, str(job.folder), devices, notify, stop_requested)
         if job.scale.num_auto_attack and not (job.folder / STANDARD / "report.json").exists():
-            standard = _under_auto_attack(config, job.scale)
+            standard = under_auto_attack(config, job.scale)
             evaluate_experiment(standard, str(job.folder), devices, notify, stop_requested, str(job.folder / STANDARD))
         notify(f"{job.part.name}: done in {(time.monotonic() - started) / 60:.1f} min, {job.folder}")
 
 
-def _under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+def under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """The complete config of a job with AutoAttack in place of its attacks, on as many images as the scale says."""
     standard = with_preset(complete(config), STANDARD)
     evaluation = standard["evaluation"]
     asked = evaluation["num_examples"]
@@ -116,9 +117,6 @@ def _under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any
         num_examples=min(asked or scale.num_auto_attack, scale.num_auto_attack),
         num_checked=0,
         save_adversarial="",
-        faithful_attacks=[],
-        protocol="sound",
-        transfer_labels="true",
     )
     return standard
 

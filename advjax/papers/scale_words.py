@@ -6,7 +6,7 @@ from typing import Any
 
 from advjax.papers.config_diff import IGNORED
 from advjax.papers.recipe import full_config
-from advjax.papers.running import Job
+from advjax.papers.running import Job, under_auto_attack
 
 
 def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
@@ -22,15 +22,18 @@ def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
         runs = [_run(name, job, full) for name in job.config["runs"]]
         evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
         images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
-        standard = f", AutoAttack on {_num_auto_attack(job):,}" if job.scale.num_auto_attack else ", no AutoAttack"
+        standard = f", {_auto_attack(job)}" if job.scale.num_auto_attack else ", no AutoAttack"
         seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
         lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {seeds}")
     # Several of the parts may be the same experiment.
     return list(dict.fromkeys(lines))
 
 
-def _num_auto_attack(job: Job) -> int:
-    return min(job.config["evaluation"]["num_examples"] or job.scale.num_auto_attack, job.scale.num_auto_attack)
+def _auto_attack(job: Job) -> str:
+    """Its threat model, which need not be that of the attacks beside it, and its images."""
+    evaluation = under_auto_attack(job.config, job.scale)["evaluation"]
+    attack = evaluation["attacks"]["auto_attack"]
+    return f"AutoAttack ({attack['norm']} {attack['epsilon']}) on {evaluation['num_examples']:,}"
 
 
 def is_reduced(job: Job) -> bool:
@@ -50,7 +53,9 @@ def _run(name: str, job: Job, full: Mapping[str, Any]) -> str:
     if "width" in ours["model"]:
         said.append(f"width {ours['model']['width']:g} [{theirs['model']['width']:g}]")
     counted = f" ({count:,} images)" if (count := _num_training(job, name)) else ""
-    said.append(f"{_percent(ours)} of the training images{counted} [{_percent(theirs)}]")
+    splits = [config["data"]["train_split"] for config in (job.config, full)]
+    images, whole = ("the training images", "") if splits[0] == splits[1] else (splits[0], f" of {splits[1]}")
+    said.append(f"{_percent(ours)} of {images}{counted} [{_percent(theirs)}{whole}]")
     return f"{name} {', '.join(said)}"
 
 

@@ -27,6 +27,11 @@ EXPLANATION = (
     "training seeds."
 )
 
+_IMAGES = ("name", "test_split", "image_size", "fingerprint")
+"""Keys of ``data`` that say what the images are positions of; only `advjax.evaluate` stores a fingerprint."""
+_AT_A_PATH = ("folder", "npz")
+"""Names of data that are those of a path."""
+
 
 class ModelCorrectness(NamedTuple):
     """The images that one model classifies correctly, clean or under one threat model."""
@@ -111,8 +116,8 @@ def print_comparison(evaluations: Mapping[str, Evaluation], console: Console) ->
 def _correctness(name: str, evaluation: Evaluation) -> list[ModelCorrectness]:
     config, found = evaluation.report.config, []
     attacks = config["evaluation"]["attacks"]
-    keys = ("name", "test_split", "image_size", *(("dir",) if config["data"]["name"] == "folder" else ()))
-    data = {key: config["data"][key] for key in keys}
+    keys = (*_IMAGES, *(("dir",) if config["data"]["name"] in _AT_A_PATH else ()))
+    data = {key: config["data"].get(key) for key in keys}
     models = dict.fromkeys((entry.run, entry.defense) for entry in evaluation.outcomes)
     for run, defense in models:
         label = f"{name}: {model_name(run, defense)}" if name else model_name(run, defense)

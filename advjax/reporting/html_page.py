@@ -86,7 +86,7 @@ def render_page(report: Report, *, training: Metrics, gallery: Sequence[GalleryI
     environment.globals |= {
         "legend": legend,
         "model_name": formatting.model_name,
-        "verdict": summary.verdict,
+        "checks_in_words": summary.checks_in_words,
     }
     blocks = layout.blocks(report)
     has_attacks = any(block.lines for block in blocks)

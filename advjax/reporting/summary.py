@@ -38,7 +38,7 @@ def checks_by_model(checks: Sequence[CheckRow]) -> dict[str, list[CheckRow]]:
     return found
 
 
-def verdict(checks: Sequence[CheckRow]) -> str:
+def checks_in_words(checks: Sequence[CheckRow]) -> str:
     """Result of a report card in one line: ``2 of 14 checks failed``, or ``14 of 14 checks passed``."""
     failed, total = sum(not check["passed"] for check in checks), len(checks)
     return f"{failed} of {total} checks failed" if failed else f"{total} of {total} checks passed"
@@ -52,7 +52,7 @@ def render(report: Report) -> list[RenderableType]:
         explanation = Text(legend.summary(measured_columns(report.summary)), style="dim")
         parts += [heading, _summary_table(report.summary), explanation, Text()]
     for model, checks in checks_by_model(report.checks).items():
-        heading = Text.assemble((f"Report card of {model}", "bold"), f"  {verdict(checks)}")
+        heading = Text.assemble((f"Report card of {model}", "bold"), f"  {checks_in_words(checks)}")
         parts += [heading, _check_table(checks), Text()]
     return parts
 

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 
 from advjax.evaluation.attack_facts import AttackFacts, StageFacts
-from advjax.evaluation.report import ALL, CheckRow, Report, Summary, is_robust_accuracy
+from advjax.evaluation.outcomes import CLEAN
+from advjax.evaluation.report import ALL, CheckRow, Report, Row, Summary, is_robust_accuracy
 from advjax.evaluation.summaries import WORST_CASE
 from advjax.reporting.formatting import model_name, percent, threat_name
 
 
 def verdicts(report: Report) -> list[str]:
     """A sentence for each model and threat model: clean and robust accuracy, under what, and what to beware of."""
-    return [_verdict(entry, report) for entry in report.summary]
+    measured = {(entry["run"], entry["defense"]) for entry in report.summary}
+    clean = [row for row in report.rows if row["attack"] == CLEAN and row["subset"] == ALL]
+    unmeasured = [row for row in clean if (row["run"], row["defense"]) not in measured]
+    return [*(_verdict(entry, report) for entry in report.summary), *map(_without_attack, unmeasured)]
 
 
 def head(report: Report) -> list[tuple[str, str]]:
@@ -65,6 +69,12 @@ def _verdict(entry: Summary, report: Report) -> str:
     under = f"worst of {', '.join(attacks)}" if len(attacks) > 1 else f"under {', '.join(attacks)}"
     text += f", {percent(robust['accuracy'])} % robust ({threat}; {under} on {robust['n']} images{data})"
     return "; ".join([text, *_borrowed(entry), *_doubts(entry, report.checks)])
+
+
+def _without_attack(row: Row) -> str:
+    name = model_name(row["run"], row["defense"])
+    said = "no attack with a finite epsilon was made, so there is no evidence of robustness"
+    return f"{name}: {percent(row['accuracy'])} % clean; {said}"
 
 
 def _adaptive_attacks(entry: Summary, report: Report) -> list[str]:

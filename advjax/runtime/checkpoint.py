@@ -19,19 +19,17 @@ from orbax.checkpoint import checkpoint_managers
 
 from advjax.runtime import checkpoint_integrity as integrity
 from advjax.runtime.checkpoint_reading import (
-    VARIABLES,
     Restored,
     first_whole,
     load_state,
     quiet_orbax,
-    read_config,
     restore_variables,
     tell,
 )
 from advjax.runtime.devices import is_main_process, sync
 from advjax.types import PyTree, UserError
 
-__all__ = ["VARIABLES", "Checkpoints", "Restored", "read_config", "restore_variables"]
+__all__ = ["Checkpoints", "Restored", "restore_variables"]
 
 _DAMAGED, _UNFINISHED = ".damaged", ".orbax-checkpoint-tmp"
 
@@ -100,10 +98,6 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest step that is saved or being saved; only ``restore`` knows whether it is damaged."""
         return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """The step with the highest ``best_metric``; None if no checkpoint has it."""
-        return integrity.best({step: self._scores[step] for step in self._manager.all_steps() if step in self._scores})
 
     def is_due(self, step: int) -> bool:
         """Whether ``save`` would save at this step without ``force``."""

@@ -64,19 +64,6 @@ def restore_variables(
     return restored
 
 
-def read_config(directory: str) -> dict[str, Any]:
-    """The config of the newest checkpoint whose description is intact.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = epath.Path(directory).absolute()
-    for step in reversed(steps(path)):
-        with contextlib.suppress(DamagedError):
-            return read_about(path, step)["config"]
-    raise UserError(f"no readable checkpoint in {directory}; train this run first, or give another folder")
-
-
 def first_whole(
     directory: epath.Path, which: str, metric: str | None, load: Callable[[int, dict[str, Any]], PyTree]
 ) -> tuple[Restored | None, dict[int, str]]:

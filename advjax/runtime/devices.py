@@ -1,4 +1,4 @@
-"""Devices and processes: the only module that builds a mesh or asks for the index of the process.
+"""Devices and processes: outside ``attacks``, the only module that builds a mesh or asks for the index of the process.
 
 A computation is written as a *replica function* ``f(*args, axis_name)``: the work of one device on its rows of the
 batch. It communicates with the other replicas only through ``collectives``; with ``axis_name=None`` it is the plain
@@ -16,7 +16,7 @@ Three rules for replica functions:
   over devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ class Devices(NamedTuple):
         in_sharded: tuple[bool, ...],
         out_sharded: PyTree,
         donate: tuple[int, ...] = (),
-    ) -> Callable[..., PyTree]:
+    ) -> "Parallel":
         """See ``parallelize``."""
         return parallelize(
             replica_fn, self.mapping, self.mesh, in_sharded=in_sharded, out_sharded=out_sharded, donate=donate
@@ -104,7 +104,7 @@ def parallelize(
     in_sharded: tuple[bool, ...],
     out_sharded: PyTree,
     donate: tuple[int, ...] = (),
-) -> Callable[..., PyTree]:
+) -> "Parallel":
     """Runs a replica function on all devices.
 
     The mappings give the same results, up to rounding: ``"shard_map"`` and ``"pmap"`` with collectives as written,
@@ -137,13 +137,37 @@ def parallelize(
         mapped = jax.jit(partial(replica_fn, axis_name=None), out_shardings=out_shardings, donate_argnums=donate)
     else:
         mapped = pmap(partial(replica_fn, axis_name=AXIS), mesh, in_sharded, out_sharded, donate)
+    return Parallel(mapped, mesh, in_specs)
 
-    def run(*args: PyTree) -> PyTree:
-        if len(args) != len(in_sharded):
-            raise TypeError(f"expected {len(in_sharded)} arguments, one for each entry of in_sharded; got {len(args)}")
-        return mapped(*(_place(arg, mesh, spec) for arg, spec in zip(args, in_specs, strict=True)))
 
-    return run
+class Parallel(NamedTuple):
+    """A replica function on all devices, see ``parallelize``: callable with arrays."""
+
+    mapped: Callable[..., PyTree]
+    mesh: Mesh
+    in_specs: tuple[PartitionSpec, ...]
+
+    def __call__(self, *args: PyTree) -> PyTree:
+        return self.mapped(*(_place(arg, self.mesh, spec) for arg, spec in self._with_specs(args)))
+
+    def lower(self, *shapes: PyTree) -> jax.stages.Lowered:
+        """Lowers the program for arguments of these shapes and dtypes; the devices of the mesh need not be here.
+
+        Raises:
+          UserError: the mapping is ``"pmap"``, which places its arguments itself.
+        """
+        if not isinstance(self.mapped, jax.stages.Wrapped):
+            raise UserError(
+                "a program with mapping 'pmap' cannot be compiled ahead of time: choose 'shard_map' or 'jit'"
+            )
+        return self.mapped.lower(*(_described(shape, self.mesh, spec) for shape, spec in self._with_specs(shapes)))
+
+    def _with_specs(self, args: Sequence[PyTree]) -> Iterator[tuple[PyTree, PartitionSpec]]:
+        if len(args) != len(self.in_specs):
+            raise TypeError(
+                f"expected {len(self.in_specs)} arguments, one for each entry of in_sharded; got {len(args)}"
+            )
+        return zip(args, self.in_specs, strict=True)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -230,6 +254,12 @@ def _place(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
         return leaf if there else _put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)
+
+
+def _described(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
+    """Shapes and dtypes of arrays that are placed on the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

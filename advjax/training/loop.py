@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from advjax.data import Dataset, Source
 from advjax.runtime.checkpoint import Checkpoints, Restored, restore_variables
-from advjax.runtime.devices import Devices, fetch, is_main_process
+from advjax.runtime.devices import Devices, Parallel, fetch, is_main_process
 from advjax.runtime.metrics import MetricWriter, OnMetrics
 from advjax.runtime.preemption import PreemptedError
 from advjax.runtime.progress import progress
+from advjax.training.calls import calls, run_steps
 from advjax.training.feed import Feed, make_feed
 from advjax.training.step import Method, TrainState, evaluation_variables, init_state, refresh_step
 from advjax.training.train_log import TrainLog, Window
@@ -42,6 +43,10 @@ class Plan(NamedTuple):
     """Stop after this many consecutive validations without a new best ``select_metric``; 0 for never."""
     num_workers: int = 8
     """Number of threads that read the images of a ``Source``."""
+    extra_rows: int = 0
+    """Number of extra examples in every batch."""
+    steps_per_call: int = 1
+    """Number of steps per call of the compiled program, where neither a record nor a validation comes before."""
 
 
 class _Run(NamedTuple):
@@ -75,6 +80,7 @@ def fit(
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
     on_metrics: OnMetrics | None = None,
+    extra: Dataset | None = None,
 ) -> None:
     """Trains a run to its last step, or until patience is exhausted, resuming from the checkpoints in ``folder``.
 
@@ -94,8 +100,9 @@ def fit(
       devices: what to run on.
       config: stored in every checkpoint.
       notify: receives a line if a damaged checkpoint is skipped, and when a run resumes.
-      stop_requested: called after every step, on all processes together.
+      stop_requested: called after every call of the program, on all processes together.
       on_metrics: called with every record of the metrics, on the main process.
+      extra: more training examples, of which every batch has ``plan.extra_rows``.
 
     Raises:
       PreemptedError: ``stop_requested`` returned true; the state has been saved.
@@ -109,8 +116,10 @@ def fit(
         f"{folder}/checkpoints", save_every=plan.validate_every, best_metric=best, notify=notify
     ) as checkpoints:
         restored = checkpoints.restore(state)
-        step, refresh = _compiled(method, dataset, devices)
+        is_streamed = isinstance(dataset, Source)
+        step, refresh = step_programs(method, dataset.num_classes, devices, is_streamed=is_streamed)
         order = {"batch_size": plan.batch_size, "seed": plan.seed, "num_workers": plan.num_workers}
+        mixed = {} if extra is None else {"extra": extra, "extra_rows": plan.extra_rows}
         run = _Run(
             name,
             plan,
@@ -118,7 +127,7 @@ def fit(
             step,
             refresh,
             method.average.refresh_steps if method.average else 0,
-            make_feed(dataset, **order, devices=devices),
+            make_feed(dataset, **order, **mixed, devices=devices),
             devices.replicate(dict(sources)),
             validate,
             stop_requested,
@@ -154,8 +163,10 @@ def _train(
             num_steps=plan.num_steps,
             failure=lambda loss, step: _diverged(run.name, f"the training loss is {loss}", step, checkpoints),
         )
-        for step, batch in enumerate(batches, start + 1):
-            state, values = run.step(state, run.sources, *batch)
+        step, intervals = start, (plan.log_every, plan.validate_every)
+        for count, arguments in calls(batches, start, plan.num_steps, plan.steps_per_call, *intervals):
+            state, values = run.step(state, run.sources, *arguments)
+            step += count
             log.add(step, values)
             is_last, scores = step == plan.num_steps, {}
             if is_last or step % plan.validate_every == 0:
@@ -178,21 +189,21 @@ def _train(
                 raise PreemptedError(f"{run.name}: stopped at step {step} of {plan.num_steps}, state saved")
 
 
-def _compiled(
-    method: Method, dataset: Dataset | Source, devices: Devices
-) -> tuple[Callable[..., tuple[TrainState, Any]], Callable[..., TrainState]]:
-    """The training step, and the step that refreshes batch statistics, on all devices."""
+def step_programs(
+    method: Method, num_classes: int, devices: Devices, *, is_streamed: bool
+) -> tuple[Parallel, Parallel]:
+    """One or several training steps, and the step that refreshes batch statistics, on all devices; not compiled yet."""
 
-    def replicated(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        options = {"method": method, "num_classes": dataset.num_classes}
+    def replicated(function: Callable[..., PyTree]) -> Parallel:
+        options = {"method": method, "num_classes": num_classes}
         return devices.parallelize(
             lambda *args, axis_name: function(*args, axis_name=axis_name, **options),
-            in_sharded=(False, False, isinstance(dataset, Source), True, True),
+            in_sharded=(False, False, is_streamed, True, True),
             out_sharded=False,
             donate=(0,),
         )
 
-    return replicated(method.step), replicated(refresh_step)
+    return replicated(run_steps), replicated(refresh_step)
 
 
 def _refreshed(run: _Run, state: TrainState) -> TrainState:

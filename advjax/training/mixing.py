@@ -26,7 +26,7 @@ from advjax.training.objectives import Objective, clean_images, noise_rngs, summ
 from advjax.training.transforms import Attackable, Transform
 from advjax.types import Array, Batch, Key, PyTree, Variables
 
-# Folded into the key of manifold mixup to draw the position; 0 and 1 draw the weight and the partners.
+# Folded into the key to draw the position in manifold mixup, and the box in CutMix; 0 and 1 draw weight and partners.
 _PLACE = 2
 
 
@@ -71,6 +71,38 @@ def mixup(alpha: float = 1.0, per_sample: bool = False) -> Transform:
 
     def transform(models: Mapping[str, Attackable], batch: Batch, rng: Key) -> Batch:
         return _blended(batch, draw(rng, len(batch.labels), alpha, per_sample), batch.images)
+
+    return transform
+
+
+def cutmix(alpha: float = 1.0, per_sample: bool = False) -> Transform:
+    """Pastes a box of the partner into every image, and mixes targets by area (CutMix; Yun et al., 2019).
+
+    Height and width of the box are ``sqrt(1 - w)`` times those of the image, with w ~ Beta(alpha, alpha); its center is
+    uniform over the image, and what lies outside is cut off. ``t = k t_i + (1 - k) t_j``, where k is the share of the
+    pixels that are kept. Adversarial training uses it before the attack (``before_attack`` of a run; Rebuffi et al.,
+    2021).
+
+    Args:
+      alpha: positive; 1 gives uniform weights.
+      per_sample: draw one weight and one box per example instead of one per batch.
+
+    Raises:
+      ValueError: ``alpha`` is not positive.
+    """
+    _check_alpha("cutmix", alpha)
+
+    def transform(models: Mapping[str, Attackable], batch: Batch, rng: Key) -> Batch:
+        mixing = draw(rng, len(batch.labels), alpha, per_sample)
+        boxes = _boxes(jax.random.fold_in(rng, _PLACE), 1 - mixing.weight, batch.images.shape[1:3])
+        kept = 1 - jnp.mean(boxes, axis=(-2, -1))
+
+        def paste(images: Array) -> Array:
+            return jnp.where(boxes[..., None], images[mixing.partners], images)
+
+        return _blended_targets(batch, mixing._replace(weight=kept))._replace(
+            images=paste(batch.images), clean=None if batch.clean is None else paste(batch.clean)
+        )
 
     return transform
 
@@ -212,6 +244,20 @@ def manifold_mixup(
         return summary({"": logits}, _blended_targets(batch, mixing), loss, axis_name, new_state)
 
     return objective
+
+
+def _boxes(rng: Key, areas: Array, shape: Sequence[int]) -> Array:
+    """bool [..., h, w]: boxes of these shares of the area (float [...]), cut at the border."""
+
+    def within(rng: Key, size: int) -> Array:
+        """bool [..., size]: the interval along one axis."""
+        half = jnp.sqrt(areas)[..., None] * size / 2
+        center = size * jax.random.uniform(rng, (*areas.shape, 1))
+        pixels = jnp.arange(size) + 0.5
+        return (center - half <= pixels) & (pixels < center + half)
+
+    rows, columns = (within(jax.random.fold_in(rng, axis), size) for axis, size in enumerate(shape))
+    return rows[..., :, None] & columns[..., None, :]
 
 
 def _blended(batch: Batch, mixing: Mixing, partner_images: Array) -> Batch:

@@ -204,5 +204,9 @@ def accuracy(logits: Array, batch: Batch, axis_name: str | None) -> Array:
 
 
 def masked_mean(values: Array, mask: Array, axis_name: str | None) -> Array:
-    """This replica's contribution: its mean over the replicas is the mean over all unmasked rows."""
-    return jnp.sum(values * mask) / collectives.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)
+    """This replica's contribution: its mean over the replicas is the mean over all unmasked rows; 0 if there are none.
+
+    A microbatch of the last batch of an epoch may consist of padding alone.
+    """
+    count = collectives.mean_over(jnp.sum(mask.astype(values.dtype)), axis_name)
+    return jnp.sum(values * mask) / jnp.where(count > 0, count, 1)

@@ -14,8 +14,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.models.compute_dtype import computing_in
-from advjax.runtime import collectives
+from advjax.models.remat import rematerializing
 from advjax.training.averaging import Averaging
+from advjax.training.gradients import gradients
 from advjax.training.objectives import Metrics, Objective
 from advjax.training.transforms import Transform, attackable
 from advjax.types import Array, Batch, Key, PyTree, Variables
@@ -119,6 +120,10 @@ class Method(NamedTuple):
     """Processes one batch; other than ``train_step`` for methods with several updates per step."""
     compute_dtype: str = "float32"
     """What models compute in during training, one of ``COMPUTE_DTYPES``; variables, logits and losses are float32."""
+    remat: bool = False
+    """Whether the objective's gradient computes the inside of the model's blocks again instead of keeping it."""
+    microbatches: int = 1
+    """Number of parts of a replica's rows whose gradients are computed one after the other, see ``gradients``."""
 
 
 def init_state(method: Method, variables: Variables, rng: Key) -> TrainState:
@@ -171,30 +176,35 @@ def prepare(
 
 
 def update(
-    state: TrainState, batch: Batch, rng: Key, axis_name: str | None, method: Method
-) -> tuple[TrainState, Metrics, Array]:
+    state: TrainState, batch: Batch, rng: Key, axis_name: str | None, method: Method, *, of_images: bool = False
+) -> tuple[TrainState, Metrics, Array | None]:
     """One optimizer step on parameters, model state, and optimizer state; ``step`` and the average do not change.
 
     Returns:
-      The state, the metrics of the whole batch, and the gradient with respect to ``batch.images`` at the old
-      parameters, which costs nothing in a jitted step that does not use it.
+      The state, the metrics of the whole batch, and, with ``of_images``, the gradient with respect to ``batch.images``
+      at the old parameters.
     """
     chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.targets, batch.index, batch.mask], 1)
     chex.assert_rank([batch.images, batch.targets], [4, 2])
     chex.assert_type([batch.images, batch.targets], float)
-
-    def objective(params: PyTree, images: Array):
-        return method.objective(params, state.model_state, batch._replace(images=images), rng, axis_name)
-
-    params = collectives.varying(state.params, axis_name)
-    gradient_fn = jax.value_and_grad(fast_on_cpu(objective), argnums=(0, 1), has_aux=True)
-    (loss, (model_state, metrics)), (gradients, image_gradients) = gradient_fn(params, batch.images)
-    gradients, metrics, loss = collectives.mean_over((gradients, metrics, loss), axis_name)
+    variables = Variables(state.params, state.model_state)
+    with rematerializing(method.remat):
+        found = gradients(
+            method.objective,
+            variables,
+            batch,
+            rng,
+            axis_name,
+            trainable=method.trainable,
+            microbatches=method.microbatches,
+            of_images=of_images,
+        )
     # Only some optimizers use the loss.
     optimizer = optax.with_extra_args_support(method.optimizer)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
+    updates, opt_state = optimizer.update(found.params, state.opt_state, state.params, value=found.loss)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics, image_gradients
+    state = state.replace(params=params, model_state=found.model_state, opt_state=opt_state)
+    return state, found.metrics, found.images
 
 
 def advance(state: TrainState, method: Method) -> TrainState:

@@ -1,9 +1,11 @@
-"""Metrics of the training steps: fetched a few steps late, checked, averaged, and written."""
+"""Metrics of the training steps: fetched a few calls late, checked, averaged, and written."""
 
 import collections
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from advjax.runtime.devices import fetch
 from advjax.runtime.metrics import MetricWriter
@@ -11,8 +13,8 @@ from advjax.runtime.progress import Progress
 from advjax.training.objectives import Metrics
 from advjax.types import UserError
 
-# More steps in flight gain nothing, and on several CPU devices they can starve a collective of threads until it aborts.
-_STEPS_IN_FLIGHT = 2
+# More calls in flight gain nothing, and on several CPU devices they can starve a collective of threads until it aborts.
+_CALLS_IN_FLIGHT = 2
 _COUNT, _SUM = "unlogged_steps", "unlogged_sum/"
 
 
@@ -70,13 +72,17 @@ class TrainLog:
         self._in_flight: collections.deque[tuple[int, Metrics]] = collections.deque()
 
     def add(self, step: int, values: Metrics) -> None:
-        """Adds a step, and takes in those that are older than the few in flight.
+        """Adds a call of one or several steps, and takes in those that are older than the few in flight.
+
+        Args:
+          step: the last step of the call.
+          values: of the metrics: scalars, or [steps].
 
         Raises:
-          UserError: the loss of one of these is not finite.
+          UserError: the loss of an older step is not finite.
         """
         self._in_flight.append((step, values))
-        self._take_in(_STEPS_IN_FLIGHT)
+        self._take_in(_CALLS_IN_FLIGHT)
 
     def flush(self) -> None:
         """Takes in all steps; raises as ``add`` does."""
@@ -84,14 +90,19 @@ class TrainLog:
 
     def _take_in(self, limit: int) -> None:
         while len(self._in_flight) > limit:
-            step, values = self._in_flight.popleft()
-            values = {key: float(value) for key, value in fetch(values).items()}
-            losses = [value for key, value in values.items() if key == "loss" or key.endswith("_loss")]
-            if broken := [loss for loss in losses if not math.isfinite(loss)]:
-                raise self._failure(broken[0], step)
-            self.window = self.window.add(values)
-            means = self.window.means()
-            self._bar.advance(1, **{key: means[key] for key in ("loss", "accuracy") if key in means})
-            if step % self._log_every == 0 or step == self._num_steps:
-                self._writer.write(step, "train", means)
-                self.window = Window()
+            last, metrics = self._in_flight.popleft()
+            columns = {key: np.atleast_1d(values) for key, values in fetch(metrics).items()}
+            rows = [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+            for step, values in enumerate(rows, last + 1 - len(rows)):
+                self._take_in_step(step, values)
+
+    def _take_in_step(self, step: int, values: Mapping[str, float]) -> None:
+        losses = [value for key, value in values.items() if key == "loss" or key.endswith("_loss")]
+        if broken := [loss for loss in losses if not math.isfinite(loss)]:
+            raise self._failure(broken[0], step)
+        self.window = self.window.add(values)
+        means = self.window.means()
+        self._bar.advance(1, **{key: means[key] for key in ("loss", "accuracy") if key in means})
+        if step % self._log_every == 0 or step == self._num_steps:
+            self._writer.write(step, "train", means)
+            self.window = Window()

@@ -15,7 +15,8 @@ from advjax.attacks import Expectation, expectation
 from advjax.attacks.keys import image_keys
 from advjax.models.blocks import inference_fn
 from advjax.training.augment import Augmentation, batched
-from advjax.types import AttackFn, Batch, Key, LogitsFn, UserError, Variables
+from advjax.training.microbatches import from_parts, in_parts
+from advjax.types import Array, AttackFn, Batch, Key, LogitsFn, UserError, Variables
 
 Attackable: TypeAlias = LogitsFn | Expectation
 """A model as attacks take it."""
@@ -40,14 +41,37 @@ def augment(augmentation: Augmentation) -> Transform:
     return transform
 
 
-def perturb(attack: AttackFn, model: str = "self") -> Transform:
-    """Replaces the images with adversarial examples for ``model``; the originals are kept in ``batch.clean``."""
+def perturb(attack: AttackFn, model: str = "self", parts: int = 1) -> Transform:
+    """Replaces the images with adversarial examples for ``model``; the originals are kept in ``batch.clean``.
+
+    With ``parts``, see ``adversarial``.
+    """
 
     def transform(models: Mapping[str, Attackable], batch: Batch, rng: Key) -> Batch:
-        result = attack(models[model], batch.images, batch.labels, image_keys(rng, batch.index))
-        return batch._replace(images=jax.lax.stop_gradient(result.images), clean=batch.images)
+        return batch._replace(images=adversarial(attack, models[model], batch, rng, parts), clean=batch.images)
 
     return transform
+
+
+def adversarial(attack: AttackFn, model: Attackable, batch: Batch, rng: Key, parts: int = 1) -> Array:
+    """Adversarial images for a batch, constant under differentiation.
+
+    Args:
+      attack: on ``model``.
+      model: in inference mode.
+      batch: the images, their labels, and their index, from which the randomness of each is derived.
+      rng: key of the attack.
+      parts: attack the rows in so many parts, one after the other, as ``gradients`` does with microbatches: with the
+        same result for deterministic models, in less memory.
+    """
+
+    def attacked(rows: tuple[Array, Array, Array]) -> Array:
+        images, labels, index = rows
+        return attack(model, images, labels, image_keys(rng, index)).images
+
+    rows = batch.images, batch.labels, batch.index
+    images = attacked(rows) if parts == 1 else from_parts(jax.lax.map(attacked, in_parts(rows, parts)))
+    return jax.lax.stop_gradient(images)
 
 
 def soft_labels(off_value: float) -> Transform:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import jax
 
 from advjax.attacks import Attack
-from advjax.attacks.keys import image_keys
 from advjax.training.objectives import Metrics
 from advjax.training.step import (
     DeviceData,
@@ -21,7 +20,7 @@ from advjax.training.step import (
     prepare,
     update,
 )
-from advjax.training.transforms import attackable
+from advjax.training.transforms import adversarial, attackable
 from advjax.types import Array, AttackFn, Batch, Key, UserError, Variables
 
 
@@ -47,11 +46,11 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
         assert threat_model is not None
         return threat_model.project(image, image + threat_model.epsilon * threat_model.norm.ascent(gradient))
 
-    def adversarial(state: TrainState, method: Method, batch: Batch, gradients: Array, rng: Key) -> Array:
-        if reuse_gradient:
-            return jax.vmap(leap)(batch.images, gradients)
+    def attacked_images(state: TrainState, method: Method, batch: Batch, gradients: Array | None, rng: Key) -> Array:
+        if gradients is not None:
+            return jax.lax.stop_gradient(jax.vmap(leap)(batch.images, gradients))
         updated = attackable(method.model, Variables(state.params, state.model_state), batch.images.shape[1:])
-        return attack(updated, batch.images, batch.labels, image_keys(rng, batch.index)).images
+        return adversarial(attack, updated, batch, rng, method.microbatches)
 
     @in_compute_dtype
     def step(
@@ -66,9 +65,10 @@ def two_updates(attack: AttackFn, reuse_gradient: bool = False) -> ReplicaStep:
         num_classes: int,
     ) -> tuple[TrainState, Metrics]:
         batch, rng = prepare(state, sources, gather(data, positions, mask, num_classes), method)
-        state, clean_metrics, gradients = update(state, batch, jax.random.fold_in(rng, 0), axis_name, method)
-        images = adversarial(state, method, batch, gradients, jax.random.fold_in(rng, 1))
-        attacked = batch._replace(images=jax.lax.stop_gradient(images), clean=batch.images)
+        first = update(state, batch, jax.random.fold_in(rng, 0), axis_name, method, of_images=reuse_gradient)
+        state, clean_metrics, gradients = first
+        images = attacked_images(state, method, batch, gradients, jax.random.fold_in(rng, 1))
+        attacked = batch._replace(images=images, clean=batch.images)
         state, metrics, _ = update(state, attacked, jax.random.fold_in(rng, 2), axis_name, method)
         return advance(state, method), {f"clean_{name}": clean_metrics[name] for name in clean_metrics} | metrics
 

@@ -136,7 +136,8 @@ def command_line_flags() -> str:
     text += [
         "",
         "`--config.KEY=VALUE` overrides a [key of the config](config_keys.md). Exit codes: 0, done; 2, an error,",
-        "explained in one line; 42, preempted: the state is saved, and the same command continues.",
+        "explained in one line; 42, preempted: the state is saved, and the same command continues; 130, stopped by a",
+        "second Ctrl-C without saving.",
         "",
         "| environment variable | meaning |",
         "|---|---|",
@@ -151,6 +152,10 @@ def command_line_flags() -> str:
         "",
         "```text",
         papers_command.parser().format_help().rstrip(),
+        "```",
+        "",
+        "```text",
+        papers_command.command_parser().format_help().rstrip(),
         "```",
         "",
     ]

@@ -1,7 +1,9 @@
 """Draws fixer_transfer_gap.svg, the picture of the README, from the report of the digits experiment.
 
-python -m advjax.main --config=configs/digits_fixer.py
-python docs/images/fixer_transfer_gap.py workdirs/digits_fixer
+In the repository:
+
+    python -m advjax.main --config=configs/digits_fixer.py
+    python docs/images/fixer_transfer_gap.py workdirs/digits_fixer
 """
 
 import pathlib

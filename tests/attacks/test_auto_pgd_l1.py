@@ -36,6 +36,16 @@ def nearest_by_bisection(image, candidate, epsilon, bounds):
     return image + np.sign(delta) * moved(low)
 
 
+@functools.cache
+def projection(bounds):
+    """``(images, candidates, epsilon) -> projected``, compiled once for every epsilon."""
+
+    def project(images, candidates, epsilon):
+        return jax.vmap(functools.partial(project_l1, l1(epsilon, bounds)))(images, candidates)
+
+    return jax.jit(project)
+
+
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0)])
 @pytest.mark.parametrize("epsilon", [1e-2, 0.7, 5.0, 12.0, 1e3])
 def test_projection_is_the_one_that_bisection_finds(bounds, epsilon):
@@ -43,8 +53,7 @@ def test_projection_is_the_one_that_bisection_finds(bounds, epsilon):
     random = np.random.default_rng(0)
     scales = np.geomspace(1e-3, 10, len(images))[:, None, None, None]
     candidates = (images + scales * random.normal(size=images.shape)).astype(np.float32)
-    threat_model = l1(epsilon, bounds)
-    projected = jax.jit(jax.vmap(functools.partial(project_l1, threat_model)))(images, candidates)
+    projected = projection(bounds)(images, candidates, np.float32(epsilon))
     expected = [nearest_by_bisection(*pair, epsilon, bounds) for pair in zip(images, candidates, strict=True)]
     # The room left for rounding is a few 1e-6 for all pixels together.
     np.testing.assert_allclose(projected, expected, atol=1e-5)

@@ -35,12 +35,22 @@ def run(attack, model, images, labels, start=None):
     return jax.device_get(jax.jit(functools.partial(attack, model))(images, labels, KEY, start))
 
 
+@functools.cache
+def compiled(norm, targeted):
+    """``(model, images, labels) -> AttackResult``, compiled once for several tests."""
+    return jax.jit(lambda model, *arguments: attack_of(norm, targeted=targeted)(model, *arguments, KEY))
+
+
+def search(norm, model, images, labels, targeted=False):
+    return jax.device_get(compiled(norm, targeted)(model, images, jnp.asarray(labels, jnp.int32)))
+
+
 @every_norm
 @pytest.mark.parametrize("targeted", [False, True])
 def test_within_a_quarter_of_the_closed_form(norm, targeted):
     known = am.known_distance(norm, margin=1.5 if norm == "linf" else 0.5)
     labels = known.other_labels if targeted else known.labels
-    result = run(attack_of(norm, targeted=targeted), known.model, known.images, labels)
+    result = search(norm, known.model, known.images, labels, targeted=targeted)
     assert np.all(result.success)
     assert np.all(result.distance >= known.epsilon * (1 - 1e-3))
     assert np.all(result.distance <= 1.25 * known.epsilon)
@@ -53,7 +63,7 @@ def test_any_number_of_classes(norm, num_classes):
     model = am.random_linear(images, num_classes)
     labels = np.argmax(model(images), axis=-1)
     bounds = am.lower_bounds(model, images, labels, norm)
-    result = run(attack_of(norm), model, images, labels)
+    result = search(norm, model, images, labels)
     assert np.all(result.success)
     assert np.all(result.distance >= bounds * (1 - 1e-3))
     # The linf attack does not look for changes of less than 1 / 256.
@@ -65,7 +75,7 @@ def test_any_number_of_classes(norm, num_classes):
 def test_finds_smaller_perturbations_than_deepfool(norm):
     model, images = am.smooth_net(), am.gray_images()
     labels = np.argmax(model(images), axis=-1)
-    ours = run(attack_of(norm), model, images, labels)
+    ours = search(norm, model, images, labels)
     deepfool = run(attacks.deepfool(THREAT_MODEL[norm](math.inf)), model, images, labels)
     assert np.all(ours.success)
     floor = {"l2": 0.0, "linf": 1 / 256}[norm]
@@ -103,7 +113,7 @@ def test_failures_return_the_image(norm):
 @every_norm
 def test_misclassified_images_take_one_step(norm):
     known = am.known_distance(norm)
-    result = run(attack_of(norm), known.model, known.images, known.other_labels)
+    result = search(norm, known.model, known.images, known.other_labels)
     np.testing.assert_array_equal(result.images, known.images)
     assert np.all(result.success) and np.all(result.steps == 1)
 

@@ -140,13 +140,13 @@ def test_few_images_take_few_lanes(monkeypatch):
     model, images, labels = linear(17)
     ball, sizes = attacks.linf(1e-4), []
     stages = (combine.restarts("bim", attacks.bim(ball, num_steps=10, step_size=1e-4), 1),)
-    verify = runner.Programs._run_precisely
+    verify = runner.Programs.verify
 
-    def spy(self, function, known, model, *arrays):
-        sizes.append(len(arrays[0]))
-        return verify(self, function, known, model, *arrays)
+    def spy(self, images, adversarial, keys):
+        sizes.append(len(images))
+        return verify(self, images, adversarial, keys)
 
-    monkeypatch.setattr(runner.Programs, "_run_precisely", spy)
+    monkeypatch.setattr(runner.Programs, "verify", spy)
     with counted(monkeypatch) as counts:
         runner.run_stages(stages, ball, model, images, labels, batch_size=64, devices=jax.devices()[:1])
     # 16 lanes, and 4 for the last image.

@@ -102,12 +102,18 @@ RECORDED = {
     "l2": attacks.l2(np.inf),
     "l2_as_recorded": attacks.ThreatModel(attacks.L2._replace(to_hyperplane=to_hyperplane_as_recorded), np.inf),
 }
-MEDIAN_TOLERANCE = {"linf": 0.01, "l2": 0.02, "l2_as_recorded": 0.01}
-"""Measured: ratios of 1.0000 and, in l2, of 1.014.
+MEDIAN_TOLERANCE = {"linf": 0.01, "l2": 0.02}
+"""Measured: ratios of medians of 1.0000 and, in l2, of 1.013.
 
 The l2 recording is of a projection that goes astray in float32: of the 54,000 that make up these 270 paths, 89 end
 more than half their length from where they should.  Some of these leaps lead to a closer boundary.  The original with
 nothing but its projection done in float64 has a ratio of 1.0138 as well, and 259 of its 270 distances are ours to 1e-4.
+
+Where the leaps go is decided by rounding, so with the projection as recorded the medians say nothing to 1 %: logits
+times 1 + k 2^-20, k = -5 ... 5, which changes nothing but rounding, give ratios from 0.990 to 1.000.  Path by path it
+is the same attack, and that is compared for all: the share of distances that agree to 1e-3 is 0.963 (linf), 0.914 (l2)
+and 0.869 to 0.891 (as recorded, all k), but 0.18 and 0.39 (linf, as recorded) with an eta of 1.051, and 0.15 and 0.29
+with a beta of 0.89, which the medians do not notice.
 """
 
 
@@ -129,8 +135,11 @@ def test_distances_of_the_original(shared, name):
     )
     assert np.mean(np.isfinite(ours) == np.isfinite(theirs)) > 0.99
     both = np.isfinite(ours) & np.isfinite(theirs)
-    assert np.mean(np.abs(ours[both] / theirs[both] - 1) < 0.05) > 0.9
-    assert np.median(ours[both]) == pytest.approx(np.median(theirs[both]), rel=MEDIAN_TOLERANCE[name])
+    deviations = np.abs(ours[both] / theirs[both] - 1)
+    assert np.mean(deviations < 0.05) > 0.9
+    assert np.mean(deviations < 1e-3) > 0.8
+    if name in MEDIAN_TOLERANCE:
+        assert np.median(ours[both]) == pytest.approx(np.median(theirs[both]), rel=MEDIAN_TOLERANCE[name])
     assert np.mean(np.abs(ours.min(axis=1) / theirs.min(axis=1) - 1) < 0.05) > 0.9
 
 

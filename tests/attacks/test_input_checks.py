@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
+from advjax.experiment import registry
 
 IMAGES = np.full((3, 2, 2, 1), 0.5, np.float32)
 LABELS = np.asarray([0, 1, 0])
@@ -37,6 +38,8 @@ def run(logits_fn=two_classes, images=IMAGES, labels=LABELS, rng=KEY):
         ({"labels": LABELS.astype(np.float32)}, r"labels must be integers of shape \(3,\).*float32"),
         ({"labels": LABELS + 1}, r"labels must be in 0..1 for these logits, got 1..2"),
         ({"labels": LABELS - 1}, r"labels must be in 0..1 for these logits, got -1..0"),
+        # As int32, 2**32 would be class 0.
+        ({"labels": LABELS + 2**32}, r"labels must be classes, got 4294967296..4294967297"),
         ({"logits_fn": lambda x: two_classes(x)[:, 0]}, r"shape \(3, classes\).*got \(3,\)"),
         ({"logits_fn": lambda x: two_classes(x)[:1]}, r"shape \(3, classes\).*got \(1, 2\)"),
         ({"logits_fn": lambda x: two_classes(x)[:, :1]}, r"at least two classes, got \(3, 1\)"),
@@ -195,3 +198,24 @@ def test_precision_of_the_images_is_kept_in_64_bit_mode(make):
         attack = attacks.pgd(make(np.float64(0.1)), num_steps=2, step_size=np.float64(0.1))
         result = jax.eval_shape(lambda x: attack(two_classes, x, LABELS, jax.random.key(0)), IMAGES)
         assert result.images.dtype == np.float32
+
+
+def test_a_stochastic_model_in_train_mode_is_explained_like_any_other():
+    class TraceContextError(Exception):
+        """As Flax raises it where a module counts its keys."""
+
+    def training(images, rng=None):
+        raise TraceContextError("Cannot mutate RngCount from a different trace level")
+
+    for model in (training, attacks.expectation(training, 2)):
+        with pytest.raises(TypeError, match=r"^logits_fn cannot be attacked: .*call model\.eval\(\) first$"):
+            run(model)
+
+
+@pytest.mark.parametrize("name", [*registry.ATTACKS, *registry.ATTACK_ENSEMBLES])
+@pytest.mark.parametrize("given", [0.03, None, "linf"])
+def test_an_epsilon_is_no_threat_model(name, given):
+    build = {**registry.ATTACKS, **registry.ATTACK_ENSEMBLES}[name]
+    arguments = {"num_steps": 3, "step_size": 0.01} if name in ("pgd", "bim") else {}
+    with pytest.raises(TypeError, match=r"needs a threat model, such as attacks\.linf\(8 / 255\), got "):
+        build(given, **arguments)

@@ -56,6 +56,21 @@ def test_parts_come_back_in_order_and_stay_on_disk(tmp_path):
     assert json.loads((folder / "identity.json").read_text()) == IDENTITY
 
 
+@pytest.mark.parametrize("part", ["fact", "fingerprint"])
+def test_results_of_an_earlier_version_are_refused(tmp_path, part):
+    """Nobody knows what they lack, so that they cannot be told from those of another run."""
+    if part == "fact":
+        filled(tmp_path)
+        new, lacking = {"identity": IDENTITY | {"new_fact": 1}}, "new fact"
+    else:
+        ResultStore(tmp_path, IDENTITY).append(PART)
+        new, lacking = {"fingerprint": FINGERPRINT}, "clean logits"
+    with pytest.raises(UserError) as caught:
+        reopened(tmp_path, **new)
+    reason = f"was written by an earlier version of advjax, which did not record {lacking}"
+    assert str(caught.value) == f"{tmp_path} {reason}: delete it or name another folder"
+
+
 def test_a_second_process_goes_on_where_the_first_stopped(tmp_path):
     filled(tmp_path / "store", 1)
     reopened(tmp_path / "store").append({"images": np.ones(3)})
@@ -79,7 +94,6 @@ def test_an_empty_folder_is_used(tmp_path):
     [
         ({"seed": 4}, "seed"),
         ({"attack": "bim", "bounds": [0.0, 2.0]}, "attack, bounds"),
-        ({"new": 1}, "new"),
         ({"variables": "abc"}, "variables"),
     ],
 )

@@ -16,32 +16,16 @@ from rich.console import Console
 from advjax.attacks import auto_attack_stages, in_precision, linf
 from advjax.attacks.runner import MISCLASSIFIED, ROBUST
 from advjax.benchmarks import __main__ as command
-from advjax.benchmarks import advjax_contender, attack_calls, contenders, measure, networks, results
+from advjax.benchmarks import advjax_contender, contenders, measure, networks, reports, results, run, tasks
 from advjax.types import UserError
-
-
-def row(attack="pgd-20", contender="advjax", seconds=(2.0, 1.0, 4.0), **kwargs):
-    fields = {
-        "version": "1",
-        "examples": 8,
-        "seconds": list(seconds),
-        "cpu_seconds": [3.0],
-        "compile_seconds": 0.5,
-        "is_first_call": False,
-        "gflops": None,
-        "ceiling_share": None,
-        "remaining_accuracy": 0.5,
-        "median_l2": 1.0,
-        "peak_memory_mib": None,
-        "idle_memory_mib": None,
-    }
-    return results.Measurement(attack=attack, contender=contender, **(fields | kwargs))
+from support.measurements import processes, row
 
 
 def test_the_default_lists_match_the_registered_names():
-    assert tuple(attack_calls.ATTACKS) == (*command.ATTACK_NAMES, *command.ADVJAX_ONLY_NAMES)
-    assert tuple(attack_calls.ADVJAX_ONLY) == command.ADVJAX_ONLY_NAMES
+    assert set(tasks.TASKS) == {*command.TASK_NAMES, *command.OTHER_TASK_NAMES}
     assert tuple(contenders.CONTENDERS) == command.CONTENDER_NAMES
+    assert set(command.DEFAULT_CONTENDERS) < set(command.CONTENDER_NAMES)
+    assert (*networks.SMALL, *networks.LARGE) == command.NETWORK_NAMES
 
 
 @pytest.mark.parametrize(("name", "expected"), [("mnist_cnn", 5_960_400), ("cifar_cnn", 21_235_264)])
@@ -67,8 +51,36 @@ def test_invalid_arguments_are_rejected(tmp_path):
         networks.load_images(path, 1)
     with pytest.raises(UserError, match="must be one of mnist_cnn"):
         networks.make_network("alexnet", 1)
-    with pytest.raises(UserError, match="--attacks: unknown pgd; known are pgd-20"):
-        command.main(["--attacks", "pgd"])
+    for flag, known in (("tasks", "pgd-20"), ("network", "mnist_cnn"), ("contenders", "advjax")):
+        with pytest.raises(UserError, match=f"--{flag}: unknown pgd; known are {known}"):
+            command.main([f"--{flag}", "pgd"])
+
+
+def test_the_file_is_checked_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    for path in ("file/x.json", "."):
+        with pytest.raises(UserError, match="--json"):
+            command.main(["--json", str(tmp_path / path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match="delete it to start afresh"):
+        reports.read(tmp_path / "file")
+
+
+def test_losses_that_differ_are_not_the_same_work():
+    run._check_losses("train", {"advjax": tasks.Output(loss=1.0), "torch": tasks.Output(loss=1.001)})
+    with pytest.raises(UserError, match="losses of the first step differ"):
+        run._check_losses("train", {"advjax": tasks.Output(loss=1.0), "torch": tasks.Output(loss=1.1)})
+
+
+def test_the_distance_is_that_of_images_that_were_right():
+    network = networks.make_network("mnist_cnn", 4)
+    wrong = network._replace(labels=np.where(np.arange(4) < 3, (network.labels + 1) % 10, network.labels))
+    moved = np.copy(network.images)
+    moved[3, 0, 0] += 0.25
+    scored = run._Scored(wrong, 1.0, None)
+    assert scored.distance(tasks.Output(moved)) == pytest.approx(0.25, abs=1e-6)
+    assert scored.broken(tasks.Output(moved)).tolist()[:3] == [True, True, True]
+    assert scored.distance(tasks.Output(loss=1.0)) is None
 
 
 def test_bfloat16_changes_logits_slightly_but_not_their_type():
@@ -107,6 +119,7 @@ def test_rounds_are_interleaved_and_compilation_is_separate():
     assert order == ["a", "b"] * 3
     assert firsts["b"] == "slept"
     assert timings["a"].compile_seconds > 0
+    assert all(seconds > 0 for seconds in timings["a"].later_compile_seconds)
     assert timings["b"].compile_seconds == 0
     assert len(timings["b"].seconds) == 2
     assert timings["b"].best >= 0.02
@@ -137,17 +150,25 @@ def test_peak_memory_can_be_reset_and_includes_new_arrays():
     assert 120 < measure.peak_memory_mib() - before < 200
 
 
-def test_losses_name_faster_and_smaller_contenders():
-    memory = {"idle_memory_mib": 100.0}
-    mine = row(**memory, peak_memory_mib=300.0)
-    fast = row(contender="torch", seconds=(1.0,), **memory, peak_memory_mib=150.0)
+def test_losses_name_faster_and_smaller_libraries():
+    mine = row(processes=processes(200.0))
+    fast = row(contender="torch", seconds=(1.0,), processes=processes(50.0))
     slow = row(contender="art", seconds=(3.0,))
-    mode = row(contender="advjax-bfloat16", seconds=(0.1,))
-    assert results.losses([mine, fast, slow, mode]) == [
+    ways = [row(contender=name, seconds=(0.1,)) for name in ("advjax-bfloat16", "flax")]
+    assert results.losses([mine, fast, slow, *ways]) == [
         "pgd-20: torch is 2.00 times as fast as advjax (8 vs. 4 examples/s).",
         "pgd-20: torch needs 50 MiB, advjax 200 MiB.",
     ]
-    assert results.losses([mine, slow]) == []
+    assert results.outcome([mine, fast])[0].startswith("advjax loses: pgd-20: torch is 2.00")
+
+
+def test_nobody_is_beaten_who_was_not_there():
+    mine, slow = row(), row(contender="art", seconds=(3.0,))
+    assert results.outcome([mine, row("train"), slow]) == ["No other library was faster than advjax in pgd-20."]
+    weighed = [row(processes=processes(50.0)), row(contender="art", seconds=(3.0,), processes=processes(60.0))]
+    assert results.outcome(weighed) == ["No other library was faster than advjax in pgd-20, or used less memory."]
+    alone = [mine, row(contender="advjax-bfloat16"), row("train", "torch")]
+    assert results.outcome(alone) == ["advjax was not measured beside another library, so nothing is compared."]
 
 
 def test_ensembles_are_compared():
@@ -170,38 +191,31 @@ def test_table_shows_every_contender():
 def test_json_of_a_row_has_the_derived_numbers():
     found = row().to_json()
     assert (found["examples_per_second"], found["examples_per_second_best"]) == (4.0, 8.0)
-    assert json.loads(json.dumps(found)) == found
+    assert results.Measurement.from_json(json.loads(json.dumps(found))) == row()
 
 
 def test_a_tiny_run(tmp_path):
     """Runs the command in a separate process, because it binds itself to CPUs."""
     path = tmp_path / "benchmark.json"
     arguments = (
-        "--network mnist_cnn --num-examples 2 --rounds 1 --attacks pgd-20 --contenders advjax --quick --threads 1"
+        "--network mnist_cnn --num-examples 2 --rounds 1 --tasks pgd-20,deepfool-l2-50-runner --contenders advjax "
+        "--quick --threads 1 --calls runner"
     )
     command_line = [sys.executable, "-m", "advjax.benchmarks", *arguments.split(), "--json", str(path)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(command_line, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert "No contender was faster than advjax" in done.stdout
+    assert "not measured beside another library" in done.stdout
     found = json.loads(path.read_text())
     assert found["schema_version"] == results.SCHEMA_VERSION
     assert {"date", "command", "machine", "versions", "settings", "network", "ceiling_gflops"} <= set(found)
-    (measured,) = found["rows"]
+    measured, verdicts = found["rows"]
     assert set(results.Measurement._fields) < set(measured)
     assert len(measured["seconds"]) == 1
     assert measured["compile_seconds"] > 0
     assert measured["gflops"] == pytest.approx(2 * 40 * 5_960_400 / measured["seconds"][0] / 1e9)
     assert found["machine"]["processors"] == found["machine"]["processors"][:1]
-
-
-def test_torch_has_the_same_networks():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    from advjax.benchmarks import torch_contenders
-
-    for name in networks.SMALL:
-        network = networks.make_network(name, 2)
-        images = torch.from_numpy(network.images).permute(0, 3, 1, 2)
-        found = torch_contenders.torch_network(network)(images).numpy()
-        expected = networks.SMALL[name](network.variables, jnp.asarray(network.images))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    cold, warm = (verdicts["processes"][name]["calls"] for name in ("cold", "warm"))
+    assert warm[0]["compile_seconds"] < cold[0]["compile_seconds"]
+    # The runner keeps its programs.
+    assert cold[1]["compile_seconds"] < 0.1 * cold[0]["compile_seconds"]

@@ -8,7 +8,9 @@ import pytest
 
 from advjax.evaluation.attacker_knowledge import TRANSFER
 from advjax.experiment import registry
-from advjax.experiment.from_config import from_config
+from advjax.experiment.build_evaluation import build_evaluation
+from advjax.experiment.from_config import complete, from_config
+from advjax.experiment.presets import with_preset
 from advjax.jobs import evaluate, train
 from advjax.jobs.dry_run import check_evaluation, check_runs
 from advjax.models import blocks
@@ -71,7 +73,7 @@ def test_the_argument_after_the_colon_selects_the_experiment(shared):
     (run,) = from_config(config).runs
     assert type(run.model).__name__ == "VGG16"
     sides = {name: config_of("cross_architecture", name).data.image_size for name in ("cifar10", "cats_vs_dogs")}
-    assert sides == {"cifar10": 0, "cats_vs_dogs": 224}
+    assert sides == {"cifar10": 0, "cats_vs_dogs": 128}
 
 
 @pytest.fixture
@@ -88,6 +90,14 @@ def shipped(request):
         return config
 
     return config_with_data
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "papers/mixup_report/clean", "papers/mixup_report/cifar"])
+def test_a_preset_replaces_what_a_config_says_of_its_own_attacks(name):
+    config = with_preset(complete(config_of(name)), "standard")
+    plan = build_evaluation(config["evaluation"], dict.fromkeys(config["runs"]), config["run"])
+    assert [attack.name for attack in plan.attacks] == ["auto_attack"]
+    assert plan.transfer_rules("auto_attack") == ("true", "sound")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -35,7 +35,10 @@ CASES = {
     "flat_kernel": ((2, 9, 12, 10), (1, 5, 12), 1, "SAME"),
     "winograd_filter": ((2, 5, 7, 64), (3, 3, 72), 1, "SAME"),
     "winograd": ((2, 5, 7, 128), (3, 3, 130), 1, "SAME"),
-    "winograd_valid": ((1, 6, 8, 128), (3, 3, 128), 1, "VALID"),
+    "winograd_valid": ((3, 6, 8, 128), (3, 3, 128), 1, "VALID"),
+    "heavy_kernel": ((1, 4, 4, 128), (3, 3, 128), 1, "SAME"),
+    "wide_strided": ((2, 9, 12, 64), (3, 3, 72), 2, "SAME"),
+    "wide_strided_valid": ((2, 12, 9, 64), (3, 2, 64), 3, "VALID"),
     "padding_too_wide": ((2, 9, 12, 4), (3, 3, 5), 1, [(4, 3), (3, 3)]),
 }
 # Sums of up to 2000 products in another order: rounding of 1e-6 of the largest entry.  Winograd's transforms have
@@ -92,7 +95,7 @@ def test_cases_cover_every_algorithm():
     assert plans == {
         *(("forward", name) for name in ("lax", "matmul", "winograd")),
         *(("input", name) for name in ("flip", "matmul")),
-        *(("filter", name) for name in ("swap", "matmul", "winograd")),
+        *(("filter", name) for name in ("swap", "matmul", "taps", "winograd")),
     }
 
 
@@ -102,7 +105,7 @@ def test_patches_that_would_not_fit_in_memory_are_not_built():
     assert small == ("matmul", "matmul", "swap") and large == ("lax", "lax", "swap")
 
 
-@pytest.mark.parametrize("algorithm", ["matmul", "_winograd", "_correlate"])
+@pytest.mark.parametrize("algorithm", ["matmul", "sum_over_taps", "_winograd", "_correlate"])
 def test_algorithms_are_exact_in_double_precision(algorithm):
     with jax.enable_x64(True):
         x, kernel, _, reference, _ = case("many", np.float64)
@@ -114,6 +117,33 @@ def test_algorithms_are_exact_in_double_precision(algorithm):
             actual, expected = getattr(convolution, algorithm)(x, kernel, *geometry), y
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, 1e-13)
+
+
+def test_a_kernel_that_few_pieces_share_is_not_transformed():
+    """The last layers of a ResNet18 at small batches: 512 channels on 4x4 features."""
+    pads, kernel = ((1, 1), (1, 1)), (3, 3, 512, 512)
+    assert convolution._plan((32, 4, 4, 512), kernel, (1, 1), pads) == ("lax", "matmul", "swap")
+    assert set(convolution._plan((64, 4, 4, 512), kernel, (1, 1), pads)) == {"winograd", "flip"}
+    assert set(convolution._plan((32, 4, 4, 256), (3, 3, 256, 256), (1, 1), pads)) == {"winograd", "flip"}
+
+
+@pytest.mark.parametrize(("batch", "groups"), [(9, [(3, 3)]), (8, [(4, 2)]), (7, [(3, 3)]), (3, [])])
+def test_winograd_in_groups_of_images(monkeypatch, batch, groups):
+    """Few enough to stay in the cache, the last one padded; the values and gradients do not change."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, 8, 8, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 6)) / 6, jnp.float32)
+
+    def conv(x, kernel):
+        return winograd(x, kernel, ((1, 1), (1, 1)))
+
+    found = {}
+    for images in (100, 3):
+        monkeypatch.setattr("advjax.cpu.winograd._CACHED", images * 36 * 4 * (4 + 6))
+        found[images] = value_and_gradients(conv, x, kernel)
+    assert_close(found[3], found[100], TOLERANCE)
+    scans = [eqn for eqn in jax.make_jaxpr(lambda x: conv(x, kernel))(x).eqns if eqn.primitive.name == "scan"]
+    assert [(eqn.params["length"], eqn.invars[-1].aval.shape[1]) for eqn in scans] == groups
 
 
 def test_winograd_with_every_padding():

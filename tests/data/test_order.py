@@ -32,6 +32,30 @@ def test_every_epoch_visits_every_example_once(num_examples, batch_size):
         np.testing.assert_array_equal(positions, np.resize(positions[mask], len(positions)))
 
 
+@pytest.mark.parametrize(("num_extra", "extra_rows"), [(9, 4), (3, 5), (1, 1)])
+def test_extra_examples_are_visited_without_regard_to_epochs(num_extra, extra_rows):
+    """Each once before any is seen again, also where a batch ends one pass and begins the next."""
+    extra = {"num_extra": num_extra, "extra_rows": extra_rows}
+    known = {"num_examples": 10, "batch_size": 3 + extra_rows, "seed": 2, **extra}
+    batches = [batch_positions(step, **known) for step in range(36)]
+    positions, masks = (np.stack(arrays) for arrays in zip(*batches, strict=True))
+    assert positions.dtype == np.int32 and positions.shape == masks.shape == (36, 3 + extra_rows)
+    own = [batch_positions(step, num_examples=10, batch_size=3, seed=2) for step in range(36)]
+    is_extra = positions >= 10
+    # Spread evenly, and at the same places in every batch.
+    assert (is_extra == is_extra[0]).all() and is_extra[0].sum() == extra_rows
+    counts, size = np.cumsum(is_extra[0]), 3 + extra_rows
+    assert np.abs(counts - np.arange(1, size + 1) * extra_rows / size).max() < 1
+    np.testing.assert_array_equal(positions[:, ~is_extra[0]], [there for there, _ in own])
+    np.testing.assert_array_equal(masks[:, ~is_extra[0]], [mask for _, mask in own])
+    assert masks[is_extra].all()
+    seen = positions[is_extra]
+    passes = seen[: len(seen) // num_extra * num_extra].reshape(-1, num_extra)
+    np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(10, 10 + num_extra), (len(passes), 1)))
+    assert num_extra < 4 or len({tuple(there) for there in passes}) > 1
+    np.testing.assert_array_equal(batches[7][0], batch_positions(7, **known)[0])
+
+
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_of(number, 50, 8, seed)[0]) for number in (0, 1, 2) for seed in (0, 1, 2)}
     assert len(orders) == 9

@@ -55,6 +55,7 @@ def test_rows_hold_exactly_the_contract():
         "seconds": 1.235,
         "model_hash": "hash of fixer",
         "median_distance": None,
+        "no_progress": 0,
     }
 
 

@@ -12,6 +12,9 @@ from advjax.models import blocks
 from advjax.types import UserError, Variables
 from support.configs import changed, config_of
 
+CURVE = {"attack": {"name": "fgsm"}, "epsilons": (0.1,), "num_examples": 4}
+SMOOTHING = {"name": "gaussian_smoothing", "std": 0.1, "run": "base"}
+
 
 def test_the_digits_config_is_the_experiment_it_describes():
     built = from_config(config_of("digits_fixer"))
@@ -63,8 +66,22 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"run__typo": 3}, "run.typo must describe a run, got 3"),
         ({"run__base__augmentation__paddings": 3}, "run.base.augmentation.paddings must have the arguments of 'pad"),
         ({"run__base__targets__order": ("soft_labels",)}, "run.base.targets: soft_labels needs off_value"),
+        ({"run__base__before_attack__order": ("cut",)}, "run.base.before_attack: unknown name 'cut'; known are soft_"),
+        (
+            {"run__fixer__before_attack__order": ("partial_mix",)},
+            "run.fixer: before_attack partial_mix needs attacked images; list it under targets",
+        ),
+        ({"run__base__extra_images": {"file": "x.npz", "share": 1}}, "run.base.extra_images: share must lie between"),
+        ({"run__base__extra_images": {"file": "x.npz", "share": "1/9999"}}, "extra_images: share .*in a batch of 64 "),
+        (
+            {"run__base__extra_images": {"file": "x.npz", "share": 0.5}, "data__stream": True},
+            "run.base.extra_images: extra images cannot be streamed",
+        ),
         ({"evaluation__attacks__num_steps": 3}, "evaluation.attacks.num_steps must have the arguments of 'num_steps'"),
         ({"evaluation__curve": {"attack": {"name": "fgsm"}}}, "evaluation.curve: epsilons is missing"),
+        ({"run__base__steps_per_call": 0}, "run.base.steps_per_call must be at least 1, got 0"),
+        ({"run__base__gradient_accumulation": 0}, "run.base.gradient_accumulation must be at least 1, got 0"),
+        ({"run__base__remat": "blocks"}, "run.base.remat must be True or False, got 'blocks'"),
         ({"run__base__compute_dtype": "int8"}, "run.base: compute_dtype must be 'float32' or 'bfloat16', got 'int8'"),
         (
             {"run__fixer__attack__search_dtype": "bfloat16"},
@@ -83,6 +100,13 @@ def test_the_digits_config_is_the_experiment_it_describes():
                 }
             },
             "evaluation.curve: search_dtype has no effect on a curve",
+        ),
+        ({"evaluation__curve": {**CURVE, "attack": "fgsm"}}, "evaluation.curve: attack must be described by its name"),
+        ({"evaluation__curve": {**CURVE, "num_examples": -4}}, "num_examples a whole number of at least 1, got"),
+        ({"evaluation__curve": {**CURVE, "epsilons": ("x",)}}, r"evaluation.curve: epsilons must be a list of numbers"),
+        (
+            {"evaluation__defenses": {"order": ("s",), "s": {**SMOOTHING, "num_votes": "3"}}},
+            "evaluation.defenses.s: num_draws, num_votes, num_samples must be whole numbers of at least 1",
         ),
         ({"evaluation__curve": {"epsilon": 1}}, "evaluation.curve: unknown key 'epsilon'; known are attack, epsilons"),
         ({"data__by_patient": True}, "data.by_patient needs data.fractions"),
@@ -137,7 +161,7 @@ def sgd(**schedule):
         ({"run__fixer__optimizer__schedule": {"name": "step"}}, "run.fixer.optimizer.schedule: unknown name 'step'"),
         ({"run__fixer__optimizer": {"name": "adam"}}, "run.fixer.optimizer: schedule is missing"),
         ({"run__fixer__optimizer": TWO_RATES}, "run.fixer.optimizer: learning_rate belongs into"),
-        ({"run__fixer__optimizer": MOMENTUM}, "run.fixer.optimizer: one_cycle .* would overwrite momentum"),
+        ({"run__fixer__optimizer": MOMENTUM}, "run.fixer.optimizer: one_cycle .* would overwrite it"),
         ({"run__fixer__optimizer": ADAM}, "run.fixer.optimizer.schedule: momentum_low is for sgd; adam has no such"),
         (sgd(name="cosine"), "run.fixer.optimizer.schedule: cosine needs learning_rate"),
         (sgd(name="constant"), "run.fixer.optimizer.schedule: constant needs learning_rate"),
@@ -167,6 +191,19 @@ def test_mistakes_in_a_method_are_one_clear_line_before_anything_is_trained(chan
     with pytest.raises(UserError, match=message) as caught:
         from_config(changed(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_how_steps_are_computed_is_passed_on():
+    """Only what changes the result is part of what a run is."""
+    keys = {"steps_per_call": 5, "remat": True, "gradient_accumulation": 2}
+    built = from_config(changed(**{f"run__base__{key}": value for key, value in keys.items()}))
+    run, plain = built.runs[0], from_config(changed()).runs[0]
+    shapes = jax.eval_shape(lambda: blocks.init(run.model, jax.random.key(0), built.facts.image_shape))
+    method = run.method(shapes, {})
+    assert (run.plan.steps_per_call, method.remat, method.microbatches) == (5, True, 2)
+    here, there = run.identity["run"], plain.identity["run"]
+    assert {key for key in here | there if here.get(key) != there.get(key)} == {"gradient_accumulation"}
+    assert not {"steps_per_call", "remat"} & set(here)
 
 
 def test_a_rule_that_no_parameter_follows_is_one_clear_line():

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -105,7 +106,7 @@ def test_copies_are_made_once(make, train, tmp_path, monkeypatch):
     made = make(train)
     (folder, _) = sorted((tmp_path / "copies").iterdir())
     parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert parts == ["00000", "00001", "00002"]
+    assert parts == ["00000", "00001", "00002", "fingerprint"]
     facts = json.loads((folder / "identity.json").read_text())
     assert (facts["made_on"], facts["count"], facts["attack"]["epsilon"]) == ("source", COUNT, EPSILONS[0])
     assert facts["model_hash"] == variables_hash(adapter.from_functions({"linear": abs}, {"linear": WEIGHTS})[1])
@@ -207,3 +208,24 @@ def test_mistakes_are_one_line(copies, message):
     fgsm = {"order": ("fgsm",), "made_on": "base", "fgsm": {"name": "fgsm", "epsilon": 0.1}}
     with pytest.raises(UserError, match=message):
         from_config(with_a_pupil(copies={**fgsm, **copies}))
+
+
+def test_copies_made_with_other_gradients_are_refused(tmp_path, train):
+    """The code of the source may be repaired while its variables stay."""
+    attack = whole_attack(build_attack("fgsm", {"name": "fgsm", "epsilon": 0.01}, "test"), "true", "test")
+    copies = AdversarialCopies("source", (attack,), "true", "uint8")
+    resources = Resources(devices(), 4, 0, str(tmp_path / "copies"), lambda: False)
+
+    def made(apply):
+        model, variables = adapter.from_functions({"linear": apply}, {"linear": WEIGHTS})
+        both = with_copies(train, copies, model, variables, resources)
+        assert isinstance(both, Dataset)
+        return both.images
+
+    def masked(params, x):
+        return jax.lax.stop_gradient(x).reshape(len(x), -1) @ params
+
+    first = made(masked)
+    np.testing.assert_array_equal(made(masked), first)
+    with pytest.raises(UserError, match=r"belongs to another run \(gradients, vanishing gradients differ\): delete it"):
+        made(lambda params, x: x.reshape(len(x), -1) @ params)

@@ -48,7 +48,8 @@ def config_of(runs=("base", "other"), **evaluation):
     """Two small networks, which are compiled in no time."""
     optimizer = {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.005}}
     method = {"model": {"name": "lenet5"}, "batch_size": 64, "optimizer": optimizer}
-    plan = {"attacks": ATTACKS, "num_examples": 24, "batch_size": 24, "pictured": "pgd", "num_checked": 0, **evaluation}
+    # One size of batches, or each attack would be compiled three times.
+    plan = {"attacks": ATTACKS, "num_examples": 24, "batch_size": 4, "pictured": "pgd", "num_checked": 0, **evaluation}
     return defaults.experiment(
         data={"name": "digits", "image_size": 16, "num_validation": 20},
         runs=runs,
@@ -137,7 +138,7 @@ def test_an_evaluation_stops_also_after_its_attacks(during, workdir, monkeypatch
         may_end.set()
 
 
-def test_defences_are_attacked_through_the_mean_of_their_draws(found):
+def test_defenses_are_attacked_through_the_mean_of_their_draws(found):
     for model in MODELS:
         samples = [row["eot_samples"] for row in rows_of(found, *model) if row["knowledge"] == "everything"]
         assert set(samples) == ({1} if model[1] == "none" else {NUM_SAMPLES, 2 * NUM_SAMPLES})
@@ -194,7 +195,7 @@ def test_kept_images_give_the_stored_verdicts(found, workdir):
     np.testing.assert_allclose(kept.distances, np.abs(kept.images - clean_images()).max(axis=(1, 2, 3)), atol=1e-6)
 
 
-def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defences(found, workdir):
+def test_an_attack_on_the_undefended_run_is_oblivious_of_its_defenses(found, workdir):
     path = f"{workdir}/adversarial/square.other.npz"
     _, verdicts = rescore.rescore(config_of(defenses=DEFENSES), workdir, path, devices(), print)
     knowledge = [verdict.knowledge for verdict in verdicts]

@@ -14,10 +14,12 @@ import advjax
 from advjax import attacks
 from advjax.attacks.programs import Programs
 from advjax.evaluation import report
+from advjax.evaluation.given_model import given_model
 from advjax.evaluation.outcomes import read_outcomes
 from advjax.experiment import registry
 from advjax.jobs import compare, evaluate
 from advjax.runtime.files import plain
+from advjax.types import UserError
 
 THREAT_MODEL = attacks.linf(0.05)
 FGSM = {"fgsm": attacks.fgsm(THREAT_MODEL)}
@@ -164,3 +166,100 @@ def test_mistakes_are_explained_before_anything_is_written(model, options, messa
     with pytest.raises((TypeError, ValueError), match=message):
         evaluated(model, tmp_path / "report", **options)
     assert not (tmp_path / "report").exists()
+
+
+def test_functions_that_differ_in_their_gradients_alone_are_told_apart():
+    """Adversarial images made on a masked model say nothing about the repaired one."""
+
+    def masked(images):
+        return logits_fn(jax.lax.stop_gradient(images))
+
+    def called_back(images):
+        shape = jax.ShapeDtypeStruct((len(images), 3), np.float32)
+        return jax.pure_callback(lambda x: np.asarray(logits_fn(np.asarray(x))), shape, images)
+
+    hashes = [given_model("model", function, (4, 4, 1)).scored.hash for function in (logits_fn, masked, called_back)]
+    assert len(set(hashes)) == 3
+    assert given_model("model", logits_fn, (4, 4, 1)).scored.hash == hashes[0]
+
+
+def test_images_without_progress_are_said_in_the_call_and_in_the_report(tmp_path):
+    """A random start moves the images, and hides nothing."""
+    attack = attacks.pgd(THREAT_MODEL, num_steps=2, step_size=0.02)
+    given = {"pgd": attack, "square": attacks.square(THREAT_MODEL, num_queries=2)}
+    masked = lambda images: 1e-3 * logits_fn(jax.lax.stop_gradient(images - 0.5))  # noqa: E731
+    with pytest.warns(UserWarning, match=r"made no progress on (\d+) of \1 robust images \(pgd on \1\)"):
+        found = evaluated(masked, tmp_path, attacks=given, labels=np.argmax(masked(IMAGES), axis=-1))
+    rows = {row["attack"]: row for row in found.rows if row["subset"] == "all"}
+    for name, row in rows.items():
+        assert row["no_progress"] == (name in ("pgd", "worst case")) * round(20 * row["accuracy"]), name
+    left = rows["worst case"]["accuracy"]
+    assert 0 < left <= rows["pgd"]["accuracy"]
+    assert "this may be too high: the report card fails on progress of attacks" in found.verdict[0]
+    (check,) = [check for check in found.checks if check["name"] == "progress of attacks"]
+    assert not check["passed"] and check["numbers"] == {"without": left}
+    again = {outcome.attack: outcome for outcome in read_outcomes(tmp_path / "outcomes.npz")}
+    assert np.sum(again["pgd"].without_progress) == rows["pgd"]["no_progress"] and again["clean"].progress is None
+
+
+@pytest.mark.filterwarnings("ignore:gradients are NaN")
+def test_logits_that_become_nan_are_not_robust(tmp_path):
+    def breaking(images):
+        brightness = jnp.mean(images, axis=(1, 2, 3))[:, None]
+        return jnp.where(brightness > 0.52, jnp.nan, brightness * jnp.asarray([-1.0, 1.0]) + jnp.asarray([2.0, 0.0]))
+
+    found = evaluated(breaking, tmp_path, images=0 * IMAGES + 0.5, labels=0 * LABELS)
+    assert found.summary[0]["clean"]["accuracy"] == 1 and found.summary[0]["robust"]["accuracy"] == 0
+    assert "none (NaN)" in (tmp_path / "report.html").read_text()
+
+
+def test_nan_on_the_images_as_they_are_is_one_line(tmp_path):
+    """As of damaged weights: no attack could start there."""
+    broken = lambda images: jnp.where(jnp.arange(3) == 1, jnp.nan, logits_fn(images))  # noqa: E731
+    with pytest.raises(UserError, match=r"^model returns NaN on 20 of 20 images as they are: look for NaN") as caught:
+        evaluated(broken, tmp_path / "report")
+    assert "\n" not in str(caught.value) and not (tmp_path / "report" / "report.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "../outside", ".hidden", "", "x" * 65, "line\nbreak", 3, None])
+def test_names_that_cannot_be_those_of_files_are_refused(name, tmp_path):
+    for models, given in (({name: logits_fn}, FGSM), (logits_fn, {name: FGSM["fgsm"]})):
+        with pytest.raises(ValueError, match="cannot be a name: it becomes part of file names"):
+            evaluated(models, tmp_path / "report", attacks=given)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": {"clean": FGSM["fgsm"]}}, "'clean' cannot be a name"),
+        ({"attacks": {"worst case": FGSM["fgsm"]}}, "'worst case' cannot be a name"),
+        ({"attacks": {"x": attacks.with_restarts(attacks.fgsm(THREAT_MODEL, targeted=True), 2)}}, "'x' is targeted"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**40}, "needs a seed below"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"notify": None}, "a function notify"),
+        ({"class_names": "abc"}, "a list of class_names"),
+        ({"class_names": (1, 2, 3)}, r"class_names\[0\] must be a string"),
+        ({"title": 3}, "title must be a string"),
+        ({"data_name": None}, "data_name must be a string"),
+    ],
+)
+def test_other_arguments_that_make_no_sense(changes, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message):
+        evaluated(logits_fn, tmp_path / "report", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", ""):
+        with pytest.raises(ValueError, match="workdir must name a folder"):
+            evaluated(logits_fn, workdir)
+
+
+def test_a_model_that_nothing_attacks_in_a_ball_has_no_evidence_of_robustness(tmp_path):
+    found = evaluated(logits_fn, tmp_path, attacks={"noise": attacks.gaussian_noise(0.1)})
+    assert found.verdict == [
+        "model: 90.0 % clean; no attack with a finite epsilon was made, so there is no evidence of robustness"
+    ]

@@ -1,5 +1,8 @@
 """``advjax.fit_fixers`` and ``advjax.fine_tune``: networks trained elsewhere, with weights that are kept or start."""
 
+import ast
+import re
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -81,6 +84,14 @@ def test_fine_tuning_starts_from_the_weights_and_changes_all_of_them(tmp_path):
     _, start = in_blocks()
     moved = jax.tree.map(lambda a, b: 0 < np.max(np.abs(a - b)) < 0.5, tuned.variables.params, start.params)
     assert jax.tree.all(moved)
+
+
+def test_the_method_in_the_docstring_can_be_trained(tmp_path, monkeypatch):
+    """Building and tracing it is enough: training has its own tests."""
+    monkeypatch.setattr("advjax.jobs.fit.train_runs", lambda experiment, *rest: {"fine_tuned": None})
+    (method,) = re.findall(r"``objective=(\{.*\})``", advjax.fine_tune.__doc__)
+    tuned = fitted(tmp_path, advjax.fine_tune, objective=ast.literal_eval(method))
+    assert tuned.model is not None and "trades" in method
 
 
 def test_linen_variables_of_a_network_of_advjax_are_accepted(tmp_path):

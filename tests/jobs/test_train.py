@@ -27,7 +27,7 @@ from support.paths import REPOSITORY
 ROW_KEYS = {
     *("run", "split", "subset", "attack", "norm", "epsilon", "made_on", "adaptive", "knowledge", "defense", "protocol"),
     *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "median_distance", "seconds"),
-    "model_hash",
+    *("model_hash", "no_progress"),
 }
 
 RUNS = ("base", "fixer")
@@ -51,7 +51,8 @@ def small(**changes):
                 "run__fixer__train_fraction": 0.1,
                 "run__fixer__attack__num_steps": 2,
                 "evaluation__num_examples": 36,
-                "evaluation__batch_size": 20,
+                # One size of batches, or each attack would be compiled three times.
+                "evaluation__batch_size": 4,
                 "evaluation__num_checked": 0,
                 "evaluation__attacks__order": ("fgsm", "auto_pgd"),
                 "evaluation__attacks__auto_pgd__num_steps": 3,
@@ -223,6 +224,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
         ({"seed": 1}, "seed is 0 there, 1 here"),
         ({"data__num_validation": 30}, "data.num_validation is 20 there, 30 here"),
         ({"run__base__checkpoint": "base", "data__fractions": (0.8, 0.1, 0.1)}, "data.fractions is"),
+        ({"run__base__checkpoint": "base", "data__num_folds": 5}, "data.num_folds is 0 there, 5 here"),
     ],
 )
 def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, changes, key):
@@ -236,6 +238,15 @@ def test_an_evaluation_of_other_runs_than_the_folder_holds_is_refused(finished, 
         for run in built.runs:
             folders.restore(run, workdir, built.facts.image_shape, print)
     assert "\n" not in str(caught.value) and "holds a run of another configuration" in str(caught.value)
+
+
+def test_a_checkpoint_is_not_evaluated_on_what_it_was_trained_on(finished):
+    splits = {"data__train_split": "train[:1000]", "data__test_split": "train[1000:]", "runs": ("base",)}
+    built = from_config(small(run__base__checkpoint=f"{finished[0]}/base", **splits))
+    with pytest.raises(
+        UserError, match=r"base was trained on 'train', which has images of data\.test_split 'train\[1000"
+    ):
+        folders.restore(built.runs[0], finished[0], built.facts.image_shape, print)
 
 
 def test_another_evaluation_of_the_same_runs_is_welcome(finished):

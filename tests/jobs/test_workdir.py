@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from advjax.experiment.from_config import complete
+from advjax.experiment.from_config import complete, from_config
 from advjax.jobs import workdir as folders
 from advjax.types import UserError
 from support.experiments import built, small_config
@@ -52,3 +53,19 @@ def test_facts_about_the_data_are_used_only_if_they_are_intact(tmp_path):
     for content in ("", "{", "null", "[1]", "3", "{}", "\x00"):
         path.write_text(content)
         assert folders._stored_facts(config, tmp_path) is None
+
+
+def test_other_data_under_another_path_are_other_data(tmp_path):
+    for name in ("one", "other"):
+        images, labels = np.zeros((8, 4, 4, 1), np.uint8), np.arange(8) % 2
+        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    config = small_config(select="last", train_fraction=1.0)
+    config.data.update(name="npz", dir=str(tmp_path / "one.npz"))
+    first = complete(config)
+    folders.write_experiment(from_config(first), first, tmp_path)
+    folders.claim(folders.open_experiment(first, tmp_path).runs[0], tmp_path)
+    config.data.dir = str(tmp_path / "other.npz")
+    other = folders.open_experiment(complete(config), tmp_path)
+    assert other.facts.name == "other"
+    with pytest.raises(UserError, match="data_set is 'one' there, 'other' here"):
+        folders.claim(other.runs[0], tmp_path)

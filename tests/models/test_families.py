@@ -18,7 +18,7 @@ from advjax.models.resnet9 import ResNet9
 from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.training.partition import num_params
-from advjax.types import Variables
+from advjax.types import UserError, Variables
 
 GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 
@@ -92,6 +92,8 @@ TINY = {
     "dm_preact_resnet18": (DMPreActResNet18(num_classes=3, width=1 / 32), (8, 8, 3)),
     "wide_resnet": (WideResNet(num_classes=3, depth=10, width=0.2), (8, 8, 3)),
 }
+SLOW = {"preact_resnet18_raw", "vgg16_classic"}
+"""Networks with the blocks of others, whose logits ``test_torch_weights`` compares, too."""
 ORDER = np.array([2, 0, 3, 1])
 
 
@@ -104,11 +106,14 @@ def everything(model, variables, images):
         return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), (logits, state)
 
     gradient, (logits, state) = jax.grad(loss, has_aux=True)(variables.params)
-    logits_fn = blocks.logits_fn(model, variables)
-    return logits_fn(images), logits_fn(images[ORDER]), logits, state, gradient
+    # A loop, in which the network is compiled once.
+    plain, reordered = jax.lax.map(blocks.logits_fn(model, variables), jnp.stack([images, images[ORDER]]))
+    return plain, reordered, logits, state, gradient
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TINY]
+)
 def tiny(request):
     model, image_shape = TINY[request.param]
     variables = blocks.init(model, jax.random.key(0), image_shape)
@@ -238,3 +243,12 @@ def test_input_is_normalized_inside_and_gray_images_are_repeated():
 def test_impossible_models_are_refused(build, message):
     with pytest.raises(ValueError, match="^" + message):
         build()
+
+
+@pytest.mark.parametrize(
+    "model, size",
+    [(LeNet5(), 8), (Net62k(), 8), (VGG16(), 16), (Custom1(), 4), (Custom2(), 4)],
+)
+def test_images_that_a_network_pools_to_nothing_are_refused(model, size):
+    with pytest.raises(UserError, match=r"too small for this network: it pools them to \("):
+        shapes(model, (size, size, 1))

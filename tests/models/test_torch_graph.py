@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from advjax.models.torch import from_torch, graph
+from advjax.models.torch.reading import module_logits
 from advjax.types import UserError, Variables
 from support.torch_families import FIXTURES, torch_networks
 
@@ -45,23 +46,52 @@ def test_a_stored_program_gives_the_logits_of_pytorch():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((by_params, by_images))) and by_images.any()
 
 
-def test_a_batch_size_that_the_export_has_fixed_is_kept():
-    program, variables, images, _ = stored("mixed")
+def test_any_number_of_images_for_an_export_of_a_fixed_number():
+    """The stored export has fixed its four images inside."""
+    program, variables, images, logits = stored("mixed")
     assert program.image_shape[0] is None
-    limited = graph.for_possible_batches(program, variables, len(images))
-    assert limited.image_shape == (len(images), 3, 32, 32)
-    with pytest.raises(ValueError, match=r"shape of the example, \[4, 32, 32, 3\], got \(1, 32, 32, 3\)"):
-        graph.function_of(limited)(variables, images[:1])
+    fixed = graph.with_fixed_number(program, variables, len(images))
+    assert fixed.image_shape == (4, 3, 32, 32)
+    logits_fn = graph.function_of(fixed)
+    for rows in ([2], [3, 1, 0], [0, 1, 2, 3], [3, 0, 3, 2, 1, 0, 2, 1, 0]):
+        np.testing.assert_allclose(jax.jit(logits_fn)(variables, images[np.array(rows)]), logits[rows], atol=1e-5)
+
+    def total(images):
+        return logits_fn(variables, images)[:, 0].sum()
+
+    # What pads the last batch adds nothing to the gradient of an image.
+    gradient, whole = jax.grad(total)(jnp.asarray(images[:3])), jax.grad(total)(jnp.asarray(images))
+    np.testing.assert_allclose(gradient, whole[:3], atol=1e-6)
+    assert np.abs(whole).max() > 1e-3
 
 
-def test_images_of_another_shape_are_refused():
+def linear_program(batch):
+    """Weighs the sums of three channels; ``batch`` is what an export has written for the number of images."""
+    steps = (
+        graph.Step("sums", "sum", (graph.Ref("x"), [2, 3]), {}),
+        graph.Step("rows", "view", (graph.Ref("sums"), [batch, 3]), {}),
+        graph.Step("logits", "mm", (graph.Ref("rows"), graph.Ref("w")), {}),
+    )
+    program = graph.Program(steps, {"w": ("params", "weight")}, "x", (None, 3, 4, 4), graph.Ref("logits"))
+    return program, Variables({"weight": jnp.arange(6.0).reshape(3, 2)}, {"buffers": {}})
+
+
+@pytest.mark.parametrize(("batch", "number"), [(-1, None), (5, 5)])
+def test_the_number_of_images_that_a_graph_has_fixed_inside_is_found(images, batch, number):
+    program, variables = linear_program(batch)
+    found = graph.with_fixed_number(program, variables, 5)
+    assert found.image_shape == (number, 3, 4, 4)
+    logits_fn, few = graph.function_of(found), images[:2, :4, :4]
+    expected = few.sum((1, 2)) @ np.arange(6.0).reshape(3, 2)
+    np.testing.assert_allclose(logits_fn(variables, few), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [None, 4])
+def test_images_of_another_shape_are_refused(number):
     program, variables, images, _ = stored("mixed")
-    logits_fn = graph.function_of(program)
+    logits_fn = graph.function_of(program._replace(image_shape=(number, 3, 32, 32)))
     with pytest.raises(ValueError, match=r"shape of the example, \[n, 32, 32, 3\], got \(4, 16, 32, 3\)"):
         logits_fn(variables, images[:, ::2])
-    fixed = graph.function_of(program._replace(image_shape=(4, 3, 32, 32)))
-    with pytest.raises(ValueError, match=r"shape of the example, \[4, 32, 32, 3\], got \(2, 32, 32, 3\)"):
-        fixed(variables, images[:2])
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +102,13 @@ def torch():
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).uniform(size=(3, 12, 12, 3)).astype(np.float32)
+
+
+def assert_logits_of(network, logits_fn, variables, images):
+    """For other numbers of images than the example has."""
+    for rows in ([1, 0], [2, 1, 0, 2, 0, 1, 1]):
+        expected = module_logits(network, images[rows])
+        np.testing.assert_allclose(jax.jit(logits_fn)(variables, images[rows]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_module_is_converted_in_eval_mode_and_left_in_its_own(torch):
@@ -115,7 +152,7 @@ def test_layers(torch, images, name):
     network = torch.nn.Sequential(LAYERS[name](torch), torch.nn.Flatten(), torch.nn.LazyLinear(5))
     network(torch.zeros(2, 3, 12, 12))
     logits_fn, variables = from_torch(network, images)
-    assert jax.jit(logits_fn)(variables, images[:2]).shape == (2, 5)
+    assert_logits_of(network.eval(), logits_fn, variables, images)
 
 
 def module(torch, forward):
@@ -151,8 +188,9 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(torch, images, name):
     torch.manual_seed(0)
-    logits_fn, variables = from_torch(module(torch, FUNCTIONS[name]), images)
-    assert jax.jit(logits_fn)(variables, images[:2]).shape == (2, 5)
+    network = module(torch, FUNCTIONS[name])
+    logits_fn, variables = from_torch(network, images)
+    assert_logits_of(network, logits_fn, variables, images)
 
 
 REFUSED = {
@@ -165,6 +203,10 @@ REFUSED = {
         "does not convert transposed convolutions",
     ),
     "batch": (lambda torch: lambda self, x: x - x.mean(0), "must not depend on the other images of a batch"),
+    "batch of a fixed number": (
+        lambda torch: lambda self, x: x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(0),
+        "must not depend on the other images of a batch",
+    ),
 }
 
 
@@ -175,23 +217,27 @@ def test_what_is_not_converted_is_named(torch, images, name):
         from_torch(module(torch, forward(torch)), images)
 
 
-def test_exported_programs(torch, images):
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_programs(torch, images, dynamic):
     networks = torch_networks()
     block = torch.nn.Sequential(
-        networks.conv(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(5)
+        networks.conv(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4 * 12 * 12, 5)
     )
     network = networks.trained_looking(block)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    logits_fn, variables = from_torch(torch.export.export(network, (pixels,)), images)
-    with torch.no_grad():
-        np.testing.assert_allclose(logits_fn(variables, images), network(pixels).numpy(), atol=1e-5)
-    with pytest.raises(ValueError, match=r"shape of the example, \[3, 12, 12, 3\]"):
-        logits_fn(variables, images[:2])
+    dynamic_shapes = ({0: torch.export.Dim("n")},) if dynamic else None
+    exported = torch.export.export(network, (pixels,), dynamic_shapes=dynamic_shapes)
+    logits_fn, variables = from_torch(exported, images)
+    np.testing.assert_allclose(logits_fn(variables, images), module_logits(network, images), atol=1e-5)
+    assert_logits_of(network, logits_fn, variables, images)
+    if not dynamic:
+        with pytest.raises(UserError, match=r"cannot be applied to images \[n, h, w, c\] of shape \(2, 12, 12, 3\)"):
+            from_torch(exported, images[:2])
     with pytest.raises(
         UserError, match=r"from_torch does not convert aten\.|the module changes .*: export it in eval mode"
     ):
         from_torch(torch.export.export(network.train(), (pixels,)), images)
-    with pytest.raises(TypeError, match=r"must be a torch.nn.Module or an ExportedProgram, got dict"):
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module or an ExportedProgram, got OrderedDict"):
         from_torch(network.state_dict(), images)
 
 

@@ -89,6 +89,29 @@ LAST_EPOCHS, PGD_100 = (
 )
 
 
+def test_noise_on_training_images_is_measured_on_images_that_were_trained_on():
+    parts = [
+        (entry.scales, part) for entry in ENTRIES.values() for part in entry.parts if part.name.startswith("noise_")
+    ]
+    assert len(parts) == 3
+    for scales, part in parts:
+        # The smallest size only shows that an entry runs.
+        for scale in scales.keys() - {"tiny"}:
+            config = recipe.build(part, scales[scale], 0)
+            assert config["data"]["test_split"] == config["data"]["train_split"]
+            assert {run["train_fraction"] for run in config["run"].values()} == {1.0}
+
+
+def test_the_tables_of_the_mixup_report_are_about_the_networks_before_the_last_epoch(jobs):
+    last = {"001_table4": 799, "001_table6": 499, "001_table8_cifar10": 499}
+    for name, epochs in last.items():
+        runs = [
+            (name, run) for job in jobs[name] for name, run in job.config["run"].items() if name in job.config["runs"]
+        ]
+        adversarial = [run for name, run in runs if run["objective"]["name"].endswith(":adversarial")]
+        assert adversarial and {run["epochs"] for run in adversarial} == {epochs}
+
+
 def test_entries_that_share_a_part_share_its_folder(tmp_path):
     folders = {}
     for name in ("003_table1", "003_figure6"):

@@ -357,9 +357,10 @@ def test_the_command_prints_published_and_our_numbers(measured, tmp_path, capsys
     ]
 
 
-def test_published_can_come_from_a_config_file(tmp_path, capsys):
+@pytest.mark.parametrize("config", [str(REPOSITORY / "configs" / "cifar_fixer.py"), "cifar_fixer:auto_pgd"])
+def test_published_can_come_from_another_config(config, tmp_path, capsys):
     folder = write_report(tmp_path / "a", ROWS, **plain(config_of("cifar_fixer")) | {"published": []})
-    assert command.main([f"--workdir={folder}", f"--config={REPOSITORY / 'configs' / 'cifar_fixer.py'}"]) == 0
+    assert command.main([f"--workdir={folder}", f"--config={config}"]) == 0
     assert "87.50" in capsys.readouterr().out
 
 

@@ -86,6 +86,7 @@ def test_a_page_shows_what_there_is(sweep, tmp_path):
     text = path.read_text()
     assert "Reduced: not the paper's experiment." in text and "6 of 18 cells measured, not all parts" in text
     assert "3 epochs [10 epochs], width 1 [1], 10% of the training images [100%]; 512 test images [all]" in text
+    assert "AutoAttack (linf 0.03) on 128; 1 seed" in text
     assert "<svg" in text and "holds" in text and "<script" not in text
     with (tmp_path / "pages" / "004_figure3.small.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -179,6 +180,7 @@ def calls(monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report.Report(report.SCHEMA_VERSION, "", config, {}, [], [], [], [], [])._asdict()))
 
+    monkeypatch.setenv("ADVJAX_COMPILATION_CACHE", "")
     monkeypatch.setattr("advjax.papers.running.train", train)
     monkeypatch.setattr("advjax.papers.running.evaluate_experiment", evaluate)
     return made
@@ -220,10 +222,25 @@ def test_the_budget_stops_between_and_within_jobs(calls, tmp_path, capsys):
     assert not calls.evaluated and not job.is_done
 
 
+def test_what_is_done_has_a_page_although_the_next_part_cannot_be_run(calls, tmp_path, monkeypatch, capsys):
+    run = commands.run_job
+
+    def without_the_last(job, *arguments):
+        if job.part.name == "two_updates":
+            raise UserError("no data")
+        run(job, *arguments)
+
+    monkeypatch.setattr(commands, "run_job", without_the_last)
+    assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 2
+    assert "no data" in capsys.readouterr().err
+    assert (tmp_path / "pages" / "004_table1.small.html").exists()
+
+
 def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
     assert command.main(["list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ENTRIES)
+    assert "full 0.5, small 0.1, tiny" in listed
     assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "004_table1 (small, reduced): 0 of 4 cells measured: " in said
@@ -242,6 +259,7 @@ def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
             "--budget must be a number with a unit, such as 90m or 5h, got 'soon'",
         ),
         (["run", "004_table1", "--seeds=0"], "--seeds must be at least 1"),
+        (["run", "all", "--scale=huge"], "no entry has a scale 'huge'; there are full, small, tiny, "),
         (["walk"], "invalid choice: 'walk'"),
     ],
 )

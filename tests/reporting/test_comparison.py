@@ -56,6 +56,17 @@ def test_different_images_are_not_compared(changes, obstacle):
     assert [(pair.p_value, pair.obstacle) for pair in pairs] == [(None, obstacle)] * 2
 
 
+@pytest.mark.parametrize("one, other", [({"fingerprint": "a"}, {"fingerprint": "b"}), ({"dir": "a"}, {"dir": "b"})])
+def test_images_of_equal_names_and_labels_are_not_compared(one, other):
+    configs = [{**CONFIG, "data": {**CONFIG["data"], "name": "npz", **data}} for data in (one, other, one)]
+    outcomes = clean_and_attacked([1]).outcomes
+    first, second, third = (evaluation(*outcomes, config=config) for config in configs)
+    assert {pair.obstacle for pair in comparison.pairs(comparison.correctness({"a": first, "b": second}))} == {
+        "different data"
+    }
+    assert {pair.obstacle for pair in comparison.pairs(comparison.correctness({"a": first, "b": third}))} == {""}
+
+
 def test_different_data_and_different_attacks_are_not_compared():
     first = clean_and_attacked([1])
     data = {**CONFIG, "data": {**CONFIG["data"], "name": "mnist"}}

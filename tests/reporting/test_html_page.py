@@ -86,7 +86,7 @@ def test_without_an_adaptive_attack_the_page_says_so():
     assert warning not in checked()[0]
 
 
-def test_spread_and_definition_are_labelled():
+def test_spread_and_definition_are_labeled():
     text = " ".join(re.sub(r"<[^>]*>", "", checked()[0]).split())
     definition = "Only accuracy under an attack crafted on the very model that is scored is called robust accuracy"
     assert definition in text

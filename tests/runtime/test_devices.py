@@ -178,6 +178,23 @@ def test_donation_spares_the_source(mapping):
     assert (local == 0).all() and aligned[0] == 5.0 and (aligned[1:] == 0).all()
 
 
+@pytest.mark.parametrize("mapping", ["shard_map", "jit"])
+def test_a_program_can_be_compiled_from_shapes_alone(mapping):
+    mesh = sharding.mesh()
+    options = {"in_sharded": (False, True), "out_sharded": (False, False, True)}
+    step = sharding.parallelize(train_step, mapping, mesh, **options)
+    state, batch = sharding.replicate(make_state(), mesh), sharding.shard(process_rows(make_batch()), mesh)
+    compiled = step.lower(*jax.eval_shape(lambda *args: args, state, batch)).compile()
+    for found, expected in zip(compiled(state, batch), step(state, batch), strict=True):
+        chex.assert_trees_all_equal(*map(sharding.fetch, (found, expected)))
+
+
+def test_a_program_of_pmap_cannot_be_compiled_from_shapes():
+    mapped = sharding.parallelize(train_step, "pmap", sharding.mesh(), in_sharded=(False, True), out_sharded=False)
+    with pytest.raises(UserError, match=r"'pmap' cannot be compiled ahead of time: choose 'shard_map' or 'jit'"):
+        mapped.lower({}, {})
+
+
 def test_sizes_and_names_are_checked():
     mesh = sharding.mesh()
     assert [sharding.pad_to_multiple(n, mesh) for n in (0, 1, 4, 5)] == [0, 4, 4, 8]

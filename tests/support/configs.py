@@ -39,7 +39,8 @@ def shrink(config):
         config.runs = tuple(name for name in config.runs if name in different)
         if not isinstance(evaluation.made_on, str):
             evaluation.made_on = tuple(name for name in evaluation.made_on if name in different)
-        evaluation.num_examples = evaluation.batch_size = 8
+        # One size of batches, or each attack would be compiled three times.
+        evaluation.num_examples, evaluation.batch_size = 8, 1
         evaluation.num_checked = 0
         if evaluation.curve is not None:
             evaluation.curve.update(epsilons=("8/255",), num_examples=8)

@@ -32,9 +32,13 @@ class StageRuns:
         )
 
     def run(self, *, stages=None, **options):
-        """``run_stages`` on a model that is a closure, or given by its variables."""
-        arguments = {"batch_size": 8, "images": self.images, "labels": self.labels} | options
-        logits_fn = self.bind if "variables" in options else self.model
+        """``run_stages`` on a model given by its variables, or that is a closure, with ``variables=None``.
+
+        Closures are traced by every call.
+        """
+        data = {"images": self.images, "labels": self.labels, "variables": self.model}
+        arguments = {"batch_size": 8} | data | options
+        logits_fn = self.model if arguments["variables"] is None else self.bind
         return runner.run_stages(stages or self.stages, self.threat_model, logits_fn, **arguments)
 
     @staticmethod

@@ -46,6 +46,40 @@ def test_mixup_is_the_weighted_mean_of_rows_and_targets(per_sample):
     np.testing.assert_array_equal(found.mask, batch.mask)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_cutmix_pastes_a_box_of_the_partner_and_mixes_targets_by_area(per_sample):
+    batch, kept, centers = make_batch(clean=True), [], []
+    images, clean, targets = (np.asarray(values) for values in (batch.images, batch.clean, batch.targets))
+    for number in range(20):
+        key = jax.random.key(number)
+        found = mixing.cutmix(1.0, per_sample)({}, batch, key)
+        weight, partners = mixing.draw(key, 8, 1.0, per_sample)
+        pasted = np.any(found.images != images, axis=-1)
+        # Where the pixels are not those of the image they are those of the partner, and the same in both versions.
+        wanted = np.where(pasted[..., None], images[partners], images)
+        np.testing.assert_array_equal(found.images, wanted)
+        moved = np.asarray(partners) != np.arange(8)
+        for row in np.flatnonzero(moved):
+            rows, columns = pasted[row].any(axis=1), pasted[row].any(axis=0)
+            np.testing.assert_array_equal(pasted[row], rows[:, None] & columns)
+            share = 1 - pasted[row].mean()
+            np.testing.assert_allclose(
+                found.targets[row], share * targets[row] + (1 - share) * targets[partners[row]], atol=1e-6
+            )
+            # Cut at the border, a box may be smaller than the weight says, and it is rounded to whole pixels.
+            sides = np.sqrt(1 - np.broadcast_to(weight, 8)[row]) * np.asarray(images.shape[1:3])
+            assert rows.sum() <= np.ceil(sides[0]) and columns.sum() <= np.ceil(sides[1])
+            assert found.labels[row] == batch.labels[row if share >= 0.5 else partners[row]]
+            np.testing.assert_array_equal(
+                found.clean[row], np.where(pasted[row][..., None], clean[partners[row]], clean[row])
+            )
+            kept.append(share)
+        boxes = {pasted[row].tobytes() for row in np.flatnonzero(moved)}
+        centers.append(len(boxes))
+    assert (max(centers) > 1) == per_sample
+    assert 0.5 < np.mean(kept) < 0.9 and min(kept) < 0.4 and max(kept) > 0.9
+
+
 def test_a_weight_of_one_is_the_identity():
     values = make_batch().images
     mixed = mixing.mix(values, Mixing(jnp.float32(1), jnp.arange(8)[::-1]))

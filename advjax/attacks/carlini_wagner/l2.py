@@ -10,7 +10,7 @@ import optax
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, margin_hinge, quality_of, smaller, tanh_box
 from advjax.attacks.input_checks import require_count, require_number
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 RETURNS = ("closest", "last")
@@ -88,7 +88,7 @@ def carlini_wagner_l2(
       returns: "closest" for the smallest success, or "last" for the final point of Adam, success or not; the latter
         requires ``binary_search_steps=1``.
     """
-    threat_model.require("carlini_wagner_l2", "l2", finite_bounds=True)
+    require(threat_model, "carlini_wagner_l2", "l2", finite_bounds=True)
     require_count("num_steps", num_steps)
     require_count("binary_search_steps", binary_search_steps)
     require_number("learning_rate", learning_rate, open_low=True)

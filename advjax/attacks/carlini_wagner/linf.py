@@ -10,7 +10,7 @@ import optax
 from advjax.attacks.base import Attack, Problem
 from advjax.attacks.carlini_wagner.tanh_space import Smallest, margin_hinge, quality_of, smaller, tanh_box
 from advjax.attacks.input_checks import require_count, require_number
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 INITIAL_CONST, LARGEST_CONST, CONST_GROWTH = 1e-5, 20.0, 2.0
@@ -67,7 +67,7 @@ def carlini_wagner_linf(
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("carlini_wagner_linf", "linf", finite_bounds=True)
+    require(threat_model, "carlini_wagner_linf", "linf", finite_bounds=True)
     require_count("num_steps", num_steps)
     require_number("learning_rate", learning_rate, open_low=True)
     require_number("confidence", confidence, -math.inf)

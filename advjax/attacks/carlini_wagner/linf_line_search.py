@@ -21,7 +21,7 @@ from advjax.attacks.carlini_wagner.tanh_space import (
     tanh_box,
 )
 from advjax.attacks.input_checks import require_count, require_number
-from advjax.attacks.threat_model import ThreatModel
+from advjax.attacks.threat_model import ThreatModel, require
 from advjax.types import Array
 
 
@@ -64,7 +64,7 @@ def carlini_wagner_linf_line_search(
       confidence: margin, in logits, by which the wrong class has to win.
       targeted: labels are the classes to reach.
     """
-    threat_model.require("carlini_wagner_linf_line_search", "linf", finite_epsilon=True, finite_bounds=True)
+    require(threat_model, "carlini_wagner_linf_line_search", "linf", finite_epsilon=True, finite_bounds=True)
     for name, count in (("num_steps", num_steps), ("max_halvings", max_halvings), ("max_doublings", max_doublings)):
         require_count(name, count)
     require_number("learning_rate", learning_rate, open_low=True)

@@ -52,7 +52,7 @@ class Program(NamedTuple):
       steps: in order.
       sources: name of an input -> (collection, name) in the variables: "params" or "buffers".
       images: name of the input that holds the images.
-      image_shape: (n, channels, height, width); n is None if any number of images can be given.
+      image_shape: (n, channels, height, width); n is None unless the export has fixed the number of images.
       output: the result.
     """
 
@@ -66,11 +66,12 @@ class Program(NamedTuple):
 def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1e-4) -> tuple[ConvertedFn, Variables]:
     """Converts a PyTorch module, in eval mode, into a JAX function and its variables.
 
-    Logits are compared with PyTorch's for ``example``, as a batch and for its first image alone.
+    Logits are compared with PyTorch's for ``example``, as a batch and for its first image alone. The result takes any
+    number of images; where the export has fixed that number, it computes them in batches of it, the last one padded.
 
     Args:
       source: a ``torch.nn.Module`` that takes images [n, c, h, w] and returns logits, or the ``ExportedProgram`` that
-        ``torch.export.export`` made of one in eval mode. Its exported batch size is kept unless it is dynamic.
+        ``torch.export.export`` made of one in eval mode; if its batch size is not dynamic, it is that of ``example``.
       example: floating point [n, h, w, c] in [0, 1], at least two images; all but the number of images is fixed by it.
       tolerance: largest difference of logits that is accepted, relative to the largest logit in size.
 
@@ -88,13 +89,12 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
     images = checked_images(example)
     exported, logits = exported_program(source, images)
     program, variables = converted(exported)
-    program = for_possible_batches(program, variables, len(images))
+    program = with_fixed_number(program, variables, len(images))
     logits_fn = function_of(program)
     call = jax.jit(logits_fn)
     worst = difference(max_precision(lambda x: call(variables, x), images), Reference(images, logits), tolerance)
-    if program.image_shape[0] is None:
-        alone = max_precision(lambda x: call(variables, x), images[:1])
-        worst = max(worst, float(np.abs(alone - logits[:1]).max() / np.abs(logits).max()))
+    alone = max_precision(lambda x: call(variables, x), images[:1])
+    worst = max(worst, float(np.abs(alone - logits[:1]).max() / np.abs(logits).max()))
     if not worst <= tolerance:
         raise UserError(
             f"the logits of the converted module differ from PyTorch's by {worst:.2g} of the largest one, more than "
@@ -104,35 +104,57 @@ def from_torch(source: Any, example: Array | np.ndarray, *, tolerance: float = 1
 
 
 def function_of(program: Program) -> ConvertedFn:
-    """The JAX function that a program describes."""
+    """The JAX function that a program describes, for any number of images."""
+    number, channels, *sides = program.image_shape
 
     def logits_fn(variables: Variables, images: Array) -> Array:
-        number, channels, *sides = program.image_shape
-        if images.ndim != 4 or images.shape[1:] != (*sides, channels) or number not in (None, len(images)):
-            wanted = ", ".join(map(str, ("n" if number is None else number, *sides, channels)))
+        if images.ndim != 4 or images.shape[1:] != (*sides, channels):
+            wanted = ", ".join(map(str, ("n", *sides, channels)))
             raise ValueError(f"images must have the shape of the example, [{wanted}], got {images.shape}")
-        trees = {"params": variables.params, **variables.model_state}
-        values = {name: trees[kind][key] for name, (kind, key) in program.sources.items()}
-        values[program.images] = jnp.transpose(images, (0, 3, 1, 2))
-        for step in program.steps:
-            args, kwargs = _map(lambda ref: values[ref.name], (step.args, step.kwargs), Ref)
-            values[step.name] = OPERATIONS[step.operation](*args, **kwargs)
-        return values[program.output.name]
+        if number is None:
+            return _run(program, variables, images)
+        return _in_batches(lambda batch: _run(program, variables, batch), images, number)
 
     return logits_fn
 
 
-def for_possible_batches(program: Program, variables: Variables, count: int) -> Program:
-    """The program, limited to batches of ``count`` images if its export has fixed that number somewhere inside."""
-    number, channels, *sides = program.image_shape
-    if number is not None:
+def with_fixed_number(program: Program, variables: Variables, count: int) -> Program:
+    """The program, with ``count`` images to a batch if its export has fixed that number somewhere inside."""
+    if program.image_shape[0] is not None or all(_takes(program, variables, number) for number in (1, count + 1)):
         return program
-    single = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
+    return program._replace(image_shape=(count, *program.image_shape[1:]))
+
+
+def _takes(program: Program, variables: Variables, number: int) -> bool:
+    """Whether a program gives logits [number, classes] for as many images."""
+    _, channels, *sides = program.image_shape
+    images = jax.ShapeDtypeStruct((number, *sides, channels), jnp.float32)
     try:
-        jax.eval_shape(function_of(program), variables, single)
+        logits = jax.eval_shape(lambda variables, images: _run(program, variables, images), variables, images)
     except (TypeError, ValueError):
-        return program._replace(image_shape=(count, channels, *sides))
-    return program
+        return False
+    return logits.ndim == 2 and len(logits) == number
+
+
+def _in_batches(function: Callable[[Array], Array], images: Array, size: int) -> Array:
+    """A function of batches of a fixed size, for any number of images; the last batch is padded cyclically."""
+    number = len(images)
+    if number == size:
+        return function(images)
+    num_batches = -(-number // size)
+    padded = images[np.arange(num_batches * size) % number]
+    outputs = jax.vmap(function)(padded.reshape(num_batches, size, *images.shape[1:]))
+    return outputs.reshape(num_batches * size, *outputs.shape[2:])[:number]
+
+
+def _run(program: Program, variables: Variables, images: Array) -> Array:
+    trees = {"params": variables.params, **variables.model_state}
+    values = {name: trees[kind][key] for name, (kind, key) in program.sources.items()}
+    values[program.images] = jnp.transpose(images, (0, 3, 1, 2))
+    for step in program.steps:
+        args, kwargs = _map(lambda ref: values[ref.name], (step.args, step.kwargs), Ref)
+        values[step.name] = OPERATIONS[step.operation](*args, **kwargs)
+    return values[program.output.name]
 
 
 def _map(function: Callable[[Any], Any], value: Any, kind: type) -> Any:

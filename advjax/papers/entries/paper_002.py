@@ -61,7 +61,7 @@ ENTRIES = (
         _parts(dict.fromkeys(("mnist", "cifar10", "cats_vs_dogs"))),
         _SCALES,
         _HOURS,
-        note="Cats vs Dogs needs prepared tfds data, or --folder.",
+        note="Cats vs Dogs needs data that TensorFlow Datasets has prepared, in TFDS_DATA_DIR.",
     ),
     Entry(
         "002_table2",

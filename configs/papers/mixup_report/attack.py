@@ -1,7 +1,7 @@
 """PGD as the mixup report (001) has it in its code, which is not the attack that its text describes.
 
 The ball is that of a noisy copy of the image, and the search begins at the image itself, so a result may be twice the
-radius away from it.  On CIFAR-10 all of it, the clip to [0, 1] included, happens to images that are normalised
+radius away from it.  On CIFAR-10 all of it, the clip to [0, 1] included, happens to images that are normalized
 already, which the clip changes more than the attack does.
 """
 
@@ -21,9 +21,9 @@ VERSIONS = {"v1": 255.0, "v2": 1.0}
 
 
 class Ball(NamedTuple):
-    """The rules of the search: lengths in units of normalised images, images in pixels in [0, 1].
+    """The rules of the search: lengths in units of normalized images, images in pixels in [0, 1].
 
-    ``x -> (x - mean) / std`` normalises, with one number for each channel or for all; 0 and 1 leave pixels as they are.
+    ``x -> (x - mean) / std`` normalizes, with one number for each channel or for all; 0 and 1 leave pixels as they are.
     """
 
     radius: float
@@ -38,7 +38,7 @@ class Ball(NamedTuple):
         return jnp.clip(images + self.radius * std * noise, mean, mean + VERSIONS[self.version] * std)
 
     def moved(self, points: Array, centers: Array, gradients: Array) -> Array:
-        """One step of ``step_size`` up the gradient, back into the ball, then into normalised [0, 1]."""
+        """One step of ``step_size`` up the gradient, back into the ball, then into normalized [0, 1]."""
         mean, std = self._of(points)
         ascended = points + self.step_size * std * jnp.sign(gradients)
         near = centers + jnp.clip(ascended - centers, -self.radius * std, self.radius * std)
@@ -97,12 +97,12 @@ def noisy_center_pgd(
 
     Args:
       threat_model: linf, of at least the epsilon that results can reach: 2 ``radius`` in pixels.
-      radius: r, in units of normalised images.
+      radius: r, in units of normalized images.
       num_steps: gradient steps.
-      step_size: a, in units of normalised images.
+      step_size: a, in units of normalized images.
       version: of the clip of noisy images, "v1" to [0, 255] or "v2" to [0, 1].
-      mean: of normalisation, one for each channel or one for all.
-      std: of normalisation.
+      mean: of normalization, one for each channel or one for all.
+      std: of normalization.
 
     Raises:
       ValueError: another norm, an epsilon that results can exceed, or a mistake in the rules (``ball``).

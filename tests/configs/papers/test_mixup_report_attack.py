@@ -62,7 +62,7 @@ def test_the_search_begins_at_the_image():
     assert (np.asarray(state.center) != IMAGES[0]).mean() > 0.9
 
 
-def test_normalised_images_are_clipped_to_the_unit_interval():
+def test_normalized_images_are_clipped_to_the_unit_interval():
     rules = {"radius": 8 / 255, "num_steps": 7, "step_size": 2 / 255, "mean": cifar.MEAN, "std": cifar.STD}
     attack = noisy_center_pgd(attacks.linf(1.0), **rules)
     images = jax.random.uniform(jax.random.key(0), (6, 8, 8, 3))
@@ -70,11 +70,11 @@ def test_normalised_images_are_clipped_to_the_unit_interval():
     result = jax.jit(attack, static_argnums=0)(
         lambda x: x.reshape(len(x), -1) @ weights, images, jnp.arange(6) % 3, jax.random.key(2)
     )
-    normalised = (np.asarray(result.images) - cifar.MEAN) / cifar.STD
-    assert normalised.min() > -1e-5 and normalised.max() < 1 + 1e-5
+    normalized = (np.asarray(result.images) - cifar.MEAN) / cifar.STD
+    assert normalized.min() > -1e-5 and normalized.max() < 1 + 1e-5
     assert result.success.any() and float(result.distance.max()) > 0.3
     inside = (images > np.asarray(cifar.MEAN)) & (images < np.add(cifar.MEAN, cifar.STD))
-    moved = np.abs(normalised - (np.asarray(images) - cifar.MEAN) / cifar.STD)
+    moved = np.abs(normalized - (np.asarray(images) - cifar.MEAN) / cifar.STD)
     assert moved[inside].max() <= 2 * 8 / 255 + 1e-5
 
 
