@@ -18,6 +18,7 @@ from advjax.attacks.input_checks import require_count
 from advjax.attacks.keys import AFTER, fold_in, keys_per_image, model_keys
 from advjax.attacks.model_queries import differentiate, evaluate
 from advjax.attacks.per_image import varying_like
+from advjax.attacks.threat_model import require
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn
 
 ART_AUTO_PGD = "configs.papers.fixer.art_auto_pgd:art_auto_pgd"
@@ -90,7 +91,7 @@ def art_auto_pgd(
     Returns:
       ``(logits_fn, images, labels, rng, start=None) -> AttackResult``; ``start`` must be None.
     """
-    threat_model.require("art_auto_pgd", "linf", "l2", finite_epsilon=True)
+    require(threat_model, "art_auto_pgd", "linf", "l2", finite_epsilon=True)
     for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts), ("batch_size", batch_size)):
         require_count(name, value)
     windows = _windows(num_steps)
