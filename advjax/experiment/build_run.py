@@ -19,6 +19,8 @@ COPY_FORMATS = (*FORMATS, "float16")
 """Formats that adversarial copies of training images may be stored in."""
 SELECT_METRICS = ("score", "accuracy", "attacked_accuracy")
 """The metrics of `advjax.jobs.validation` that the best checkpoint may be chosen by."""
+_OF_PLAN = ("batch_size", "log_every", "select", "select_metric", "patience", "steps_per_call")
+"""Keys of a run that its ``Plan`` has under the same names."""
 _SAME_RESULT = ("steps_per_call", "remat")
 """Keys of a run that change how it is computed, but not what, and may change when it resumes."""
 _OF_EVERY_PGD = ("norm", "epsilon", "num_steps", "step_size", "num_restarts", "made_on")
@@ -58,7 +60,7 @@ def build_run(
     is_taken = bool(spec["checkpoint"]) or given is not None
     extra_rows = _extra_rows(spec, f"{where}.extra_images", config)
     steps_per_epoch = data.steps_per_epoch(facts.num_examples[name], spec["batch_size"] - extra_rows)
-    plan = _plan(spec, where, steps_per_epoch, config, is_taken)._replace(extra_rows=extra_rows)
+    plan = _plan(spec, where, steps_per_epoch, extra_rows, config, is_taken)
     if plan.select_metric == "attacked_accuracy" and validation is None:
         raise UserError(f"{where}: no attack is made on the validation images; select_metric must be another")
     if not is_taken and not facts.num_validation:
@@ -170,7 +172,9 @@ def _extra_rows(spec: Mapping[str, Any], where: str, config: Mapping[str, Any]) 
     return rows
 
 
-def _plan(spec: Mapping[str, Any], where: str, steps: int, config: Mapping[str, Any], is_taken: bool) -> Plan:
+def _plan(
+    spec: Mapping[str, Any], where: str, steps: int, extra_rows: int, config: Mapping[str, Any], is_taken: bool
+) -> Plan:
     # A run that is taken from elsewhere need not say how long it would train.
     num_steps = spec["num_steps"] or spec["epochs"] * steps or int(is_taken)
     if num_steps < 1:
@@ -185,14 +189,10 @@ def _plan(spec: Mapping[str, Any], where: str, steps: int, config: Mapping[str, 
         raise UserError(f"{where}: select_metric must be one of {known}, got {spec['select_metric']!r}")
     every = max(1, min(spec["validate_every_epochs"] * steps, num_steps))
     return Plan(
-        num_steps,
-        spec["batch_size"],
-        spec["log_every"],
-        every,
-        config["seed"],
-        spec["select"],
-        spec["select_metric"],
-        spec["patience"],
-        config["data"]["num_workers"],
-        spec["steps_per_call"],
+        num_steps=num_steps,
+        validate_every=every,
+        seed=config["seed"],
+        num_workers=config["data"]["num_workers"],
+        extra_rows=extra_rows,
+        **{key: spec[key] for key in _OF_PLAN},
     )

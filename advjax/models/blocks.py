@@ -190,14 +190,15 @@ def call_block(block: Block, features: Array, train: bool) -> Array:
     return not_empty(block(features, **flags))
 
 
-def not_empty(features: Array) -> Array:
+def not_empty(features: Any) -> Any:
     """The features [n, ...], unless pooling has left nothing of them: a mean over no pixels would be NaN.
 
     Raises:
       UserError: they have no entries.
     """
-    if 0 in features.shape[1:]:
-        raise UserError(f"the images are too small for this network: it pools them to {features.shape[1:]}")
+    for leaf in jax.tree.leaves(features):
+        if 0 in leaf.shape[1:]:
+            raise UserError(f"the images are too small for this network: it pools them to {leaf.shape[1:]}")
     return features
 
 

@@ -146,11 +146,11 @@ def test_manifold_mixup_mixes_in_it(trained):
 def test_blocks_are_told_of_train_mode_by_the_argument_that_they_have():
     seen = []
     functions = [
-        (lambda x, train: seen.append(train), [True, False]),
-        (lambda x, *, training=False: seen.append(training), [True, False]),
-        (lambda x, is_training=None: seen.append(is_training), [True, False]),
-        (lambda x, deterministic=None: seen.append(deterministic), [False, True]),
-        (lambda x, other=7: seen.append(other), [7, 7]),
+        (lambda x, train: seen.append(train) or x, [True, False]),
+        (lambda x, *, training=False: seen.append(training) or x, [True, False]),
+        (lambda x, is_training=None: seen.append(is_training) or x, [True, False]),
+        (lambda x, deterministic=None: seen.append(deterministic) or x, [False, True]),
+        (lambda x, other=7: seen.append(other) or x, [7, 7]),
     ]
     for function, expected in functions:
         seen.clear()

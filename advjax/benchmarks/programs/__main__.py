@@ -16,6 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from advjax.runtime.files import write_atomically
 from advjax.types import UserError
 
 PROGRAM_NAMES = ("train_base", "train_fixer", "attack", "stage", "verify")
@@ -102,7 +103,7 @@ def _compile_all(options: flags.FlagValues, names: Sequence[str]) -> list[dict[s
         if options.text is not None:
             folder = pathlib.Path(options.text)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{options.target.replace(':', '_')}.{name}.hlo").write_text(text)
+            write_atomically(folder / f"{options.target.replace(':', '_')}.{name}.hlo", text.encode())
         found.append(describe(target, name, compiled, facts(text), experiment.facts.image_shape))
         print("\n".join(lines(found[-1])), flush=True)
     return found
