@@ -73,8 +73,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--program: unknown {', '.join(unknown)}; known are {', '.join(PROGRAM_NAMES)}")
     said = _compile_all(options, names)
     if options.json is not None:
-        from advjax.runtime.files import write_atomically
-
         write_atomically(pathlib.Path(options.json), (json.dumps(said, indent=1) + "\n").encode())
 
 
