@@ -17,6 +17,7 @@ generated images (Wang et al., 2023), 58.04% for a WRN-34-10 and 52.48% for a Re
 2021 and 2022).
 """
 
+from advjax.types import UserError
 from configs import common
 
 NETWORKS = {
@@ -28,8 +29,8 @@ NETWORKS = {
 def get_config(options=""):
     """The experiment; ``options`` are "preact" or "wide", and "trades" or "pgd", in any order."""
     chosen = {option for option in options.split(",") if option}
-    if unknown := chosen - {*NETWORKS, "trades", "pgd"}:
-        raise ValueError(f"cifar_robust: unknown option {min(unknown)!r}; known are preact, wide, trades, pgd")
+    if not chosen <= {*NETWORKS, "trades", "pgd"} or {*NETWORKS} <= chosen or {"trades", "pgd"} <= chosen:
+        raise UserError(f"configs/cifar_robust.py:{options}: give preact or wide, and trades or pgd, as in wide,pgd")
     network = NETWORKS["wide" if "wide" in chosen else "preact"]
     return common.cifar_experiment("Robust networks on CIFAR-10", robust=robust_run(network, "pgd" in chosen))
 

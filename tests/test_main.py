@@ -115,6 +115,10 @@ def test_keys_that_there_are_not_are_one_clear_line(parse, override, message):
         (("--config", CONFIG, "--config.run.base.epochs=many"), "invalid literal for int"),
         ((f"--config={CONFIG}", "--config.evaluation.attacks.fgsm=3"), "is not a dict"),
         ((f"--config={CONFIG}:fgsm",), "digits_fixer.py:fgsm: this config takes no argument after the colon"),
+        (
+            ("--config=cifar_robust:wide,preact",),
+            "configs/cifar_robust.py:wide,preact: give preact or wide, and trades",
+        ),
         (("--config=cifar_denoising:pgd",), "configs/cifar_fixer.py:pgd: unknown attack; known are auto_pgd, fgsm"),
         (("--config=nowhere.py",), "no config file at nowhere.py"),
         (("--config=digits",), "installed configs, which need no path, are cifar_adversarial"),

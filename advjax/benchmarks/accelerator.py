@@ -20,7 +20,7 @@ from rich.console import Console
 
 from advjax.benchmarks.markdown import speeds
 from advjax.benchmarks.results import WIDTH
-from advjax.benchmarks.steps import State, Step, run_steps
+from advjax.benchmarks.steps import State, Step, reading, run_steps
 from advjax.types import UserError
 
 NETWORKS = ("resnet18", "wide_resnet_28_10")
@@ -91,7 +91,7 @@ def benchmark_steps(folder: pathlib.Path, tiny: bool) -> list[Step]:
                 arguments += ["--num-examples", "2", "--batch-size", "2", "--rounds", "0", "--width", "0.1"]
                 arguments += ["--contenders", "advjax,torch"]
             command = [sys.executable, "-m", "advjax.benchmarks", *arguments, "--json", str(path)]
-            steps.append(Step(path.stem, command, seconds, _reading(path)))
+            steps.append(Step(path.stem, command, seconds, reading(path)))
     return steps
 
 
@@ -143,10 +143,6 @@ def _experiment_result(workdir: pathlib.Path) -> Callable[[], dict[str, Any]]:
         return {"report": {key: found[key] for key in KEPT if key in found}, "last_metrics": last}
 
     return result
-
-
-def _reading(path: pathlib.Path) -> Callable[[], dict[str, Any]]:
-    return lambda: json.loads(path.read_text())
 
 
 if __name__ == "__main__":

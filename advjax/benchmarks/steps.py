@@ -1,5 +1,6 @@
 """Long measurements in steps: one process each, results kept after every step, a limit on the time of all."""
 
+import json
 import os
 import pathlib
 import signal
@@ -114,6 +115,11 @@ def _run_step(step: Step, state: State, left: float, notify: Callable[[str], Non
     notify(f"{step.name}: {status} after {time.monotonic() - began:.0f} s {problem}".rstrip())
     if status != FAILED:
         log.unlink()
+
+
+def reading(path: pathlib.Path) -> Callable[[], dict[str, Any]]:
+    """The result of a step that writes a JSON file."""
+    return lambda: json.loads(path.read_text())
 
 
 def _stop(process: subprocess.Popen) -> int | None:

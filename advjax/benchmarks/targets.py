@@ -7,18 +7,17 @@ Run nothing else meanwhile.  Repeat the command until it says that everything is
 """
 
 import argparse
-import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
 from advjax.benchmarks import reports, target_table
 from advjax.benchmarks.results import WIDTH
-from advjax.benchmarks.steps import State, Step, run_steps
+from advjax.benchmarks.steps import State, Step, reading, run_steps
 from advjax.types import UserError
 
 ROBUST, UNDEFENDED = "robust", "undefended"
@@ -206,11 +205,7 @@ def _step(part: Part, options: argparse.Namespace, folder: pathlib.Path) -> Step
         if not part.network:
             arguments += ["--width", "0.125"]
     command = [sys.executable, "-m", "advjax.benchmarks", *arguments, "--json", str(path)]
-    return Step(part.name, command, part.seconds, _reading(path))
-
-
-def _reading(path: pathlib.Path) -> Callable[[], dict[str, Any]]:
-    return lambda: json.loads(path.read_text())
+    return Step(part.name, command, part.seconds, reading(path))
 
 
 if __name__ == "__main__":

@@ -170,3 +170,18 @@ def test_the_contributed_method_computes_its_formula(contributed):
     distances = [float(jnp.linalg.norm(f(clean)[i] - f(images)[i])) for i in range(3)]
     assert float(found) == pytest.approx(float(unpaired) + 0.7 * sum(d**2 for d in distances) / 3, rel=1e-5)
     assert min(distances) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, network, objective, attack",
+    [
+        ("", "dm_preact_resnet18", "trades", "most_divergent"),
+        ("wide", "dm_wide_resnet", "trades", "most_divergent"),
+        ("pgd,wide", "dm_wide_resnet", "supervised", "pgd"),
+        ("preact,pgd", "dm_preact_resnet18", "supervised", "pgd"),
+    ],
+)
+def test_the_robust_recipe_has_options(options, network, objective, attack):
+    run = config_of("cifar_robust", options).run.robust
+    assert (run.model.name, run.objective.name, run.attack.name) == (network, objective, attack)
+    assert ("beta" in run.objective) == (objective == "trades")

@@ -6,7 +6,6 @@ Nothing is run and nothing is timed: the roofline is what published peaks allow.
 """
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from advjax.benchmarks.reports import check_writable
 from advjax.runtime.files import write_atomically
 from advjax.types import UserError
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     if surplus or not options.target or options.config is None:
         raise UserError(f"give --target and --config, and only flags (surplus: {' '.join(surplus) or 'nothing'})")
     if options.json is not None:
-        _check_writable(pathlib.Path(options.json))
+        check_writable(pathlib.Path(options.json))
     names = options.program.split(",") if options.program else list(PROGRAM_NAMES)
     if unknown := [name for name in names if name not in PROGRAM_NAMES]:
         raise UserError(f"--program: unknown {', '.join(unknown)}; known are {', '.join(PROGRAM_NAMES)}")
@@ -123,16 +123,6 @@ def _facts(options: flags.FlagValues, config: dict[str, Any]) -> Any:
     counts = {name: max(1, round(number(config["run"][name]["train_fraction"]) * count)) for name in config["runs"]}
     validation = int(config["data"]["num_validation"]) or 1
     return DataFacts(config["data"]["name"], (height, width, channels), options.classes, validation, counts)
-
-
-def _check_writable(path: pathlib.Path) -> None:
-    """Refuses, before minutes of compiling, a file that could not be written after it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--json: the folder of {path} cannot be created ({error.strerror})") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--json: {path} cannot be written")
 
 
 if __name__ == "__main__":
