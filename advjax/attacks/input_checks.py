@@ -171,8 +171,8 @@ def check_inputs(images: Array | np.ndarray, labels: Array | np.ndarray, bounds:
     if is_concrete(images) and images.size:
         # Known values may still be used inside a jitted function, where operations on them would be traced.
         with jax.ensure_compile_time_eval():
-            valid = bool(jnp.all(inside_bounds(jnp.asarray(images), bounds)))
-            low, high = float(jnp.min(images)), float(jnp.max(images))
+            known = _canonical(images)
+            valid, low, high = bool(inside_bounds(known, bounds).all()), float(known.min()), float(known.max())
         if not valid:
             raise ValueError(
                 f"images must lie in {list(bounds)}, got values in [{low:g}, {high:g}]: "
@@ -194,11 +194,11 @@ def check_start(start: Any, images: Array | np.ndarray) -> Array:
     return jnp.asarray(start, images.dtype)
 
 
-def inside_bounds(images: Array, bounds: tuple[float, float]) -> Array:
-    """bool [...], one per pixel: finite and inside the bounds, up to rounding."""
+def inside_bounds(images: Any, bounds: tuple[float, float]) -> Any:
+    """bool [...], one per pixel: finite and inside the bounds, up to rounding; by NumPy for arrays of NumPy."""
     low, high = bounds
     slack = rounding(images.dtype, bounds)
-    return jnp.isfinite(images) & (images >= low - slack) & (images <= high + slack)
+    return (abs(images) < np.inf) & (images >= low - slack) & (images <= high + slack)
 
 
 def rounding(dtype: jnp.dtype, bounds: tuple[float, float]) -> float:
@@ -244,8 +244,8 @@ def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels:
             raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for these logits, got {low}..{high}")
     if is_concrete(logits) and logits.size:
         with jax.ensure_compile_time_eval():
-            values = jnp.asarray(jax.lax.stop_gradient(logits))
-            nan_free = not bool(jnp.any(jnp.isnan(values)))
+            values = logits if isinstance(logits, np.ndarray) else jax.lax.stop_gradient(logits)
+            nan_free = not bool((values != values).any())
             probabilities = bool(_look_like_probabilities(values))
         if not nan_free:
             raise ValueError("logits_fn returns NaN on the unperturbed images")
@@ -279,7 +279,12 @@ def refuse_invalid(invalid: Array | np.ndarray | bool) -> None:
         )
 
 
-def _look_like_probabilities(logits: Array) -> Array:
-    in_range = jnp.all((logits >= 0) & (logits <= 1))
-    sums = jnp.sum(logits, axis=-1, dtype=jnp.float32)
-    return in_range & jnp.all(jnp.abs(sums - 1) <= PROBABILITY_TOLERANCE)
+def _look_like_probabilities(logits: Any) -> Any:
+    in_range = ((logits >= 0) & (logits <= 1)).all()
+    sums = logits.sum(axis=-1, dtype=np.float32)
+    return in_range & (abs(sums - 1) <= PROBABILITY_TOLERANCE).all()
+
+
+def _canonical(array: Any) -> Any:
+    """The array in the dtype that JAX would give it; NumPy's stay there, where nothing has to be compiled for them."""
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

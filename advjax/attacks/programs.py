@@ -30,6 +30,7 @@ from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import AFTER, KEY_TYPE, model_keys, typed
 from advjax.attacks.lifting import lift
 from advjax.attacks.threat_model import ThreatModel
+from advjax.cpu.compiling import compiler_options
 from advjax.types import Array, AttackFn, AttackResult, Key, LogitsFn, PyTree
 
 MAX_PROGRAMS = 256
@@ -239,7 +240,7 @@ def _compiled(
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     key = text, jax.tree.structure(arguments), tuple(mesh.devices.flat), _configuration()
     if key not in _by_text:
-        _by_text[key] = lowered.compile()
+        _by_text[key] = lowered.compile(compiler_options(mesh))
     _by_text.move_to_end(key)
     while len(_by_text) > MAX_PROGRAMS:
         _by_text.popitem(last=False)

@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from advjax.cpu.compiling import compiler_options
 from advjax.runtime.collectives import AXIS
 from advjax.runtime.pmap import pmap
 from advjax.types import PyTree, UserError
@@ -127,14 +128,13 @@ def parallelize(
     if mapping not in MAPPINGS:
         raise UserError(f"unknown mapping {mapping!r}; choose one of {', '.join(MAPPINGS)}")
     in_specs, out_specs = _specs(in_sharded), _specs(out_sharded)
+    jit = partial(jax.jit, donate_argnums=donate, compiler_options=compiler_options(mesh))
     if mapping == "shard_map":
         replica = partial(replica_fn, axis_name=AXIS)
-        mapped = jax.jit(
-            jax.shard_map(replica, mesh=mesh, in_specs=in_specs, out_specs=out_specs), donate_argnums=donate
-        )
+        mapped = jit(jax.shard_map(replica, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
     elif mapping == "jit":
         out_shardings = jax.tree.map(partial(NamedSharding, mesh), out_specs)
-        mapped = jax.jit(partial(replica_fn, axis_name=None), out_shardings=out_shardings, donate_argnums=donate)
+        mapped = jit(partial(replica_fn, axis_name=None), out_shardings=out_shardings)
     else:
         mapped = pmap(partial(replica_fn, axis_name=AXIS), mesh, in_sharded, out_sharded, donate)
     return Parallel(mapped, mesh, in_specs)
