@@ -10,7 +10,8 @@ import numpy as np
 
 from advjax.attacks.batching import batches
 from advjax.attacks.combine import Stage
-from advjax.attacks.programs import Model, Programs, call_stage, describe
+from advjax.attacks.programs import Model, Programs
+from advjax.attacks.stage_checks import call_stage, describe
 from advjax.types import Array, PyTree
 
 NUM_FINGERPRINTED = 32

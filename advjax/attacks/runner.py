@@ -20,8 +20,9 @@ from advjax.attacks.continuous_batching import Found, Inputs, attack_images
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.programs import Programs, Search, bind_model, check_stages, owner_of
+from advjax.attacks.programs import Programs, Search, bind_model, owner_of
 from advjax.attacks.result_store import ResultStore
+from advjax.attacks.stage_checks import check_stages
 from advjax.attacks.threat_model import ThreatModel
 from advjax.attacks.verdicts import MISCLASSIFIED as MISCLASSIFIED
 from advjax.attacks.verdicts import (

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from advjax.benchmarks import reports
+from advjax.benchmarks.command_line import run_command
 from advjax.types import UserError
 
 TASK_NAMES = ("pgd-20", "autopgd-100", "autopgd-100-runner", "cw-l2-100", "deepfool-l2-50-runner", "train")
@@ -118,8 +119,4 @@ def _chosen(flag: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, sys.argv[1:])

@@ -18,10 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from advjax.benchmarks.command_line import run_command
 from advjax.benchmarks.markdown import speeds
 from advjax.benchmarks.results import WIDTH
 from advjax.benchmarks.steps import State, Step, reading, run_steps
-from advjax.types import UserError
 
 NETWORKS = ("resnet18", "wide_resnet_28_10")
 LIBRARIES = "advjax,advjax-bfloat16,torch,torch-compiled,torchattacks"
@@ -146,8 +146,4 @@ def _experiment_result(workdir: pathlib.Path) -> Callable[[], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, sys.argv[1:])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from advjax.benchmarks import reports, target_table
+from advjax.benchmarks.command_line import run_command
 from advjax.benchmarks.results import SUBJECT, Measurement
 from advjax.runtime.files import write_atomically
 from advjax.types import UserError
@@ -140,8 +141,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, sys.argv[1:])

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from advjax.benchmarks import reports, target_table
+from advjax.benchmarks.command_line import run_command
 from advjax.benchmarks.results import WIDTH
 from advjax.benchmarks.steps import State, Step, reading, run_steps
 from advjax.types import UserError
@@ -209,8 +210,4 @@ def _step(part: Part, options: argparse.Namespace, folder: pathlib.Path) -> Step
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, sys.argv[1:])

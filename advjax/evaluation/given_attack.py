@@ -5,8 +5,8 @@ from typing import Any, TypeAlias
 
 from advjax.attacks import Attack, AttackFn, Stage, ThreatModel
 from advjax.attacks.combine import parts_of, restarts
-from advjax.attacks.programs import check_stages
 from advjax.attacks.run_identity import stage_digest
+from advjax.attacks.stage_checks import check_stages
 from advjax.evaluation.attack_runs import NamedAttack
 
 GivenAttack: TypeAlias = Attack | AttackFn | Sequence[Stage]

@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from advjax.benchmarks.command_line import run_command
 from advjax.benchmarks.reports import check_writable
 from advjax.runtime.files import write_atomically
 from advjax.types import UserError
@@ -126,8 +127,4 @@ def _facts(options: flags.FlagValues, config: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, sys.argv)
