@@ -65,7 +65,7 @@ def claims(steps: Steps) -> str:
 def speeds(steps: Steps) -> str:
     """Images per second of every contender in every step that has such numbers, but those of ``every-attack``."""
     measured = [
-        (step["network"]["name"], row)
+        (_network(step), row)
         for name, step in steps.items()
         if name != "every-attack"
         for row in map(Measurement.from_json, step.get("rows", ()))
@@ -81,6 +81,12 @@ def speeds(steps: Steps) -> str:
         for (network, task, count), line in lines.items()
     ]
     return _table(("network", "images per second", *contenders), cells)
+
+
+def _network(step: Mapping[str, Any]) -> str:
+    """The network of a step, and the file of its weights if they were not random: other weights, other work."""
+    weights = step.get("settings", {}).get("weights")
+    return step["network"]["name"] + (f" ({pathlib.Path(weights).name})" if weights else "")
 
 
 def calls(steps: Steps) -> str:

@@ -205,6 +205,15 @@ def test_tables_are_put_into_a_page():
         markdown.fill(text, {"steps": {}, "settings": {"tiny": True}})
 
 
+def test_speeds_with_other_weights_are_other_rows():
+    ours, theirs = (
+        report(row("autoattack", "advjax", [0.1]), weights="a.npz"),
+        report(row("autoattack", "torchattacks", [2.0])),
+    )
+    lines = markdown.speeds({"one": ours, "two": theirs}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["resnet9 (a.npz), 8 images", "resnet9, 8 images"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_numbers_of_a_page_are_those_of_the_file(page):
     text, path = (REPOSITORY / page).read_text(), REPOSITORY / "docs/results/benchmark_targets.json"
