@@ -9,7 +9,9 @@ from jax.experimental.compilation_cache import compilation_cache
 DEFAULT_FOLDER = "~/.cache/advjax/xla"
 
 
-def use_compilation_cache(folder: str | os.PathLike[str] = DEFAULT_FOLDER, *, min_compile_seconds: float = 0.05) -> None:
+def use_compilation_cache(
+    folder: str | os.PathLike[str] = DEFAULT_FOLDER, *, min_compile_seconds: float = 0.05
+) -> None:
     """Keeps compiled programs in a folder, so that later processes need not compile them again.
 
     Compiling takes most of the time of attacks on few images or small networks.  Call this once, before or after other

@@ -1,4 +1,4 @@
-"""What an entry came to, as csv, json, one HTML page and its figure: ``<workdir>/pages/<entry>.<scale>.*``."""
+"""What an entry came to, as ``<workdir>/pages/<entry>.<scale>.*``: csv, json, a page in HTML and Markdown, its figure."""
 
 import csv
 import io
@@ -50,6 +50,11 @@ class Page(NamedTuple):
     is_reduced: bool
     """Whether any part is smaller than the paper's experiment."""
 
+    @property
+    def stem(self) -> str:
+        """Of the names of its files."""
+        return f"{self.entry.name}.{self.scale}"
+
 
 def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> Page:
     """The page of an entry, from whatever has been run."""
@@ -68,16 +73,15 @@ def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> 
 
 def write_page(page: Page, jobs: Sequence[Job], folder: pathlib.Path) -> pathlib.Path:
     """Writes all files of a page and returns the path of the HTML."""
-    stem = f"{page.entry.name}.{page.scale}"
     folder.mkdir(parents=True, exist_ok=True)
     figure = draw(page.entry.figure, page.cells, jobs) if page.entry.figure else None
     if figure is not None:
-        write_atomically(folder / f"{stem}.svg", _standalone(figure).encode())
-    write_atomically(folder / f"{stem}.csv", as_csv(page).encode())
-    write_atomically(folder / f"{stem}.json", (json.dumps(as_json(page, jobs), indent=1) + "\n").encode())
-    path = folder / f"{stem}.html"
-    write_atomically(path, render(page, figure).encode())
-    return path
+        write_atomically(folder / f"{page.stem}.svg", _standalone(figure).encode())
+    write_atomically(folder / f"{page.stem}.csv", as_csv(page).encode())
+    write_atomically(folder / f"{page.stem}.json", (json.dumps(as_json(page, jobs), indent=1) + "\n").encode())
+    for kind in ("md", "html"):
+        write_atomically(folder / f"{page.stem}.{kind}", render(page, figure, kind).encode())
+    return folder / f"{page.stem}.html"
 
 
 def as_csv(page: Page) -> str:
@@ -109,18 +113,19 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
     )
 
 
-def render(page: Page, figure: str | None) -> str:
-    """The HTML text."""
+def render(page: Page, figure: str | None, kind: str) -> str:
+    """The page as text, of the kind "html", or "md", which names its figure as a file beside it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("advjax.reporting", "templates"),
-        autoescape=True,
+        autoescape=kind == "html",
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     plan = page.entry.figure
     measured = sum(cell.ours is not None for cell in page.cells)
     state = "" if page.is_complete else ", not all parts have been run"
-    return environment.get_template("paper.html.j2").render(
+    return environment.get_template(f"paper.{kind}.j2").render(
         title=page.entry.title,
         lead=f"{'; '.join(map(title, page.entry.tables))} · scale {page.scale} · {measured} of {len(page.cells)} cells "
         f"measured{state}",
@@ -131,6 +136,7 @@ def render(page: Page, figure: str | None) -> str:
         orderings=page.orderings,
         figures=[{"caption": plan.caption, "svg": Markup(figure)}] if plan and figure else [],
         cells=page.cells,
+        stem=page.stem,
     )
 
 

@@ -64,7 +64,7 @@ def test_cells_by_hand(sweep):
     assert (clean.theirs.value, clean.kind, clean.sound) == (55.0, "clean", None)
     assert clean.ours.value == pytest.approx(100 * 560 / N) and clean.difference == pytest.approx(100 * 560 / N - 55)
     # A reduced run stands beside the number, and says that it is one.
-    assert {"run.mixed.epochs is 3", "run.mixed.train_fraction is 0.1"} <= set(clean.reduced)
+    assert "run.mixed.train_fraction is 0.5" in clean.reduced
     attacked = by_name["fixed_mix:lam1.0", "fgsm"]
     assert attacked.sound == attacked.ours and attacked.auto_attack.value == pytest.approx(300 / 128)
     assert by_name["fixed_mix:lam0.1", "fgsm"].auto_attack is None
@@ -85,7 +85,7 @@ def test_a_page_shows_what_there_is(sweep, tmp_path):
     path = page.write_page(made, sweep, tmp_path / "pages")
     text = path.read_text()
     assert "Reduced: not the paper's experiment." in text and "6 of 18 cells measured, not all parts" in text
-    assert "3 epochs [10 epochs], width 1 [1], 10% of the training images [100%]; 512 test images [all]" in text
+    assert "10 epochs [10 epochs], width 1 [1], 50% of the training images [100%]; 512 test images [all]" in text
     assert "AutoAttack (linf 0.03) on 128; 1 seed" in text
     assert "<svg" in text and "holds" in text and "<script" not in text
     with (tmp_path / "pages" / "004_figure3.small.csv").open(newline="") as file:
@@ -98,11 +98,25 @@ def test_a_page_shows_what_there_is(sweep, tmp_path):
     assert (tmp_path / "pages" / "004_figure3.small.svg").read_text().startswith("<svg")
 
 
+def test_the_page_in_markdown_says_the_same(sweep, tmp_path):
+    entry = ENTRIES["004_figure3"]
+    page.write_page(page.make_page(entry, "small", sweep, 1), sweep, tmp_path)
+    text = (tmp_path / "004_figure3.small.md").read_text()
+    assert text.startswith(f"# {entry.title}\n\n") and "**Reduced: not the paper's experiment.**" in text
+    assert "](004_figure3.small.svg)" in text and "\n\n\n" not in text
+    (line,) = [line for line in text.splitlines() if "fixed_mix:lam1.0" in line and "(clean on mixed)" in line]
+    cells_of_line = [cell.strip() for cell in line.strip("|").split("|")]
+    assert len(cells_of_line) == 8 and cells_of_line[2:5] == ["55.0 [51.9, 58.0]", "54.7 [51.6, 57.7]", "-0.3"]
+    assert cells_of_line[7] == "2.3 [0.8, 6.7]"
+    rows = [line for line in text.split("## All cells")[1].splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 18
+
+
 def test_the_papers_size_is_not_called_reduced(tmp_path):
     entry = ENTRIES["004_figure3"]
     jobs = jobs_of(entry, "full", tmp_path, seeds=1)
     write_report(jobs[1], [row("mixed", "clean", 300)])
-    assert "At the paper's size." in page.render(page.make_page(entry, "full", jobs, 1), None)
+    assert "At the paper's size." in page.render(page.make_page(entry, "full", jobs, 1), None, "html")
 
 
 def test_seeds_are_averaged(tmp_path):
@@ -240,7 +254,7 @@ def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
     assert command.main(["list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ENTRIES)
-    assert "full 0.5, small 0.1, tiny" in listed
+    assert "full 0.5, small 0.3, tiny" in listed
     assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "004_table1 (small, reduced): 0 of 4 cells measured: " in said
