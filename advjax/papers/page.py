@@ -1,4 +1,4 @@
-"""What an entry came to, as ``<workdir>/pages/<entry>.<scale>.*``: csv, json, a page in HTML and Markdown, its figure."""
+"""What an entry came to, as ``<workdir>/pages/<entry>.<scale>.*``: csv, json, HTML and Markdown pages, its figure."""
 
 import csv
 import io
