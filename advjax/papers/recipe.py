@@ -33,6 +33,8 @@ class Part(NamedTuple):
     numbers are for, and do not say how large it is run."""
     specs: tuple[Spec, ...] | None = None
     """What its results are compared with, as in `advjax.papers.join`; None for ``published`` of the config."""
+    auto_attack: bool = True
+    """Whether its networks are put under AutoAttack, too; not if another part of the entry does so."""
 
 
 class Scale(NamedTuple):

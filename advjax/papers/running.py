@@ -44,9 +44,14 @@ class Job(NamedTuple):
     folder: pathlib.Path
 
     @property
+    def has_auto_attack(self) -> bool:
+        """Whether the networks are put under AutoAttack, too."""
+        return self.part.auto_attack and self.scale.num_auto_attack > 0
+
+    @property
     def is_done(self) -> bool:
         """Whether all its reports are there; the name of the folder says that they are about this config."""
-        folders = ("", STANDARD) if self.scale.num_auto_attack else ("",)
+        folders = ("", STANDARD) if self.has_auto_attack else ("",)
         return all((self.folder / name / "report.json").exists() for name in folders)
 
     def reports(self) -> tuple[Report | None, Report | None]:
@@ -99,7 +104,7 @@ def run_job(
         _remember(job, config, trained)
         if not (job.folder / "report.json").exists():
             evaluate_experiment(config, str(job.folder), devices, notify, stop_requested)
-        if job.scale.num_auto_attack and not (job.folder / STANDARD / "report.json").exists():
+        if job.has_auto_attack and not (job.folder / STANDARD / "report.json").exists():
             standard = under_auto_attack(config, job.scale)
             evaluate_experiment(standard, str(job.folder), devices, notify, stop_requested, str(job.folder / STANDARD))
         notify(f"{job.part.name}: done in {(time.monotonic() - started) / 60:.1f} min, {job.folder}")

@@ -22,7 +22,7 @@ def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
         runs = [_run(name, job, full) for name in job.config["runs"]]
         evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
         images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
-        standard = f", {_auto_attack(job)}" if job.scale.num_auto_attack else ", no AutoAttack"
+        standard = f", {_auto_attack(job)}" if job.has_auto_attack else ", no AutoAttack"
         seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
         lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {seeds}")
     # Several of the parts may be the same experiment.

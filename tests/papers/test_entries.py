@@ -7,7 +7,7 @@ from advjax.experiment.spec import DataFacts
 from advjax.papers import published, recipe
 from advjax.papers.cells import cells
 from advjax.papers.entries import ENTRIES, find
-from advjax.papers.running import jobs_of
+from advjax.papers.running import jobs_of, under_auto_attack
 from advjax.types import UserError
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -71,6 +71,17 @@ def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
         for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
             for row in spec.get("mean_of", (spec,)):
                 assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
+
+
+def test_auto_attack_has_a_budget_wherever_it_will_be_run(jobs):
+    for found in jobs.values():
+        attacked = [job for job in found if job.has_auto_attack]
+        for job in attacked:
+            attacks = under_auto_attack(job.config, job.scale)["evaluation"]["attacks"]
+            assert list(attacks["order"]) == ["auto_attack"] and attacks["auto_attack"]["epsilon"] not in ("inf", None)
+        # Where a part leaves it out, another one of the entry has the same networks.
+        names = {name for job in attacked for name in job.config["runs"]}
+        assert all(set(job.config["runs"]) <= names for job in found if not job.part.auto_attack)
 
 
 def test_every_published_accuracy_has_a_cell(all_cells):

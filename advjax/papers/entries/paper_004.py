@@ -83,7 +83,7 @@ def _at(weight: float) -> Iterator[dict[str, Any]]:
 
 _GRID = {f"cw_{constant:g}_{steps}": _carlini_wagner(constant, steps) for constant in _CONSTANTS for steps in _STEPS}
 _FIXED_MIX = Part("fixed_mix", "cifar_fixed_mix")
-_CW_GRID = Part("cw_grid", "cifar_fixed_mix", changes=_on_plain(_GRID), specs=tuple(_grid_specs()))
+_CW_GRID = Part("cw_grid", "cifar_fixed_mix", changes=_on_plain(_GRID), specs=tuple(_grid_specs()), auto_attack=False)
 _IMAGES = {"cw_invisible": _carlini_wagner(0.1, 1000), "cw_visible": _carlini_wagner(100.0, 1000)}
 _CW_IMAGES = Part(
     "cw_images",
