@@ -38,7 +38,9 @@ def orderings(cells: Sequence[Cell]) -> list[Ordering]:
         if cell.ours is not None and cell.theirs is not None:
             key = cell.published.table, cell.published.dataset, cell.published.attack
             groups.setdefault(key, []).append(cell)
-    return [_ordering(key, found) for key, found in groups.items() if len(found) > 1]
+    made = (_ordering(key, found) for key, found in groups.items())
+    # Several of ours may stand beside one published number, which has no order.
+    return [entry for entry in made if entry.holds + entry.reversed + entry.undecided]
 
 
 def _ordering(key: tuple[str, str, str], found: Sequence[Cell]) -> Ordering:

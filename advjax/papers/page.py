@@ -124,11 +124,12 @@ def render(page: Page, figure: str | None, kind: str) -> str:
     )
     plan = page.entry.figure
     measured = sum(cell.ours is not None for cell in page.cells)
+    count = f" · {measured} of {len(page.cells)} cells measured" if page.cells else ""
+    tables = f"{'; '.join(map(title, page.entry.tables))} · " if page.entry.tables else ""
     state = "" if page.is_complete else ", not all parts have been run"
     return environment.get_template(f"paper.{kind}.j2").render(
         title=page.entry.title,
-        lead=f"{'; '.join(map(title, page.entry.tables))} · scale {page.scale} · {measured} of {len(page.cells)} cells "
-        f"measured{state}",
+        lead=f"{tables}scale {page.scale}{count}{state}",
         is_reduced=page.is_reduced,
         explanation=EXPLANATION,
         note=page.entry.note,

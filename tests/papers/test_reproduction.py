@@ -70,6 +70,11 @@ def test_cells_by_hand(sweep):
     assert by_name["fixed_mix:lam0.1", "fgsm"].auto_attack is None
 
 
+def test_what_stands_beside_one_published_number_has_no_order(sweep):
+    (one, *_) = [cell for cell in cells(sweep, ("004_figure3",)) if cell.ours and cell.theirs]
+    assert orderings([one, one._replace(ours=one.ours._replace(value=1.0, interval=(0.5, 2.0)))]) == []
+
+
 def test_orderings_by_hand(sweep):
     found = {entry.attack: entry for entry in orderings(cells(sweep, ("004_figure3",)))}
     # Published: 23.6 and 55.0 clean; 12.2 and 9.8 under FGSM; 9.8 and 5.6 under PGD.
