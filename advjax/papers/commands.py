@@ -90,7 +90,8 @@ def _write(entry: Entry, jobs: Sequence[Job], options: argparse.Namespace, say: 
     measured = sum(cell.ours is not None for cell in page.cells)
     path = write_page(page, jobs, options.workdir / "pages")
     reduced = ", reduced" if page.is_reduced else ""
-    say(f"{entry.name} ({options.scale}{reduced}): {measured} of {len(page.cells)} cells measured: {path}")
+    count = f"{measured} of {len(page.cells)} cells measured: " if page.cells else ""
+    say(f"{entry.name} ({options.scale}{reduced}): {count}{path}")
     for ordering in page.orderings:
         say(f"  {ordering.dataset}, {ordering.attack}: the published order {ordering.verdict}")
 
