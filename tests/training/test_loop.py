@@ -40,6 +40,7 @@ from advjax.training.step import (
     train_step,
 )
 from advjax.types import UserError, Variables
+from support.compiling import BOTH_WAYS
 from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
@@ -193,14 +194,18 @@ def averaged_method():
     return make_method(averaging.swa(start=2, refresh_steps=2))
 
 
+@pytest.fixture(scope="module", params=BOTH_WAYS)
+def compiled(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, dataset, averaged_method):
+def undisturbed(tmp_path_factory, dataset, averaged_method, compiled):
     """``(folder, found)`` of a run on images that lie on the devices, and that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
     return folder, run_fit(folder, dataset, make_plan(), method=averaged_method)
 
 
-@pytest.mark.optimized
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset, averaged_method, undisturbed):
     folder, expected = undisturbed
     calls = []
@@ -255,8 +260,7 @@ def test_the_average_is_what_is_evaluated(dataset):
     )
 
 
-@pytest.mark.optimized
-def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
+def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset, compiled):
     base = blocks.init(TINY, jax.random.key(0), SHAPE)
     model = with_fixers(TINY, after=("conv",), reduction=1)
     variables = blocks.graft(blocks.init(model, jax.random.key(1), SHAPE), base)
@@ -486,7 +490,6 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
     assert max(jax.tree.leaves(left)) < 0.2 * max(jax.tree.leaves(far))
 
 
-@pytest.mark.optimized
 def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, averaged_method, undisturbed):
     """Also when the run is interrupted, and when the first batches refresh the statistics of the average."""
     asked = iter(range(1, 9))
