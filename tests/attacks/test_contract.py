@@ -29,6 +29,17 @@ def is_variant(name, *_):
     return bool(ATTACKS[name].variant_of)
 
 
+LOOPS = ("pgd", "deepfool", "fab", "square")
+"""With all steps, with an end of its own, with the model evaluated twice per step, and without gradients: whatever the
+loop knows of an attack."""
+
+
+def is_looped_like_another(name, *_):
+    return name not in LOOPS
+
+
+CALLED_ELSEWHERE = ("auto_pgd", "auto_pgd_l1", "carlini_wagner_l2")
+"""Attacks that ``test_course`` calls without jit, too, and whose loop is like another one's."""
 AIMED = [(*case, targeted) for case in CASES for targeted in (False, True)[: 1 + ATTACKS[case[0]].targetable]]
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 every_structure = pytest.mark.parametrize(("name", "norm"), slow_for(is_variant, CASES))
@@ -36,6 +47,7 @@ every_goal = pytest.mark.parametrize(
     ("name", "norm", "targeted"), slow_for(lambda name, norm, targeted: targeted and is_variant(name), AIMED)
 )
 every_loop = pytest.mark.parametrize(("name", "norm"), slow_for(is_variant, FIRST))
+kinds_of_loops = pytest.mark.parametrize(("name", "norm"), slow_for(is_looped_like_another, FIRST))
 traces = 0
 
 
@@ -137,7 +149,9 @@ def test_is_a_function_of_its_key(data, name, norm):
     assert np.all(moved) if ATTACKS[name].random else not np.any(moved)
 
 
-@every_loop
+@pytest.mark.parametrize(
+    ("name", "norm"), slow_for(lambda name, norm: is_variant(name) or name in CALLED_ELSEWHERE, FIRST)
+)
 def test_same_without_jit_and_leaves_numpy_inputs_alone(data, name, norm):
     epsilon = middle_epsilon(data, norm)
     images, labels = data.images.copy(), data.labels.copy()
@@ -183,7 +197,7 @@ def test_one_key_is_folded_with_the_position():
     np.testing.assert_array_equal(jax.random.key_data(keys_per_image(keys[::-1], 8)), jax.random.key_data(keys[::-1]))
 
 
-@every_loop
+@kinds_of_loops
 def test_vmaps_over_epsilon(data, name, norm):
     model, images, labels, keys = data
     epsilons = middle_epsilon(data, norm) * np.float32([0, 0.5, 1, 1.5, 3])

@@ -54,8 +54,15 @@ def misleading(logits_fn):
     return lambda images: logits_fn(flip(images))
 
 
-def run(attack, logits_fn, in_stages, labels=LABELS, **options):
-    """``progress`` [n] of an attack by itself, or as a stage; and the warnings about it."""
+def side_by_side(models):
+    """Each model on its own part of the batch."""
+    return lambda images: jnp.concatenate(
+        [model(part) for model, part in zip(models, jnp.split(images, len(models)), strict=True)]
+    )
+
+
+def run(attack, logits_fn, in_stages, labels=LABELS, copies=1, **options):
+    """``progress`` [n] of an attack by itself, on copies of the images, or as a stage; and the warnings about it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if in_stages:
@@ -65,7 +72,8 @@ def run(attack, logits_fn, in_stages, labels=LABELS, **options):
             found = runner.run_stages(stages, threat_model, logits_fn, IMAGES, labels, **options)
             progress = found.progress[:, 0]
         else:
-            progress = np.asarray(attack(logits_fn, IMAGES, labels, jax.random.key(0)).progress)
+            images, labels = np.tile(IMAGES, (copies, 1, 1, 1)), np.tile(labels, copies)
+            progress = np.asarray(attack(logits_fn, images, labels, jax.random.key(0)).progress)
     return progress, [str(entry.message) for entry in caught if "no progress" in str(entry.message)]
 
 
@@ -89,8 +97,12 @@ def test_masked_gradients_are_said_whatever_the_start(name, in_stages):
 @alone_and_in_stages("pgd", "fab")
 def test_neither_ordinary_nor_robust_models_are_suspected(name, in_stages):
     """Not even one whose gradients are tiny."""
-    for logits_fn in (NET, robust(NET), robust(NET, 1e-12)):
-        progress, messages = run(ATTACKS[name], logits_fn, in_stages)
+    models = (NET, robust(NET), robust(NET, 1e-12))
+    # An attack by itself compiles its steps anew for every model; here, one call attacks them all.
+    groups = [(model, 1) for model in models] if in_stages else [(side_by_side(models), len(models))]
+    for logits_fn, copies in groups:
+        progress, messages = run(ATTACKS[name], logits_fn, in_stages, copies=copies)
+        assert len(progress) == copies * COUNT
         np.testing.assert_array_equal(progress, PROGRESS)
         assert not messages
 

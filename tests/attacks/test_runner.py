@@ -12,9 +12,13 @@ import pytest
 from advjax import attacks
 from advjax.attacks import combine, runner
 from support import attack_models as am
+from support.compiling import BOTH_WAYS
 from support.stage_runs import COUNT, StageRuns, same
 
-pytestmark = pytest.mark.optimized
+
+@pytest.fixture(scope="module", autouse=True, params=BOTH_WAYS)
+def compiled(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def found(data):
+def found(data, compiled):
     return data.run()
 
 

@@ -19,6 +19,7 @@ from advjax.models.vgg import VGG16
 from advjax.models.wide_resnet import WideResNet
 from advjax.training.partition import num_params
 from advjax.types import UserError, Variables
+from support.variables import trained_looking
 
 GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 
@@ -116,7 +117,7 @@ def everything(model, variables, images):
 )
 def tiny(request):
     model, image_shape = TINY[request.param]
-    variables = blocks.init(model, jax.random.key(0), image_shape)
+    variables = trained_looking(model, image_shape)
     images = jax.random.uniform(jax.random.key(1), (4, *image_shape))
     return model, variables, images, everything(model, variables, images)
 
@@ -126,6 +127,17 @@ def test_logits_follow_their_images(tiny):
     assert logits.shape == (4, 3) and logits.dtype == jnp.float32
     np.testing.assert_allclose(reordered, logits[ORDER], rtol=1e-4, atol=1e-6)
     assert np.ptp(logits, axis=0).max() > 1e-5, "the images must matter"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_fresh_logits_follow_their_images(name):
+    """With the network's own initial values; the fast tests draw others, which need no compiling."""
+    model, image_shape = TINY[name]
+    variables = blocks.init(model, jax.random.key(0), image_shape)
+    images = jax.random.uniform(jax.random.key(1), (4, *image_shape))
+    logits = jax.jit(lambda variables: blocks.apply(model, variables, images))(variables)
+    assert np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 1e-5
 
 
 def test_every_parameter_that_matters_has_a_finite_gradient(tiny):

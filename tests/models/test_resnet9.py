@@ -11,6 +11,7 @@ from advjax.models import blocks
 from advjax.models.fixer import Fixer, with_fixers
 from advjax.models.resnet9 import Head, ResNet9
 from advjax.training.partition import num_params
+from support.variables import trained_looking
 
 
 def shapes(model, image_shape=(32, 32, 3)):
@@ -49,21 +50,6 @@ def test_fixers_have_the_published_number_of_parameters():
     assert num_params(params["patches_res2"]) == 656_000
     assert num_params(params) - num_params(params["base"]) == 697_120
     assert num_params(params["base"]) == 6_588_490
-
-
-def trained_looking(model, image_shape, seed=0):
-    """Variables with every leaf away from its initial value, running statistics included; nothing is compiled."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, shape):
-        if path[-1].key == "kernel":
-            return rng.normal(0, np.sqrt(2 / np.prod(shape.shape[:-1])), shape.shape).astype(np.float32)
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.7, 1.3, shape.shape).astype(np.float32)
-        return rng.normal(0, 0.1, shape.shape).astype(np.float32)
-
-    shapes = jax.eval_shape(lambda: blocks.init(model, jax.random.key(0), image_shape))
-    return jax.tree.map_with_path(leaf, shapes)
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,12 @@ def dataset():
     return Dataset("toy", *map(np.asarray, (data.images, data.labels, data.index)), ("a", "b", "c"))
 
 
-def make_method(**options):
+def make_method(whole=False, **options):
+    """Augmentation alone draws from the key of its step; an attack and mixup take four times as long to compile."""
     variables = tiny.fresh(MODEL)
     pgd = attacks.pgd(attacks.linf(0.05), num_steps=2, step_size=0.03, returns="last")
-    steps = transforms.augment(augment.pad_crop(1, "constant")), transforms.perturb(pgd), mixing.mixup()
+    augmentation = transforms.augment(augment.pad_crop(1, "constant"))
+    steps = (augmentation, transforms.perturb(pgd), mixing.mixup()) if whole else (augmentation,)
     objective = objectives.supervised(MODEL, losses.cross_entropy)
     trainable = jax.tree.map(lambda _: True, variables.params)
     options = {"average": averaging.ema(0.9), **options}
@@ -84,10 +86,17 @@ def test_calls_end_at_every_record_and_validation(start, counts):
     assert steps == list(range(start, 9))
 
 
-@pytest.mark.parametrize("mapping", sharding.MAPPINGS)
-def test_several_steps_are_the_single_ones(tmp_path, dataset, mapping):
+@pytest.mark.parametrize(
+    ("mapping", "whole"),
+    [
+        ("shard_map", True),
+        ("jit", False),
+        *(pytest.param(mapping, True, marks=pytest.mark.slow) for mapping in ("jit", "pmap")),
+    ],
+)
+def test_several_steps_are_the_single_ones(tmp_path, dataset, mapping, whole):
     """State and records, over two devices, on a dataset that lies there and on one that is streamed."""
-    setup = {"mapping": mapping, "num_devices": 2}
+    setup = {"mapping": mapping, "num_devices": 2, "method": make_method(whole)}
     single = run_fit(tmp_path / "single", dataset, 1, **setup)
     several = run_fit(tmp_path / "several", dataset, 3, **setup)
     streamed = run_fit(tmp_path / "streamed", from_dataset(dataset), 3, **setup)
@@ -99,23 +108,30 @@ def test_several_steps_are_the_single_ones(tmp_path, dataset, mapping):
     assert_close_records(tmp_path / "streamed", tmp_path / "single")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, dataset):
+    """``(folder, state)`` of a run that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run_fit(folder, dataset, 3)
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_stop_after_any_call_resumes_to_the_same_bits(tmp_path, dataset, stop):
-    undisturbed = run_fit(tmp_path / "a", dataset, 3)
+def test_a_stop_after_any_call_resumes_to_the_same_bits(tmp_path, dataset, undisturbed, stop):
+    folder, state = undisturbed
     asked = iter(range(1, 9))
     with pytest.raises(PreemptedError, match=f"stopped at step {[3, 4, 7][stop - 1]} of 9, state saved"):
-        run_fit(tmp_path / "b", dataset, 3, stop_requested=lambda: next(asked) == stop)
-    chex.assert_trees_all_equal(run_fit(tmp_path / "b", dataset, 3), undisturbed)
-    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+        run_fit(tmp_path, dataset, 3, stop_requested=lambda: next(asked) == stop)
+    chex.assert_trees_all_equal(run_fit(tmp_path, dataset, 3), state)
+    assert read_metrics(folder) == read_metrics(tmp_path)
 
 
-def test_a_run_resumes_in_the_middle_of_what_would_have_been_a_call(tmp_path, dataset):
-    undisturbed = run_fit(tmp_path / "a", dataset, 3)
+def test_a_run_resumes_in_the_middle_of_what_would_have_been_a_call(tmp_path, dataset, undisturbed):
+    folder, state = undisturbed
     asked = iter(range(1, 9))
     with pytest.raises(PreemptedError, match="stopped at step 2 of 9"):
-        run_fit(tmp_path / "b", dataset, 1, stop_requested=lambda: next(asked) == 2)
-    tiny.assert_close(run_fit(tmp_path / "b", dataset, 3), undisturbed, rtol=2e-4, atol=2e-5)
-    assert_close_records(tmp_path / "b", tmp_path / "a")
+        run_fit(tmp_path, dataset, 1, stop_requested=lambda: next(asked) == 2)
+    tiny.assert_close(run_fit(tmp_path, dataset, 3), state, rtol=2e-4, atol=2e-5)
+    assert_close_records(tmp_path, folder)
 
 
 @pytest.mark.parametrize(

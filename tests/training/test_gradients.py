@@ -114,8 +114,18 @@ def after_two_steps(method, variables, mapping, num_devices):
     return sharding.fetch((state.params, state.opt_state, metrics))
 
 
-@pytest.mark.parametrize("step", ["one", "two"])
-@pytest.mark.parametrize("mapping", sharding.MAPPINGS)
+@pytest.mark.parametrize(
+    ("mapping", "step"),
+    [
+        ("shard_map", "one"),
+        ("jit", "two"),
+        ("pmap", "two"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("shard_map", "two"), ("jit", "one"), ("pmap", "one"))
+        ),
+    ],
+)
 def test_adversarial_training_in_microbatches_on_several_devices(mapping, step):
     """The same as in one batch, mixup included, which mixes before the batch is split."""
     expected = after_two_steps(*make_method(1, step), mapping, 2)

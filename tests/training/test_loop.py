@@ -40,11 +40,13 @@ from advjax.training.step import (
     train_step,
 )
 from advjax.types import UserError, Variables
+from support.compiling import BOTH_WAYS
 from support.tiny_models import Tiny, assert_close
 
 SHAPE = (8, 8, 1)
 TINY = Tiny()
 EMA = averaging.ema(0.9)
+MAPPINGS = ("jit", "shard_map", pytest.param("pmap", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +136,9 @@ def some_steps(mapping, dataset, method, variables, count=4):
     return sharding.fetch((state.params, state.model_state, state.average, metrics))
 
 
-@pytest.mark.optimized
-def test_every_mapping_over_four_devices_gives_the_single_device_step(dataset):
+@pytest.fixture(scope="module")
+def on_one_device(dataset):
+    """What the steps of ``some_steps`` give without devices to share them."""
     method, variables = make_method()
 
     @jax.jit
@@ -147,11 +150,15 @@ def test_every_mapping_over_four_devices_gives_the_single_device_step(dataset):
     for number in range(4):
         positions = ((np.arange(8) + 8 * number) % 22).astype(np.int32)
         state, metrics = single(state, positions, np.arange(8) + 8 * number % 24 < 22)
-    expected = jax.device_get((state.params, state.model_state, state.average, metrics))
+    return jax.device_get((state.params, state.model_state, state.average, metrics))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_every_mapping_over_four_devices_gives_the_single_device_step(dataset, on_one_device, mapping):
     assert len(jax.devices()) == 4
-    for mapping in sharding.MAPPINGS:
-        found = some_steps(mapping, dataset, method, variables)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
+    found = some_steps(mapping, dataset, *make_method())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, on_one_device)
 
 
 def constant_score(variables):
@@ -181,9 +188,26 @@ class InterruptedRunError(Exception):
     pass
 
 
-@pytest.mark.optimized
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
-    undisturbed = run_fit(tmp_path / "a", dataset, make_plan())
+@pytest.fixture(scope="module")
+def averaged_method():
+    """Weights averaged from the second step on, with statistics that are refreshed."""
+    return make_method(averaging.swa(start=2, refresh_steps=2))
+
+
+@pytest.fixture(scope="module", params=BOTH_WAYS)
+def compiled(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, dataset, averaged_method, compiled):
+    """``(folder, found)`` of a run on images that lie on the devices, and that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run_fit(folder, dataset, make_plan(), method=averaged_method)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset, averaged_method, undisturbed):
+    folder, expected = undisturbed
     calls = []
 
     def dying(variables):
@@ -193,11 +217,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, dataset):
         return constant_score(variables)
 
     with pytest.raises(InterruptedRunError):
-        run_fit(tmp_path / "b", dataset, make_plan(), dying)
-    resumed = run_fit(tmp_path / "b", dataset, make_plan())
-    assert resumed.step == undisturbed.step == 9
-    chex.assert_trees_all_equal(resumed.state, undisturbed.state)
-    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+        run_fit(tmp_path, dataset, make_plan(), dying, averaged_method)
+    resumed = run_fit(tmp_path, dataset, make_plan(), method=averaged_method)
+    assert resumed.step == expected.step == 9
+    chex.assert_trees_all_equal(resumed.state, expected.state)
+    assert read_metrics(folder) == read_metrics(tmp_path)
 
 
 def test_a_finished_run_is_left_alone(tmp_path, dataset):
@@ -236,14 +260,13 @@ def test_the_average_is_what_is_evaluated(dataset):
     )
 
 
-@pytest.mark.optimized
-def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset):
+def test_the_frozen_base_stays_bit_identical_and_costs_no_memory(dataset, compiled):
     base = blocks.init(TINY, jax.random.key(0), SHAPE)
     model = with_fixers(TINY, after=("conv",), reduction=1)
     variables = blocks.graft(blocks.init(model, jax.random.key(1), SHAPE), base)
     labels = partition.label_params(variables.params, (("^patches_", "trained"),), "frozen")
     by_label = {"trained": optimizers.sgd(0.1, 0.9, weight_decay=0.1), "frozen": partition.FROZEN}
-    attack = attacks.auto_pgd(attacks.linf(0.05), num_steps=2, returns="last")
+    attack = attacks.bim(attacks.linf(0.05), num_steps=2, step_size=0.03)
     method = Method(
         model,
         objectives.fixers(model, losses.focal()),
@@ -390,7 +413,9 @@ def test_noisy_twins_are_the_same_over_four_devices(dataset):
     assert_close(some_steps("shard_map", dataset, method, variables), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("mapping", ["jit", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mapping", ["shard_map", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jit", "pmap"))]
+)
 def test_mixing_runs_on_every_mapping(dataset, mapping):
     """Results differ between mappings, because partners come from the same device."""
     steps = (mixing.mixup(1e6), mixing.mixup(1.0, per_sample=True))
@@ -465,16 +490,11 @@ def test_batch_statistics_of_the_average_are_refreshed_before_validation(tmp_pat
     assert max(jax.tree.leaves(left)) < 0.2 * max(jax.tree.leaves(far))
 
 
-@pytest.mark.optimized
-def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset):
+def test_streamed_images_train_as_those_on_the_device(tmp_path, dataset, averaged_method, undisturbed):
     """Also when the run is interrupted, and when the first batches refresh the statistics of the average."""
-    method, variables = make_method()
-    method = method._replace(average=averaging.swa(start=2, refresh_steps=2))
-    resident = run_fit(tmp_path / "resident", dataset, make_plan(), method=(method, variables))
     asked = iter(range(1, 9))
     source = from_dataset(dataset)
     with pytest.raises(PreemptedError):
-        stop = {"stop_requested": lambda: next(asked) == 4}
-        run_fit(tmp_path / "streamed", source, make_plan(), method=(method, variables), **stop)
-    streamed = run_fit(tmp_path / "streamed", source, make_plan(), method=(method, variables))
-    chex.assert_trees_all_equal(resident.state, streamed.state)
+        run_fit(tmp_path, source, make_plan(), method=averaged_method, stop_requested=lambda: next(asked) == 4)
+    streamed = run_fit(tmp_path, source, make_plan(), method=averaged_method)
+    chex.assert_trees_all_equal(undisturbed[1].state, streamed.state)
