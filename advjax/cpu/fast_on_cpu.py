@@ -167,7 +167,11 @@ def _checkpoint(*, jaxpr, prevent_cse, differentiated, policy):
     return jax.checkpoint(_flat(ClosedJaxpr(jaxpr, [])), prevent_cse=prevent_cse, policy=policy)
 
 
-def _scan(*, jaxpr, length, reverse, unroll, num_consts, num_carry):
+def _scan(*, jaxpr, length, reverse, unroll, num_consts=0, num_carry=0, ft_in=None, ft_out=None):
+    del ft_out  # How the results are put together again, which is not the equation's business.
+    if ft_in is not None:  # From JAX 0.12 on, constants, carry and inputs are described by a tree.
+        num_consts, num_carry, _ = map(len, ft_in.unpack())
+
     def call(*args: Any) -> list[Any]:
         consts, carry, xs = args[:num_consts], args[num_consts:][:num_carry], args[num_consts + num_carry :]
 
