@@ -243,7 +243,8 @@ def check_logits(logits: Array | np.ndarray, images: Array | np.ndarray, labels:
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for these logits, got {low}..{high}")
     if is_concrete(logits) and logits.size:
-        with jax.ensure_compile_time_eval():
+        # Infinite logits are allowed, and NumPy would warn of their sums.
+        with jax.ensure_compile_time_eval(), np.errstate(invalid="ignore", over="ignore"):
             values = logits if isinstance(logits, np.ndarray) else jax.lax.stop_gradient(logits)
             nan_free = not bool((values != values).any())
             probabilities = bool(_look_like_probabilities(values))

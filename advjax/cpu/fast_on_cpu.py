@@ -167,10 +167,12 @@ def _checkpoint(*, jaxpr, prevent_cse, differentiated, policy):
     return jax.checkpoint(_flat(ClosedJaxpr(jaxpr, [])), prevent_cse=prevent_cse, policy=policy)
 
 
-def _scan(*, jaxpr, length, reverse, unroll, num_consts=0, num_carry=0, ft_in=None, ft_out=None):
+def _scan(*, jaxpr, length, reverse, unroll, num_consts=None, num_carry=None, ft_in=None, ft_out=None):
     del ft_out  # How the results are put together again, which is not the equation's business.
     if ft_in is not None:  # From JAX 0.12 on, constants, carry and inputs are described by a tree.
         num_consts, num_carry, _ = map(len, ft_in.unpack())
+    if num_consts is None or num_carry is None:
+        return None
 
     def call(*args: Any) -> list[Any]:
         consts, carry, xs = args[:num_consts], args[num_consts:][:num_carry], args[num_consts + num_carry :]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
+from advjax.attacks import input_checks
 from advjax.experiment import registry
 
 IMAGES = np.full((3, 2, 2, 1), 0.5, np.float32)
@@ -219,3 +220,11 @@ def test_an_epsilon_is_no_threat_model(name, given):
     arguments = {"num_steps": 3, "step_size": 0.01} if name in ("pgd", "bim") else {}
     with pytest.raises(TypeError, match=r"needs a threat model, such as attacks\.linf\(8 / 255\), got "):
         build(given, **arguments)
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_infinite_and_huge_logits_are_no_reason_to_warn(asarray):
+    logits = np.float32([[np.inf, -np.inf, 0], [3e38, 3e38, 0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        input_checks.check_logits(asarray(logits), np.zeros((2, 3, 3, 1), np.float32), np.zeros(2, np.int32))
