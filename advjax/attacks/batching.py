@@ -39,8 +39,6 @@ def batches(positions: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]
         begin += size
 
 
-def padded(arrays: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
-    """Each array filled up to the smallest size that holds it, with copies of its last row."""
-    count = len(arrays[0])
-    size = next(size for size in sizes if size >= count)
-    return [array[np.minimum(np.arange(size), count - 1)] for array in arrays]
+def padded(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Each array filled up to ``size`` rows, with copies of its last one."""
+    return [array[np.minimum(np.arange(size), len(array) - 1)] for array in arrays]

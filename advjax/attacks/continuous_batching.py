@@ -22,6 +22,7 @@ from advjax.attacks.course import NO_PROGRESS, UNKNOWN, Course
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
 from advjax.attacks.programs import Program, Programs, Search
+from advjax.cpu.compiling import compiler_options
 
 MOST_STEPS = 8
 """Steps between two looks at which attacks have ended."""
@@ -93,9 +94,10 @@ def _in_lanes(run: "_LaneRun", rows: np.ndarray) -> Iterator[Found]:
     occupied = _Occupied(len(run.programs.mesh.devices.flat))
     held, found, rate = None, None, 1.0
     while True:
-        held = _arrange(run, occupied, held, waiting)
+        steps = steps_until_look(rate)
+        held = _arrange(run, occupied, held, waiting, steps)
         if held is not None:
-            count = min(steps_until_look(rate), run.most_steps(occupied))
+            count = min(steps, run.most_steps(occupied))
             held = run.advance(held, count)
             occupied.ages += count
         if found is not None:
@@ -132,8 +134,13 @@ class _Occupied:
         return (self.rows >= 0).reshape(self.num_devices, -1)
 
 
-def _arrange(run: "_LaneRun", occupied: _Occupied, held: Lanes | None, waiting: collections.deque) -> Lanes | None:
-    """Moves to another number of lanes if that suits what is left, and fills the lanes; None if nothing is left."""
+def _arrange(
+    run: "_LaneRun", occupied: _Occupied, held: Lanes | None, waiting: collections.deque, steps: int
+) -> Lanes | None:
+    """Moves to another number of lanes if that suits what is left, and fills the lanes; None if nothing is left.
+
+    ``steps`` are taken before the next look.
+    """
     live = int(np.sum(occupied.rows >= 0))
     if not live and not waiting:
         return None
@@ -141,7 +148,7 @@ def _arrange(run: "_LaneRun", occupied: _Occupied, held: Lanes | None, waiting: 
     size = number_of_lanes(live + len(waiting), most, run.programs.sizes)
     if held is None or (not live and size != len(occupied.rows)):
         held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)
-    elif size < len(occupied.rows):
+    elif size < len(occupied.rows) and (size := run.size_for(held, size, steps)) < len(occupied.rows):
         held = _moved(run, occupied, held, size)
     return _filled(run, occupied, held, waiting)
 
@@ -190,7 +197,7 @@ class _LaneRun(NamedTuple):
         """Puts images into the lanes that are ``fresh``."""
         batch = *self.inputs.at(rows), ~fresh
         function = functools.partial(_begin, self.search.stage, _is_other(self.programs, self.search))
-        new = self.programs.of_search(self.search, "begin", function, batch)(*batch)
+        new = self.programs.of_search(self.search, "begin", function, batch, is_hot=False)(*batch)
         return new if held is None else _replace(self.programs.mesh)(held, new, fresh)
 
     def advance(self, held: Lanes, count: int) -> Lanes:
@@ -199,6 +206,10 @@ class _LaneRun(NamedTuple):
         for _ in range(count):
             held = program(held)
         return held
+
+    def size_for(self, held: Lanes, wanted: int, steps: int) -> int:
+        """The number of lanes to take some steps in, where ``wanted`` would do."""
+        return self.programs.size_for(self.search, "advance", (held,), wanted, steps)
 
     def take(self, held: Lanes, positions: np.ndarray, vacant: np.ndarray) -> Lanes:
         return _take(self.programs.mesh)(held, positions, vacant)
@@ -268,4 +279,5 @@ def _take(mesh: jax.sharding.Mesh) -> Callable[..., Any]:
 
 def _in_parallel(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """The compiled function on all devices, each with its part of all arrays."""
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False)
+    return jax.jit(mapped, compiler_options=compiler_options(mesh, quickly=True))

@@ -15,12 +15,14 @@ import numpy as np
 from advjax.attacks import input_checks, resume, run_identity
 from advjax.attacks.base import Attack
 from advjax.attacks.batching import batches, default_batch_size, sizes_for
+from advjax.attacks.bound_model import bind_model
 from advjax.attacks.combine import Stage
 from advjax.attacks.continuous_batching import Found, Inputs, attack_images
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.programs import Programs, Search, bind_model, owner_of
+from advjax.attacks.program_cache import IdleWork, owner_of
+from advjax.attacks.programs import Programs, Search
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.stage_checks import check_stages
 from advjax.attacks.threat_model import ThreatModel
@@ -62,8 +64,8 @@ def run_stages(
     count as robust (unless the model has no gradients, and the attack follows those of another one).
 
     An image whose attack has ended is replaced by the next one (continuous batching).  Attacks run on ``batch_size``
-    images at a time, or a quarter or a sixteenth of that when fewer are left, so that each is compiled at most three
-    times per process.
+    images at a time, or a quarter or a sixteenth of that when fewer are left and this saves more than compiling another
+    program costs, so that each is compiled at most three times per process.
 
     The key of an image is ``fold_in(key(seed), index)``, folded with the numbers of the stage and of the round.  A
     single stage leaves out the former, and a single round of it both, so that it gives what ``with_restarts`` or
@@ -318,7 +320,7 @@ def make_programs(
     is_same = search_fn is None or search_fn is logits_fn
     search = verdict if is_same else bind_model(search_fn, variables, example, mesh)
     owners = {id(stage.attack): owner_of(stage.attack) for stage in stages}
-    return Programs(threat_model, verdict, search, mesh, sizes, owners)
+    return Programs(threat_model, verdict, search, mesh, sizes, owners, len(images), IdleWork(mesh))
 
 
 def _clean_logits(programs: Programs, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:

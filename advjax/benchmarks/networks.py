@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from advjax.attacks.flop_count import flop_count
 from advjax.models.blocks import apply, init
 from advjax.models.layers import ImageClassifier, global_average_pool
 from advjax.models.lenet import LeNet5
@@ -216,23 +217,4 @@ def forward_flops(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> flo
 
     Convolutions are counted as direct ones.  The gradient with respect to the image costs about as much again.
     """
-    jaxpr = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    return 2.0 * _multiply_adds(jaxpr.jaxpr)
-
-
-def _multiply_adds(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        size = math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive is lax.conv_general_dilated_p:
-            kernel = equation.invars[1].aval.shape
-            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += size * math.prod(kernel) // features
-        elif equation.primitive is lax.dot_general_p:
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        for parameter in equation.params.values():
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                total += _multiply_adds(inner)
-    return total
+    return flop_count(jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)).jaxpr)

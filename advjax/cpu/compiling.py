@@ -12,27 +12,37 @@ compile attacks on small networks (on a ResNet9 no longer), for about the same s
 no longer has the older way."""
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+LEVEL, QUICK_LEVEL = "xla_backend_optimization_level", 2
+"""Of 3.  In jaxlib 0.10, it compiles in about half the time; the convolutions of ``advjax.cpu.winograd`` then take a
+quarter longer."""
+
+
+def compiler_options(mesh: jax.sharding.Mesh, *, quickly: bool = False) -> dict[str, Any]:
     """What ``jax.jit(..., compiler_options=...)`` and ``Lowered.compile(...)`` are given, for programs on a mesh.
 
     Args:
       mesh: of the devices that the program is for, which need not be here.
+      quickly: whether the program runs so seldom that compiling it takes longer.
 
     Returns:
       The options that make compilation for CPUs quicker; none for other devices, where XLA has no such choice, and
-      where the user has made it (``XLA_FLAGS``).
+      where the user has made it (``XLA_FLAGS``, ``jax_disable_most_optimizations``).
     """
-    on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
-    is_chosen = NEW_EMITTERS in os.environ.get("XLA_FLAGS", "")
-    return {NEW_EMITTERS: False} if on_cpu and not is_chosen and _knows(NEW_EMITTERS) else {}
+    if any(device.platform != "cpu" for device in mesh.devices.flat):
+        return {}
+    wanted: dict[str, Any] = {NEW_EMITTERS: False}
+    if quickly and not jax.config.read("jax_disable_most_optimizations"):
+        wanted[LEVEL] = QUICK_LEVEL
+    chosen = os.environ.get("XLA_FLAGS", "")
+    return {option: value for option, value in wanted.items() if option not in chosen and _knows(option, value)}
 
 
 @functools.cache
-def _knows(option: str) -> bool:
+def _knows(option: str, value: Any) -> bool:
     """Whether XLA has this option, any longer or yet."""
     program = jax.jit(lambda: 0).trace().lower(lowering_platforms=("cpu",))
     try:
-        program.compile({option: False})
+        program.compile({option: value})
     except jax.errors.JaxRuntimeError:
         return False
     return True

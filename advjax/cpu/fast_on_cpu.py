@@ -104,7 +104,7 @@ def _rewritten(eqn: JaxprEqn) -> Callable[..., Any] | None:
     if direct is not None:
         return lambda *inputs: [direct(*inputs)]
     rebuild = _REBUILD.get(eqn.primitive.name)
-    if rebuild is None or not takes(rebuild, eqn.params) or not any(map(_changes, _inner(eqn))):
+    if rebuild is None or not takes(rebuild, eqn.params) or not any(map(_changes, inner_jaxprs(eqn))):
         return None
     return rebuild(**eqn.params)
 
@@ -113,7 +113,7 @@ def _changes(jaxpr: Jaxpr) -> bool:
     return any(_rewritten(eqn) is not None for eqn in jaxpr.eqns)
 
 
-def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     """The jaxprs among the parameters of an equation."""
     for parameter in eqn.params.values():
         for item in parameter if isinstance(parameter, tuple) else (parameter,):

@@ -60,7 +60,7 @@ def run_steps(
 
 
 def calls(batches: Iterator[Fed], start: int, end: int, most: int, *boundaries: int) -> Iterator[tuple[int, Call]]:
-    """Groups the batches of steps ``start .. end - 1`` into calls: ``(number of steps, arguments)``.
+    """Groups the batches of the steps from ``start`` to ``end - 1`` into calls: ``(number of steps, arguments)``.
 
     A call has ``most`` steps, or one where so many would go beyond ``end`` or the next multiple of a boundary: there
     are only two programs to compile.

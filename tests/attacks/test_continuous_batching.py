@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import combine, continuous_batching, runner
+from advjax.attacks import combine, continuous_batching, program_cache, runner
 from advjax.attacks.batching import batch_sizes, default_batch_size
 from support import attack_models as am
 from support.stage_runs import same
@@ -60,6 +60,7 @@ def run(smooth, name, *, order=slice(None), survivors_only=True, **options):
     return runner.Verdicts(*(array[back] for array in found[:-1]))
 
 
+@pytest.mark.usefixtures("compiling_is_free")
 @pytest.mark.parametrize("survivors_only", [True, False])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in STAGES])
 def test_results_do_not_depend_on_the_schedule(smooth, name, survivors_only, monkeypatch):
@@ -78,6 +79,12 @@ def test_results_do_not_depend_on_the_schedule(smooth, name, survivors_only, mon
         # The network itself adds in another order in other batches.
         np.testing.assert_allclose(other.images, expected.images, rtol=0, atol=1e-9)
         np.testing.assert_allclose(other.distance, expected.distance, rtol=1e-6)
+
+
+@pytest.fixture
+def compiling_is_free(monkeypatch):
+    """Then every size that suits the images has its program."""
+    monkeypatch.setitem(program_cache.FLOP_OF_COMPILATION, "cpu", -1.0)
 
 
 @contextlib.contextmanager
@@ -100,6 +107,7 @@ def linear(count):
     return model, images, np.array(np.argmax(model(images), axis=-1), np.int32)
 
 
+@pytest.mark.usefixtures("compiling_is_free")
 @pytest.mark.parametrize("batch_size", [16, 64])
 def test_images_that_are_broken_give_up_their_lanes(batch_size, monkeypatch):
     """Nearly all images of an undefended network fall early, and a few late or never."""
@@ -115,6 +123,7 @@ def test_images_that_are_broken_give_up_their_lanes(batch_size, monkeypatch):
     assert needed <= counts[0] < 1.5 * needed
 
 
+@pytest.mark.usefixtures("compiling_is_free")
 def test_minimum_norm_attacks_give_up_their_lanes(monkeypatch):
     model, images, labels = linear(100)
     labels[::2] = (labels[::2] + 1) % 4
@@ -135,6 +144,7 @@ def test_minimum_norm_attacks_give_up_their_lanes(monkeypatch):
     assert counts[0] < 2 * np.sum(found.steps) < 10 * len(images)
 
 
+@pytest.mark.usefixtures("compiling_is_free")
 def test_few_images_take_few_lanes(monkeypatch):
     """Verification, too."""
     model, images, labels = linear(17)

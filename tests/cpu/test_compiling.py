@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import programs
+from advjax.attacks import program_cache
 from advjax.cpu import compiling
 from advjax.runtime import devices
 
@@ -40,26 +40,26 @@ def test_an_option_that_xla_does_not_have_is_not_passed_on(monkeypatch):
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 def test_other_devices_keep_what_xla_chooses(monkeypatch, platform):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(compiling, "_knows", lambda option: True)
+    monkeypatch.setattr(compiling, "_knows", lambda option, value: True)
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
     assert compiling.compiler_options(mesh) == {}  # type: ignore
 
 
 @pytest.mark.parametrize("chosen", ["true", "false"])
 def test_what_the_user_chose_stays(monkeypatch, chosen):
-    monkeypatch.setattr(compiling, "_knows", lambda option: True)
+    monkeypatch.setattr(compiling, "_knows", lambda option, value: True)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_use_fusion_emitters={chosen}")
     assert compiling.compiler_options(ONE_CPU) == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     assert compiling.compiler_options(ONE_CPU) == OLD_EMITTERS
 
 
-def unknown_option(mesh):
+def unknown_option(mesh, quickly=False):
     return {"no_such_option": True}
 
 
 def test_the_programs_of_attacks_are_compiled_with_them(monkeypatch):
-    monkeypatch.setattr(programs, "compiler_options", unknown_option)
+    monkeypatch.setattr(program_cache, "compiler_options", unknown_option)
     images, labels = np.full((2, 3, 3, 1), 0.5, np.float32), np.zeros(2, np.int32)
     threat_model = attacks.linf(0.1)
     stages = attacks.quick_check_stages(threat_model)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from advjax import attacks
 from advjax.attacks import programs
 from advjax.attacks.combine import Stage
+from advjax.attacks.keys import KEY_TYPE
 from advjax.cpu import convolution
 from advjax.evaluation.scored_model import ScoredModel, predict
 from advjax.training import losses, objectives, step, transforms
@@ -60,7 +61,7 @@ def test_attacks(attack, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_programs_of_the_runner(model):
-    words = jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0, impl=programs.KEY_TYPE), 3))
+    words = jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0, impl=KEY_TYPE), 3))
     stage = Stage("pgd", lambda _: ATTACKS["pgd"], lambda _: 1)
     for function, batch in (
         (functools.partial(programs._attack, stage, True), (IMAGES, LABELS)),
