@@ -10,12 +10,13 @@ from FLOP counts: seconds differ from run to run, and the same command should ru
 """
 
 import collections
+import dataclasses
 import hashlib
 import types
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -34,30 +35,26 @@ _FUNCTIONS = (types.FunctionType, partial)
 """Types of functions that are compared by identity and assumed to be pure, as by ``jax.jit``."""
 
 
-class CachedProgram(NamedTuple):
-    """A compiled program."""
+@dataclasses.dataclass
+class CachedProgram:
+    """A compiled program, and the work it does."""
 
     compiled: jax.stages.Compiled
     flop: float
     """Of one run, on each device; infinite if it is not known."""
+    worth_compiling: float
+    """What a device computes while a program is compiled."""
+    idle_flop: float = 0.0
+    """Computed so far for rows without images."""
 
+    def is_too_large(self, idle_share: float, times: int) -> bool:
+        """Whether a program for fewer images is worth compiling, if a share of the rows is idle some more times.
 
-class IdleWork:
-    """What programs have computed in one run of the runner for rows without images."""
-
-    def __init__(self, mesh: jax.sharding.Mesh) -> None:
-        self.worth_compiling = flop_of_compilation(mesh)
-        self.flop: dict[int, float] = collections.defaultdict(float)
-        """By the id of the program."""
-
-    def is_enough(self, program: CachedProgram, share: float, times: int) -> bool:
-        """Whether a smaller program is worth compiling, if a share of the rows is idle some more times.
-
-        It is once as much was computed in vain as compiling costs: both together are then at most twice what the better
-        of the two would have cost.
+        It is once as much has been computed in vain as compiling costs: both together are then at most twice what the
+        better of the two would have cost.
         """
-        self.flop[id(program)] += times * program.flop * share
-        return self.flop[id(program)] > self.worth_compiling
+        self.idle_flop += times * self.flop * idle_share
+        return self.idle_flop > self.worth_compiling
 
 
 _by_text: "collections.OrderedDict[tuple[Any, ...], CachedProgram]" = collections.OrderedDict()
@@ -96,18 +93,14 @@ def compiled(
     """
     traced = jitted.trace(*arguments)  # type: ignore
     lowered, flop = traced.lower(), flop_count(traced.jaxpr.jaxpr, per_element=_FLOP_PER_ELEMENT)
-    options = compiler_options(mesh, quickly=runs * flop < flop_of_compilation(mesh))
+    worth = FLOP_OF_COMPILATION.get(mesh.devices.flat[0].platform, FLOP_OF_COMPILATION_ELSEWHERE)
+    options = compiler_options(mesh, quickly=runs * flop < worth)
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     devices, structure = tuple(mesh.devices.flat), jax.tree.structure(arguments)
     key = text, structure, devices, tuple(options.items()), configuration()
     if key not in _by_text:
-        _by_text[key] = CachedProgram(lowered.compile(options), flop)
+        _by_text[key] = CachedProgram(lowered.compile(options), flop, worth)
     _by_text.move_to_end(key)
     while len(_by_text) > MAX_PROGRAMS:
         _by_text.popitem(last=False)
     return _by_text[key]
-
-
-def flop_of_compilation(mesh: jax.sharding.Mesh) -> float:
-    """What one of the devices computes while a program is compiled."""
-    return FLOP_OF_COMPILATION.get(mesh.devices.flat[0].platform, FLOP_OF_COMPILATION_ELSEWHERE)

@@ -20,7 +20,7 @@ from advjax.attacks.batching import padded
 from advjax.attacks.bound_model import Model, any_key, put
 from advjax.attacks.combine import Stage
 from advjax.attacks.keys import AFTER, model_keys, typed
-from advjax.attacks.program_cache import CachedProgram, IdleWork, compiled, configuration, programs_of
+from advjax.attacks.program_cache import CachedProgram, compiled, configuration, programs_of
 from advjax.attacks.stage_checks import call_stage, describe
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, PyTree
@@ -45,7 +45,6 @@ class Programs:
     """``owner_of`` the attack function of each stage, by its id."""
     count: int
     """Number of images of the run."""
-    idle_work: IdleWork
 
     def attack_program(self, search: "Search", batch: Sequence[Any]) -> "Program":
         """The program of ``attack``, for images, labels and keys of these shapes."""
@@ -136,7 +135,7 @@ class Programs:
     def _size_for(self, family: "_Family", batch: Sequence[Any], wanted: int, times: int) -> int:
         for size in self.sizes:
             if size >= wanted and (cached := family.programs.get(self._key(family, _resized(batch, size)))) is not None:
-                return wanted if size > wanted and self.idle_work.is_enough(cached, 1 - wanted / size, times) else size
+                return wanted if size > wanted and cached.is_too_large(1 - wanted / size, times) else size
         return wanted
 
     def _padded(self, family: "_Family", arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from advjax.attacks.continuous_batching import Found, Inputs, attack_images
 from advjax.attacks.eot import Expectation
 from advjax.attacks.keys import folded_words, image_words, root_words
 from advjax.attacks.model_queries import is_fooled
-from advjax.attacks.program_cache import IdleWork, owner_of
+from advjax.attacks.program_cache import owner_of
 from advjax.attacks.programs import Programs, Search
 from advjax.attacks.result_store import ResultStore
 from advjax.attacks.stage_checks import check_stages
@@ -320,7 +320,7 @@ def make_programs(
     is_same = search_fn is None or search_fn is logits_fn
     search = verdict if is_same else bind_model(search_fn, variables, example, mesh)
     owners = {id(stage.attack): owner_of(stage.attack) for stage in stages}
-    return Programs(threat_model, verdict, search, mesh, sizes, owners, len(images), IdleWork(mesh))
+    return Programs(threat_model, verdict, search, mesh, sizes, owners, len(images))
 
 
 def _clean_logits(programs: Programs, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:

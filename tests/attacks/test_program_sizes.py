@@ -43,13 +43,14 @@ def run(problem, monkeypatch):
         (stages, ball), data, model = problem
         monkeypatch.setitem(program_cache.FLOP_OF_COMPILATION, "cpu", flop)
         lanes.clear()
-        bind = bind or (lambda variables: variables)
+        if bind is None:
+            monkeypatch.setattr(program_cache, "_by_text", type(program_cache._by_text)())
+            bind = functools.partial(lambda variables: variables)
         options = {"variables": model, "batch_size": COUNT, "devices": jax.devices()[:1]}
         return attacks.run_stages(stages, ball, bind, *data, **options), list(lanes)
 
     monkeypatch.setattr(continuous_batching._LaneRun, "advance", spy)
     monkeypatch.setattr(program_cache, "flop_count", lambda jaxpr, per_element: FLOP)
-    monkeypatch.setattr(program_cache, "_by_text", type(program_cache._by_text)())
     return call
 
 
@@ -76,24 +77,25 @@ def moved(lanes):
     return next(step for step, count in enumerate(lanes) if count < COUNT)
 
 
-def test_a_program_that_is_there_is_used_at_once(run):
+def test_idle_lanes_add_up_over_calls_until_they_are_worth_a_program(run, monkeypatch):
+    _, expected = run(AT_ONCE)
+    monkeypatch.setattr(program_cache, "_by_text", type(program_cache._by_text)())
+
     def bind(variables):
         return variables
 
-    _, before = run(AT_ONCE, bind)
-    _, lanes = run(NEVER, bind)
-    assert lanes == before and 4 in lanes
-    # Another call does not pay for what an earlier one has found out.
-    assert set(run(NEVER)[1]) == {COUNT}
+    # Less than the steps that one call takes, and more than those with idle lanes.
+    calls = [run(NUM_STEPS * FLOP, bind)[1] for _ in range(4)]
+    assert set(calls[0]) == {COUNT}
+    # From then on the program is there, and used at once.
+    assert moved(calls[-1]) == moved(expected)
 
 
-def test_idle_work_of_unknown_size_is_always_enough(monkeypatch):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    idle = program_cache.IdleWork(mesh)
-    known, unknown = (program_cache.CachedProgram(None, flop) for flop in (idle.worth_compiling / 3, np.inf))  # type: ignore
-    assert idle.is_enough(unknown, 0.75, 1)
-    assert [idle.is_enough(known, 0.75, 1) for _ in range(5)] == [False] * 4 + [True]
-    assert idle.is_enough(known, 0.75, 1) and not program_cache.IdleWork(mesh).is_enough(known, 0.75, 3)
+@pytest.mark.parametrize(("flop", "enough"), [(30.0, 5), (np.inf, 1)])
+def test_work_that_cannot_be_seen_is_always_too_much(flop, enough):
+    program = program_cache.CachedProgram(None, flop, worth_compiling=100.0)  # type: ignore
+    found = [program.is_too_large(0.75, 1) for _ in range(6)]
+    assert found == [False] * (enough - 1) + [True] * (7 - enough)
 
 
 @pytest.mark.parametrize(("flop", "quick"), [(AT_ONCE, set()), (NEVER, {"begin", "verify"})])

@@ -29,7 +29,7 @@ CONFIG = (
     *("--config.run.fixer.attack.num_restarts=1", "--config.run.fixer.attack.num_steps=5"),
 )
 PROGRAMS = [
-    *((TPU, program) for program in ("attack", "stage", "verify")),
+    *((TPU, program) for program in ("train_fixer", "attack", "stage", "verify")),
     *((GPU, program) for program in ("train_base", "train_fixer", "attack", "stage", "verify")),
     (SLICE, "train_base"),
 ]
