@@ -26,6 +26,9 @@ from advjax.cpu.compiling import compiler_options
 
 MOST_STEPS = 8
 """Steps between two looks at which attacks have ended."""
+OVERHEAD, OVERHEAD_ELSEWHERE = 4, 256
+"""Lanes of one device that cost as much as what a step costs without any: on CPUs (2 to 8 were measured for networks of
+several sizes), and on accelerators, which so few images do not keep busy."""
 COST_OF_REFILL = 1 / 8
 """Of giving lanes to other images, as a fraction of a step."""
 
@@ -145,7 +148,7 @@ def _arrange(
     if not live and not waiting:
         return None
     most = int(np.max(np.sum(occupied.live, axis=1), initial=0)) * occupied.num_devices
-    size = number_of_lanes(live + len(waiting), most, run.programs.sizes)
+    size = number_of_lanes(live + len(waiting), most, run.programs.sizes, run.overhead)
     if held is None or (not live and size != len(occupied.rows)):
         held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)
     elif size < len(occupied.rows) and (size := run.size_for(held, size, steps)) < len(occupied.rows):
@@ -153,10 +156,13 @@ def _arrange(
     return _filled(run, occupied, held, waiting)
 
 
-def number_of_lanes(count: int, least: int, sizes: tuple[int, ...]) -> int:
-    """The largest size that ``count`` images fill, or the smallest one, but no less than ``least``."""
-    full = max((size for size in sizes if size <= count), default=sizes[0])
-    return next(size for size in sizes if size >= max(full, least))
+def number_of_lanes(count: int, least: int, sizes: tuple[int, ...], overhead: int) -> int:
+    """The size, no less than ``least``, that suits ``count`` images best.
+
+    If a step in n lanes costs ``n + overhead``, attacks cost about ``(count / n + 1) (n + overhead)``: the lanes are
+    filled ``count / n`` times, and become idle one by one in the end.
+    """
+    return min((size for size in sizes if size >= least), key=lambda size: (count / size + 1) * (size + overhead))
 
 
 def _moved(run: "_LaneRun", occupied: _Occupied, held: Lanes, size: int) -> Lanes:
@@ -189,6 +195,11 @@ class _LaneRun(NamedTuple):
     attack: Attack
     inputs: Inputs
 
+    @property
+    def overhead(self) -> int:
+        devices = self.programs.mesh.devices
+        return devices.size * (OVERHEAD if devices.flat[0].platform == "cpu" else OVERHEAD_ELSEWHERE)
+
     def most_steps(self, occupied: _Occupied) -> int:
         """Number of steps after which the first attack has ended for certain; 1 more than its steps observes them."""
         return int(self.attack.num_steps + 1 - np.max(occupied.ages[occupied.rows >= 0]))
@@ -203,13 +214,15 @@ class _LaneRun(NamedTuple):
     def advance(self, held: Lanes, count: int) -> Lanes:
         """Takes some steps, without waiting for them."""
         program = step_program(self.programs, self.search, held)
+        if counts_steps(self.programs):
+            return program(held, np.int32(count))
         for _ in range(count):
             held = program(held)
         return held
 
     def size_for(self, held: Lanes, wanted: int, steps: int) -> int:
         """The number of lanes to take some steps in, where ``wanted`` would do."""
-        return self.programs.size_for(self.search, "advance", (held,), wanted, steps)
+        return self.programs.size_for(self.search, "advance", _step_batch(self.programs, held), wanted, steps)
 
     def take(self, held: Lanes, positions: np.ndarray, vacant: np.ndarray) -> Lanes:
         return _take(self.programs.mesh)(held, positions, vacant)
@@ -231,9 +244,22 @@ class _LaneRun(NamedTuple):
 
 
 def step_program(programs: Programs, search: Search, held: Lanes) -> Program:
-    """The program of one step in every lane, for lanes of these shapes."""
+    """The program of one step in every lane, or, if ``counts_steps``, of as many as it is told."""
     function = functools.partial(_advance, search.stage, search.until_success)
-    return programs.of_search(search, "advance", function, (held,), donate=True)
+    return programs.of_search(search, "advance", function, _step_batch(programs, held), donate=True)
+
+
+def counts_steps(programs: Programs) -> bool:
+    """Whether one call of the program takes several steps.
+
+    On a CPU, what depends on the weights alone is then computed once for all of them, such as the transformed kernels
+    of ``advjax.cpu.winograd``.  A GPU would wait for the host at every turn of such a loop.
+    """
+    return programs.mesh.devices.flat[0].platform == "cpu"
+
+
+def _step_batch(programs: Programs, held: Lanes) -> tuple[Any, ...]:
+    return (held, np.int32(1)) if counts_steps(programs) else (held,)
 
 
 def lane_shapes(programs: Programs, search: Search, batch: Sequence[Any]) -> Lanes:
@@ -263,8 +289,9 @@ def _begin(stage, is_other, logits_fn, number, images, labels, keys, clean_logit
     return lanes.begin(stage.attack(number), logits_fn, images, labels, rngs, clean_logits, vacant)
 
 
-def _advance(stage, until_success, logits_fn, number, held):
-    return lanes.advance(stage.attack(number), until_success, logits_fn, held)
+def _advance(stage, until_success, logits_fn, number, held, count=None):
+    step = functools.partial(lanes.advance, stage.attack(number), until_success, logits_fn)
+    return step(held) if count is None else jax.lax.fori_loop(0, count, lambda _, held: step(held), held)
 
 
 @functools.lru_cache(maxsize=8)

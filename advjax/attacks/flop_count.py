@@ -10,29 +10,31 @@ _UNKNOWN = ("callback", "ffi_call", "pallas_call")
 """In the names of primitives whose work cannot be seen."""
 
 
-def flop_count(jaxpr: Jaxpr, *, per_element: float = 0.0) -> float:
+def flop_count(jaxpr: Jaxpr, *, per_element: float = 0.0, turns: float = math.inf) -> float:
     """Floating-point operations, two per multiply-add of convolutions and matrix products.
 
-    Convolutions count as direct ones, with their padding; of the branches of a condition, the largest counts; a loop
-    with an unknown number of turns counts once.  Infinite where the work cannot be seen: in calls of other code, and in
-    such loops with products.
+    Convolutions count as direct ones, with their padding; of the branches of a condition, the largest counts.  Infinite
+    where the work cannot be seen: in calls of other code, and in loops with products and an unknown number of turns.
 
     Args:
       jaxpr: the program.
       per_element: what every other equation counts for each element of its results.
+      turns: of a loop whose number of turns is unknown, unless it is inside of such a loop.
     """
-    return sum(_flop(eqn, per_element) for eqn in jaxpr.eqns)
+    return sum(_flop(eqn, per_element, turns) for eqn in jaxpr.eqns)
 
 
-def _flop(eqn: JaxprEqn, per_element: float) -> float:
+def _flop(eqn: JaxprEqn, per_element: float, turns: float) -> float:
     name = eqn.primitive.name
     if any(unknown in name for unknown in _UNKNOWN):
         return math.inf
     inner = list(inner_jaxprs(eqn))
     if inner:
-        counts = [flop_count(jaxpr, per_element=per_element) for jaxpr in inner]
-        if name == "while" and any(map(flop_count, inner)):
-            return math.inf
+        if name == "while":
+            has_products = any(map(flop_count, inner))
+            once = sum(flop_count(jaxpr, per_element=per_element) for jaxpr in inner)
+            return once * (turns if has_products else min(turns, 1))
+        counts = [flop_count(jaxpr, per_element=per_element, turns=turns) for jaxpr in inner]
         return max(counts) if name == "cond" else eqn.params.get("length", 1) * sum(counts)
     sizes = [math.prod(_shape(var)) for var in eqn.outvars]
     if name == "conv_general_dilated":

@@ -41,7 +41,7 @@ class CachedProgram:
 
     compiled: jax.stages.Compiled
     flop: float
-    """Of one run, on each device; infinite if it is not known."""
+    """Of one run with one step, on each device; infinite if it is not known."""
     worth_compiling: float
     """What a device computes while a program is compiled."""
     idle_flop: float = 0.0
@@ -92,7 +92,7 @@ def compiled(
       runs: about how often it will run; if it then computes less than compiling costs, it is compiled quickly.
     """
     traced = jitted.trace(*arguments)  # type: ignore
-    lowered, flop = traced.lower(), flop_count(traced.jaxpr.jaxpr, per_element=_FLOP_PER_ELEMENT)
+    lowered, flop = traced.lower(), flop_count(traced.jaxpr.jaxpr, per_element=_FLOP_PER_ELEMENT, turns=1)
     worth = FLOP_OF_COMPILATION.get(mesh.devices.flat[0].platform, FLOP_OF_COMPILATION_ELSEWHERE)
     options = compiler_options(mesh, quickly=runs * flop < worth)
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()

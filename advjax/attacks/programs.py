@@ -112,7 +112,7 @@ class Programs:
           search: the model, and the attack, which ``function`` is known by together with ``kind``.
           kind: what it does.
           function: to be compiled.
-          batch: pytrees of arrays [k, ...], or of their shapes and dtypes, k being one of ``sizes``.
+          batch: pytrees of arrays [k, ...], or of their shapes and dtypes, k being one of ``sizes``; and scalars.
           donate: whether the first of the batch may be overwritten.
           is_hot: whether it runs many times for each image.
         """
@@ -164,8 +164,8 @@ class Programs:
     ) -> "Program":
         model, key = family.model, self._key(family, batch)
         if key not in family.programs:
-            jitted = _jitted(function, model, self.mesh, len(batch), donate)
-            arguments = _placed(self.mesh, (model.variables, np.int32(0), *batch))
+            arguments = model.variables, np.int32(0), *batch
+            jitted, arguments = _jitted(function, model, self.mesh, arguments, donate), _placed(self.mesh, arguments)
             num_batches = math.ceil(self.count / len(jax.tree.leaves(batch)[0]))
             with family.precision():
                 runs = math.inf if is_hot else _PASSES * num_batches
@@ -221,7 +221,11 @@ class Search(NamedTuple):
 
 def _resized(batch: Sequence[Any], size: int) -> Sequence[Any]:
     """Shapes and dtypes of a batch of this size."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+
+    def resized(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if _is_batched(leaf) else leaf
+
+    return jax.tree.map(resized, batch)
 
 
 def _rows(count: int, arrays: Sequence[Array]) -> tuple[np.ndarray, ...]:
@@ -229,28 +233,34 @@ def _rows(count: int, arrays: Sequence[Array]) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(array)[:count] for array in jax.device_get(arrays))
 
 
-def _jitted(function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, num_arguments: int, donate: bool):
+def _jitted(
+    function: Callable[..., Any], model: Model, mesh: jax.sharding.Mesh, arguments: Sequence[Any], donate: bool
+):
     """The program ``(variables, number, *batch) -> pytree``; the batch is split over the devices."""
 
     def replica(variables, number, *batch):
         return function(model.bind(variables), number, *batch)
 
-    specs = _specs(num_arguments)
+    specs = _specs(arguments)
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
     shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
     # Unused arguments are kept: without them, programs of different arguments could have the same text.
     return jax.jit(mapped, in_shardings=shardings, keep_unused=True, donate_argnums=(2,) if donate else ())
 
 
-def _specs(num_arguments: int) -> tuple[jax.P, ...]:
-    """Of variables and number, which are on all devices, and of the batch, which is split over them."""
-    return jax.P(), jax.P(), *[jax.P("data")] * num_arguments
+def _specs(arguments: Sequence[Any]) -> tuple[jax.P, ...]:
+    """The batch is split over the devices; the variables and scalars are on all of them."""
+    return jax.P(), *[jax.P("data") if _is_batched(jax.tree.leaves(one)[0]) else jax.P() for one in arguments[1:]]
+
+
+def _is_batched(leaf: Any) -> bool:
+    return len(leaf.shape) > 0
 
 
 def _placed(mesh: jax.sharding.Mesh, arguments: Sequence[Any]) -> list[Any]:
     """The arguments with those leaves put on the devices that are not there yet."""
     # Where there are several processes, JAX takes no NumPy arrays for a mesh of only some of the devices.
-    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in _specs(len(arguments) - 2)]
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in _specs(arguments)]
     return [
         jax.tree.map(lambda leaf, there=there: leaf if isinstance(leaf, jax.Array) else put(leaf, there), argument)
         for argument, there in zip(arguments, shardings, strict=True)

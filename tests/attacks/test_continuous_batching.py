@@ -184,20 +184,15 @@ def test_a_stochastic_model_draws_what_it_draws_on_one_batch():
     np.testing.assert_array_equal(found.refused, 0)
 
 
-def test_number_of_lanes():
-    sizes = batch_sizes(256, 1)
-    assert [continuous_batching.number_of_lanes(count, 0, sizes) for count in (1, 16, 17, 64, 138, 255, 256, 999)] == [
-        16,
-        16,
-        16,
-        64,
-        64,
-        64,
-        256,
-        256,
-    ]
+@pytest.mark.parametrize(
+    ("overhead", "expected"),
+    [(4, [16, 16, 16, 64, 64, 64, 256]), (256, [64, 64, 256, 256, 256, 256, 256])],
+)
+def test_number_of_lanes(overhead, expected):
+    sizes, counts = batch_sizes(256, 1), (1, 17, 100, 300, 1024, 2000, 5000)
+    assert [continuous_batching.number_of_lanes(count, 0, sizes, overhead) for count in counts] == expected
     # Those that are under way have to stay somewhere.
-    assert continuous_batching.number_of_lanes(17, 17, sizes) == 64
+    assert continuous_batching.number_of_lanes(17, 17, sizes, 1) == 64
 
 
 def test_looks_become_rare_as_attacks_last():
