@@ -7,7 +7,7 @@ this.
 
 import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ MOST_STEPS = 8
 OVERHEAD, OVERHEAD_ELSEWHERE = 4, 256
 """Lanes of one device that cost as much as what a step costs without any: on CPUs (2 to 8 were measured for networks of
 several sizes), and on accelerators, which so few images do not keep busy."""
+NEARLY = 1.5
+"""Times the least cost, up to which lanes are used whose program is there."""
 COST_OF_REFILL = 1 / 8
 """Of giving lanes to other images, as a fraction of a step."""
 
@@ -148,7 +150,8 @@ def _arrange(
     if not live and not waiting:
         return None
     most = int(np.max(np.sum(occupied.live, axis=1), initial=0)) * occupied.num_devices
-    size = number_of_lanes(live + len(waiting), most, run.programs.sizes, run.overhead)
+    compiled = run.programs.compiled_sizes(run.search, "advance") if held is None else frozenset()
+    size = number_of_lanes(live + len(waiting), most, run.programs.sizes, run.overhead, compiled)
     if held is None or (not live and size != len(occupied.rows)):
         held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)
     elif size < len(occupied.rows) and (size := run.size_for(held, size, steps)) < len(occupied.rows):
@@ -156,13 +159,21 @@ def _arrange(
     return _filled(run, occupied, held, waiting)
 
 
-def number_of_lanes(count: int, least: int, sizes: tuple[int, ...], overhead: int) -> int:
-    """The size, no less than ``least``, that suits ``count`` images best.
+def number_of_lanes(
+    count: int, least: int, sizes: tuple[int, ...], overhead: int, compiled: Collection[int] = ()
+) -> int:
+    """The size, no less than ``least``, that suits ``count`` images best, or one that is ``compiled`` and nearly does.
 
     If a step in n lanes costs ``n + overhead``, attacks cost about ``(count / n + 1) (n + overhead)``: the lanes are
     filled ``count / n`` times, and become idle one by one in the end.
     """
-    return min((size for size in sizes if size >= least), key=lambda size: (count / size + 1) * (size + overhead))
+
+    def cost(size: int) -> float:
+        return (count / size + 1) * (size + overhead)
+
+    possible = [size for size in sizes if size >= least]
+    nearly = [size for size in possible if size in compiled and cost(size) <= NEARLY * min(map(cost, possible))]
+    return min(nearly or possible, key=cost)
 
 
 def _moved(run: "_LaneRun", occupied: _Occupied, held: Lanes, size: int) -> Lanes:

@@ -40,6 +40,10 @@ class CachedProgram:
     """A compiled program, and the work it does."""
 
     compiled: jax.stages.Compiled
+    alike: Any
+    """What it has in common with programs for other sizes, also of other functions."""
+    size: int
+    """Of its batch."""
     flop: float
     """Of one run with one step, on each device; infinite if it is not known."""
     worth_compiling: float
@@ -75,13 +79,18 @@ def programs_of(model_owner: Any, attack_owner: Any, kind: Any) -> dict[Any, Cac
     return of_model.setdefault(attack_owner, {}).setdefault(kind, {})
 
 
+def sizes_of(alike: Any) -> frozenset[int]:
+    """Sizes of the batches of programs that have this in common."""
+    return frozenset(cached.size for cached in _by_text.values() if cached.alike == alike)
+
+
 def configuration() -> str:
     """All settings of JAX, since many of them change programs."""
     return repr([(name, getattr(jax.config, name, value)) for name, value in jax.config.values.items()])
 
 
 def compiled(
-    jitted: Callable[..., Any], mesh: jax.sharding.Mesh, arguments: Sequence[Any], runs: float
+    jitted: Callable[..., Any], mesh: jax.sharding.Mesh, arguments: Sequence[Any], size: int, runs: float, alike: Any
 ) -> CachedProgram:
     """The program of a jitted function, from the cache by text if it is there.
 
@@ -89,7 +98,9 @@ def compiled(
       jitted: by ``jax.jit``, on the devices of ``mesh``.
       mesh: the devices.
       arguments: of the function, or their shapes, dtypes and shardings.
+      size: of the batch among the arguments.
       runs: about how often it will run; if it then computes less than compiling costs, it is compiled quickly.
+      alike: what it has in common with programs for other sizes, also of other functions.
     """
     traced = jitted.trace(*arguments)  # type: ignore
     lowered, flop = traced.lower(), flop_count(traced.jaxpr.jaxpr, per_element=_FLOP_PER_ELEMENT, turns=1)
@@ -99,7 +110,7 @@ def compiled(
     devices, structure = tuple(mesh.devices.flat), jax.tree.structure(arguments)
     key = text, structure, devices, tuple(options.items()), configuration()
     if key not in _by_text:
-        _by_text[key] = CachedProgram(lowered.compile(options), flop, worth)
+        _by_text[key] = CachedProgram(lowered.compile(options), alike, size, flop, worth)
     _by_text.move_to_end(key)
     while len(_by_text) > MAX_PROGRAMS:
         _by_text.popitem(last=False)

@@ -20,7 +20,7 @@ from advjax.attacks.batching import padded
 from advjax.attacks.bound_model import Model, any_key, put
 from advjax.attacks.combine import Stage
 from advjax.attacks.keys import AFTER, model_keys, typed
-from advjax.attacks.program_cache import CachedProgram, compiled, configuration, programs_of
+from advjax.attacks.program_cache import CachedProgram, compiled, configuration, programs_of, sizes_of
 from advjax.attacks.stage_checks import call_stage, describe
 from advjax.attacks.threat_model import ThreatModel
 from advjax.types import Array, PyTree
@@ -76,7 +76,7 @@ class Programs:
 
     def gradient(self, model: Model, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """``model_queries.probe_gradients``, in full precision."""
-        family = _Family(model, True, programs_of(model.owner, _gradient, "gradient"))
+        family = _Family(model, True, "gradient", programs_of(model.owner, _gradient, "gradient"))
         batch = self._padded(family, (images, keys))
         return _rows(len(images), self._program(_gradient, family, 0, batch)(*batch))[0]
 
@@ -118,6 +118,10 @@ class Programs:
         """
         return self._program(function, self._of(search, kind), search.number, batch, donate=donate, is_hot=is_hot)
 
+    def compiled_sizes(self, search: "Search", kind: str) -> frozenset[int]:
+        """Sizes of batches for which this process has compiled such programs, for models with such arrays."""
+        return sizes_of(self._alike(self._of(search, kind)))
+
     def size_for(self, search: "Search", kind: str, batch: Sequence[Any], wanted: int, times: int) -> int:
         """The size of the program to use where one of ``wanted`` size would do: that one, or a larger one.
 
@@ -145,12 +149,12 @@ class Programs:
     @property
     def _verifying(self) -> "_Family":
         kind = "verify", describe(self.threat_model)
-        return _Family(self.verdict, True, programs_of(self.verdict.owner, _verify, kind))
+        return _Family(self.verdict, True, "verify", programs_of(self.verdict.owner, _verify, kind))
 
     def _of(self, search: "Search", kind: str) -> "_Family":
         model = self.verdict if search.is_precise else self.search
         owner = self.owners[id(search.stage.attack)]
-        return _Family(model, search.is_precise, programs_of(model.owner, owner, (kind, search.until_success)))
+        return _Family(model, search.is_precise, kind, programs_of(model.owner, owner, (kind, search.until_success)))
 
     def _program(
         self,
@@ -166,19 +170,18 @@ class Programs:
         if key not in family.programs:
             arguments = model.variables, np.int32(0), *batch
             jitted, arguments = _jitted(function, model, self.mesh, arguments, donate), _placed(self.mesh, arguments)
-            num_batches = math.ceil(self.count / len(jax.tree.leaves(batch)[0]))
+            size = len(jax.tree.leaves(batch)[0])
+            runs = math.inf if is_hot else _PASSES * math.ceil(self.count / size)
             with family.precision():
-                runs = math.inf if is_hot else _PASSES * num_batches
-                family.programs[key] = compiled(jitted, self.mesh, arguments, runs)
+                family.programs[key] = compiled(jitted, self.mesh, arguments, size, runs, self._alike(family))
         return Program(family.programs[key].compiled, self.mesh, model.variables, np.int32(number))
 
     def _key(self, family: "_Family", batch: Sequence[Any]) -> Any:
-        arguments = family.model.variables, list(batch)
-        # Without their shardings, which are the same for all programs of a run.
-        types = map(jax.typeof, jax.tree.leaves(arguments))
-        shapes = tuple((of.shape, of.dtype, of.weak_type) for of in types)
         with family.precision():
-            return jax.tree.structure(arguments), shapes, tuple(self.mesh.devices.flat), configuration()
+            return _types((family.model.variables, list(batch))), tuple(self.mesh.devices.flat), configuration()
+
+    def _alike(self, family: "_Family") -> Any:
+        return family.kind, _types(family.model.variables), tuple(self.mesh.devices.flat)
 
 
 class _Family(NamedTuple):
@@ -187,6 +190,8 @@ class _Family(NamedTuple):
     model: Model
     is_precise: bool
     """Whether matrix products and convolutions have full precision."""
+    kind: str
+    """What they do."""
     programs: dict[Any, CachedProgram]
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -217,6 +222,12 @@ class Search(NamedTuple):
     """Whether the attack on an image ends at its first success."""
     is_precise: bool
     """Whether the attack follows the model that verdicts are about, in their precision."""
+
+
+def _types(tree: PyTree) -> Any:
+    """Structure, shapes and dtypes; not shardings, which are the same for all programs of a run."""
+    types = map(jax.typeof, jax.tree.leaves(tree))
+    return jax.tree.structure(tree), tuple((of.shape, of.dtype, of.weak_type) for of in types)
 
 
 def _resized(batch: Sequence[Any], size: int) -> Sequence[Any]:

@@ -186,13 +186,19 @@ def test_a_stochastic_model_draws_what_it_draws_on_one_batch():
 
 @pytest.mark.parametrize(
     ("overhead", "expected"),
-    [(4, [16, 16, 16, 64, 64, 64, 256]), (256, [64, 64, 256, 256, 256, 256, 256])],
+    [(4, [16, 16, 16, 64, 64, 64, 256]), (256, [16, 64, 256, 256, 256, 256, 256])],
 )
 def test_number_of_lanes(overhead, expected):
     sizes, counts = batch_sizes(256, 1), (1, 17, 100, 300, 1024, 2000, 5000)
     assert [continuous_batching.number_of_lanes(count, 0, sizes, overhead) for count in counts] == expected
     # Those that are under way have to stay somewhere.
     assert continuous_batching.number_of_lanes(17, 17, sizes, 1) == 64
+
+
+def test_lanes_that_have_their_program_are_used_where_they_nearly_suit():
+    number = functools.partial(continuous_batching.number_of_lanes, least=0, sizes=(4, 16, 64), overhead=4)
+    assert [number(200), number(200, compiled={64}), number(200, compiled={16, 64})] == [16, 64, 16]
+    assert [number(20), number(20, compiled={64}), number(20, compiled={4, 64})] == [16, 16, 4]
 
 
 def test_looks_become_rare_as_attacks_last():

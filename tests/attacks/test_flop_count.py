@@ -80,6 +80,14 @@ def test_convolutions():
     assert flop_count(jax.make_jaxpr(grouped)(IMAGES).jaxpr) == forward / 2
 
 
+def test_turns_of_a_loop_may_be_given_but_not_those_inside_of_it():
+    def nested(a):
+        return lax.while_loop(lambda a: jnp.sum(a) < 10, repeated, a)
+
+    counts = [flop_count(jax.make_jaxpr(function)(A).jaxpr, turns=3) for function in (repeated, nested, counted)]
+    assert counts == [3 * PRODUCT, np.inf, 0]
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [

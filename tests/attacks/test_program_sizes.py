@@ -49,8 +49,10 @@ def run(problem, monkeypatch):
         options = {"variables": model, "batch_size": COUNT, "devices": jax.devices()[:1]}
         return attacks.run_stages(stages, ball, bind, *data, **options), list(lanes)
 
+    # With it, all images have lanes to begin with, and few ones few.
+    monkeypatch.setattr(continuous_batching, "OVERHEAD", 20)
     monkeypatch.setattr(continuous_batching._LaneRun, "advance", spy)
-    monkeypatch.setattr(program_cache, "flop_count", lambda jaxpr, per_element: FLOP)
+    monkeypatch.setattr(program_cache, "flop_count", lambda jaxpr, per_element, turns: FLOP)
     return call
 
 
@@ -93,7 +95,7 @@ def test_idle_lanes_add_up_over_calls_until_they_are_worth_a_program(run, monkey
 
 @pytest.mark.parametrize(("flop", "enough"), [(30.0, 5), (np.inf, 1)])
 def test_work_that_cannot_be_seen_is_always_too_much(flop, enough):
-    program = program_cache.CachedProgram(None, flop, worth_compiling=100.0)  # type: ignore
+    program = program_cache.CachedProgram(None, None, 64, flop, worth_compiling=100.0)  # type: ignore
     found = [program.is_too_large(0.75, 1) for _ in range(6)]
     assert found == [False] * (enough - 1) + [True] * (7 - enough)
 
@@ -103,13 +105,13 @@ def test_what_runs_seldom_is_compiled_quickly(run, monkeypatch, flop, quick):
     """But not if all its runs together compute more than compiling costs."""
     found, compile = {}, program_cache.compiled
 
-    def spy(jitted, mesh, arguments, runs):
+    def spy(jitted, mesh, arguments, *others):
         # Variables, number of the round, and a batch.
-        kind = {3: "advance", 5: "verify", 7: "begin"}[len(arguments)]
+        kind = {4: "advance", 5: "verify", 7: "begin"}[len(arguments)]
         monkeypatch.setattr(
             program_cache, "compiler_options", lambda mesh, quickly: found.update({kind: quickly}) or {}
         )
-        return compile(jitted, mesh, arguments, runs)
+        return compile(jitted, mesh, arguments, *others)
 
     monkeypatch.setattr("advjax.attacks.programs.compiled", spy)
     run(flop)
