@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--epsilon", type=float, help="linf budget; default with random weights: 1e-6, so that no attack succeeds"
     )
     made.add_argument("--num-examples", type=int, help="number of images; 32, or 8 with --quick")
-    made.add_argument("--batch-size", type=int, help="default: all images at once")
+    made.add_argument("--batch-size", type=int, help="default: all images at once; run_stages chooses its own")
     made.add_argument("--tasks", help=f"comma-separated, from {','.join((*TASK_NAMES, *OTHER_TASK_NAMES))}")
     made.add_argument(
         "--contenders", default=",".join(DEFAULT_CONTENDERS), help=f"comma-separated, from {','.join(CONTENDER_NAMES)}"

@@ -146,7 +146,10 @@ def _advjax_attacks(epsilon: float) -> dict[str, Attack]:
 
 
 def _by_runner(task: str, network: Network, bind: Bind, search_fn: Bind, variables: PyTree, batch_size: int) -> Call:
-    """Verified results by ``run_stages``, as users are told to get verdicts."""
+    """Verified results by ``run_stages``, as users are told to get verdicts.
+
+    It chooses its batches by itself, unless smaller ones are asked for.
+    """
     bounded = linf(network.epsilon)
     if task in ENSEMBLES:
         threat_model = bounded
@@ -165,7 +168,7 @@ def _by_runner(task: str, network: Network, bind: Bind, search_fn: Bind, variabl
             network.labels,
             variables=variables,
             search_fn=search_fn,
-            batch_size=batch_size,
+            batch_size=batch_size if batch_size < len(network.images) else None,
             survivors_only=not task.startswith("cw-"),
         )
         passes = stage_passes(stages, found.broken_by, found.steps) if task in ENSEMBLES else None
