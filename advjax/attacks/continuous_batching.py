@@ -7,7 +7,7 @@ this.
 
 import collections
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,17 +22,8 @@ from advjax.attacks.course import NO_PROGRESS, UNKNOWN, Course
 from advjax.attacks.keys import typed
 from advjax.attacks.lanes import Lanes
 from advjax.attacks.programs import Program, Programs, Search
+from advjax.attacks.schedule import number_of_lanes, overhead, steps_until_look
 from advjax.cpu.compiling import compiler_options
-
-MOST_STEPS = 8
-"""Steps between two looks at which attacks have ended."""
-OVERHEAD, OVERHEAD_ELSEWHERE = 4, 256
-"""Lanes of one device that cost as much as what a step costs without any: on CPUs (2 to 8 were measured for networks of
-several sizes), and on accelerators, which so few images do not keep busy."""
-NEARLY = 1.5
-"""Times the least cost, up to which lanes are used whose program is there."""
-COST_OF_REFILL = 1 / 8
-"""Of giving lanes to other images, as a fraction of a step."""
 
 
 class Found(NamedTuple):
@@ -117,15 +108,6 @@ def _in_lanes(run: "_LaneRun", rows: np.ndarray) -> Iterator[Found]:
         occupied.rows[ended] = -1
 
 
-def steps_until_look(rate: float) -> int:
-    """Number of steps after which it pays to look which attacks have ended.
-
-    With a fraction r of the attacks ending at each step, n steps leave a fraction ``r n / 2`` of the lanes idle, and a
-    refill costs c steps: the sum ``r n / 2 + c / n`` for each step is smallest at ``n = sqrt(2 c / r)``.
-    """
-    return int(np.clip((2 * COST_OF_REFILL / max(rate, 1e-9)) ** 0.5, 1, MOST_STEPS))
-
-
 class _Occupied:
     """Which image is in which lane."""
 
@@ -151,29 +133,12 @@ def _arrange(
         return None
     most = int(np.max(np.sum(occupied.live, axis=1), initial=0)) * occupied.num_devices
     compiled = run.programs.compiled_sizes(run.search, "advance") if held is None else frozenset()
-    size = number_of_lanes(live + len(waiting), most, run.programs.sizes, run.overhead, compiled)
+    size = number_of_lanes(live + len(waiting), most, run.programs.sizes, overhead(run.programs.mesh), compiled)
     if held is None or (not live and size != len(occupied.rows)):
         held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)
     elif size < len(occupied.rows) and (size := run.size_for(held, size, steps)) < len(occupied.rows):
         held = _moved(run, occupied, held, size)
     return _filled(run, occupied, held, waiting)
-
-
-def number_of_lanes(
-    count: int, least: int, sizes: tuple[int, ...], overhead: int, compiled: Collection[int] = ()
-) -> int:
-    """The size, no less than ``least``, that suits ``count`` images best, or one that is ``compiled`` and nearly does.
-
-    If a step in n lanes costs ``n + overhead``, attacks cost about ``(count / n + 1) (n + overhead)``: the lanes are
-    filled ``count / n`` times, and become idle one by one in the end.
-    """
-
-    def cost(size: int) -> float:
-        return (count / size + 1) * (size + overhead)
-
-    possible = [size for size in sizes if size >= least]
-    nearly = [size for size in possible if size in compiled and cost(size) <= NEARLY * min(map(cost, possible))]
-    return min(nearly or possible, key=cost)
 
 
 def _moved(run: "_LaneRun", occupied: _Occupied, held: Lanes, size: int) -> Lanes:
@@ -205,11 +170,6 @@ class _LaneRun(NamedTuple):
     search: Search
     attack: Attack
     inputs: Inputs
-
-    @property
-    def overhead(self) -> int:
-        devices = self.programs.mesh.devices
-        return devices.size * (OVERHEAD if devices.flat[0].platform == "cpu" else OVERHEAD_ELSEWHERE)
 
     def most_steps(self, occupied: _Occupied) -> int:
         """Number of steps after which the first attack has ended for certain; 1 more than its steps observes them."""

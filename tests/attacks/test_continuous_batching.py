@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import itertools
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import combine, continuous_batching, program_cache, runner
+from advjax.attacks import combine, continuous_batching, program_cache, runner, schedule
 from advjax.attacks.batching import batch_sizes, default_batch_size
 from support import attack_models as am
 from support.stage_runs import same
@@ -85,6 +86,7 @@ def test_results_do_not_depend_on_the_schedule(smooth, name, survivors_only, mon
 def compiling_is_free(monkeypatch):
     """Then every size that suits the images has its program."""
     monkeypatch.setitem(program_cache.FLOP_OF_COMPILATION, "cpu", -1.0)
+    monkeypatch.setattr(schedule, "num_cores", lambda: 1)
 
 
 @contextlib.contextmanager
@@ -190,20 +192,30 @@ def test_a_stochastic_model_draws_what_it_draws_on_one_batch():
 )
 def test_number_of_lanes(overhead, expected):
     sizes, counts = batch_sizes(256, 1), (1, 17, 100, 300, 1024, 2000, 5000)
-    assert [continuous_batching.number_of_lanes(count, 0, sizes, overhead) for count in counts] == expected
+    assert [schedule.number_of_lanes(count, 0, sizes, overhead) for count in counts] == expected
     # Those that are under way have to stay somewhere.
-    assert continuous_batching.number_of_lanes(17, 17, sizes, 1) == 64
+    assert schedule.number_of_lanes(17, 17, sizes, 1) == 64
+
+
+def test_more_cores_or_devices_take_more_lanes(monkeypatch):
+    one, four = (jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",)) for count in (1, 4))
+    for cores in (1, 16):
+        monkeypatch.setattr(schedule, "num_cores", lambda cores=cores: cores)
+        # Virtual devices share the cores.
+        assert schedule.overhead(one) == schedule.overhead(four) == 4 * cores
+    accelerators = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2))
+    assert schedule.overhead(accelerators) == 512
 
 
 def test_lanes_that_have_their_program_are_used_where_they_nearly_suit():
-    number = functools.partial(continuous_batching.number_of_lanes, least=0, sizes=(4, 16, 64), overhead=4)
+    number = functools.partial(schedule.number_of_lanes, least=0, sizes=(4, 16, 64), overhead=4)
     assert [number(200), number(200, compiled={64}), number(200, compiled={16, 64})] == [16, 64, 16]
     assert [number(20), number(20, compiled={64}), number(20, compiled={4, 64})] == [16, 16, 4]
 
 
 def test_looks_become_rare_as_attacks_last():
-    looks = [continuous_batching.steps_until_look(rate) for rate in (1, 0.5, 0.1, 0.01, 0)]
-    assert looks == sorted(looks) and looks[0] == 1 and looks[-1] == continuous_batching.MOST_STEPS
+    looks = [schedule.steps_until_look(rate) for rate in (1, 0.5, 0.1, 0.01, 0)]
+    assert looks == sorted(looks) and looks[0] == 1 and looks[-1] == schedule.MOST_STEPS
 
 
 def test_nobody_has_to_choose_a_batch_size():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import combine, continuous_batching, program_cache, runner
+from advjax.attacks import combine, continuous_batching, program_cache, runner, schedule
 from advjax.cpu import compiling
 from support import attack_models as am
 from support.stage_runs import same
@@ -50,7 +50,8 @@ def run(problem, monkeypatch):
         return attacks.run_stages(stages, ball, bind, *data, **options), list(lanes)
 
     # With it, all images have lanes to begin with, and few ones few.
-    monkeypatch.setattr(continuous_batching, "OVERHEAD", 20)
+    monkeypatch.setattr(schedule, "OVERHEAD_PER_CORE", 20)
+    monkeypatch.setattr(schedule, "num_cores", lambda: 1)
     monkeypatch.setattr(continuous_batching._LaneRun, "advance", spy)
     monkeypatch.setattr(program_cache, "flop_count", lambda jaxpr, per_element, turns: FLOP)
     return call
@@ -68,7 +69,7 @@ def test_lanes_become_fewer_once_idle_ones_have_cost_a_compilation(run):
         found, lanes = run(steps * FLOP)
         # A step with 16 or 4 images leaves three quarters or more of it idle; there are some steps between two looks.
         shortest, longest = first + steps, first + steps / 0.75
-        assert shortest - continuous_batching.MOST_STEPS <= moved(lanes) <= longest + continuous_batching.MOST_STEPS
+        assert shortest - schedule.MOST_STEPS <= moved(lanes) <= longest + schedule.MOST_STEPS
         assert moved(lanes) > previous
         same(found, expected)
         previous = moved(lanes)

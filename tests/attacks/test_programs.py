@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advjax import attacks
-from advjax.attacks import combine, program_cache, runner
+from advjax.attacks import combine, program_cache, runner, schedule
 from support.stage_runs import same
 
 SHAPE, CLASSES, COUNT = (4, 3, 1), 3, 20
@@ -198,7 +198,8 @@ def test_programs_are_forgotten_in_the_end(compiled, monkeypatch):
 
 
 @pytest.mark.parametrize("num_rounds", [1, 7])
-def test_nothing_is_traced_more_often_than_there_are_sizes(num_rounds):
+def test_nothing_is_traced_more_often_than_there_are_sizes(num_rounds, monkeypatch):
+    monkeypatch.setattr(schedule, "num_cores", lambda: 2)
     traced = []
 
     def model(parameters):
@@ -206,5 +207,5 @@ def test_nothing_is_traced_more_often_than_there_are_sizes(num_rounds):
 
     once = (combine.restarts("bim", attacks.bim(BALL, num_steps=2, step_size=0.01), num_rounds),)
     runner.run_stages(once, BALL, model, IMAGES, LABELS, variables=weights(0), batch_size=64)
-    # Four devices with four images each: verification, and attacks, in their own precision.
-    assert traced == [4, 4]
+    # On each of four devices: verification of four images, and attacks, in their own precision, on one, as few are right.
+    assert traced == [4, 1]
