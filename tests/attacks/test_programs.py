@@ -207,5 +207,5 @@ def test_nothing_is_traced_more_often_than_there_are_sizes(num_rounds, monkeypat
 
     once = (combine.restarts("bim", attacks.bim(BALL, num_steps=2, step_size=0.01), num_rounds),)
     runner.run_stages(once, BALL, model, IMAGES, LABELS, variables=weights(0), batch_size=64)
-    # On each of four devices: verification of four images, and attacks, in their own precision, on one, as few are right.
+    # On each of four devices: verification of four images, and attacks, in their own precision, on one (few are right).
     assert traced == [4, 1]
