@@ -41,9 +41,13 @@ def check_runs(experiment: Experiment, devices: Devices) -> None:
       UserError: a run cannot be trained as described; the message starts with its config key.
     """
     variables: dict[str, Variables] = {}
+    models: list[tuple[nn.Module, Variables]] = []
     for run in experiment.runs:
         with _explained(f"run.{run.name}.model"):
-            shapes = _shapes(run.model, experiment.facts)
+            shapes = next((shapes for model, shapes in models if model == run.model), None)
+            if shapes is None:
+                shapes = _shapes(run.model, experiment.facts)
+                models.append((run.model, shapes))
         if not run.is_taken:
             with _explained(f"run.{run.name}.batch_size"):
                 devices.local_rows(run.plan.batch_size)

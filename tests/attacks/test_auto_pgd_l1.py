@@ -12,6 +12,7 @@ from advjax import attacks
 from advjax.attacks import auto_pgd_l1, auto_pgd_l1_large_epsilon, l1
 from advjax.attacks.auto_pgd_l1 import largest_signs, project_l1
 from support import attack_models as am
+from support.attack_rows import QUICK
 
 pytestmark = pytest.mark.optimized
 
@@ -181,12 +182,12 @@ def test_an_aim_reaches_its_class_and_any_other_counts_as_well(loss):
     known = am.known_distance("l1")
     # Class 2 is out of reach: aiming there is no better than aiming at the class beyond the boundary is good.
     make = functools.partial(auto_pgd_l1, l1(1.3 * known.epsilon), num_steps=30, loss=loss)
-    aimed = jax.jit(functools.partial(make(aim=attacks.next_likely_class(1)), known.model))
+    aimed = jax.jit(functools.partial(make(aim=attacks.next_likely_class(1)), known.model), compiler_options=QUICK)
     result = jax.device_get(aimed(known.images, known.labels, KEY))
     assert np.all(result.success)
     np.testing.assert_array_equal(np.argmax(result.logits, axis=-1), known.other_labels)
     wide = auto_pgd_l1_large_epsilon(l1(1.3 * known.epsilon), num_steps=30, loss=loss, aim=attacks.next_likely_class(1))
-    run = jax.jit(functools.partial(wide, known.model, until_success=True))
+    run = jax.jit(functools.partial(wide, known.model, until_success=True), compiler_options=QUICK)
     assert np.all(run(known.images, known.labels, KEY).success)
 
 

@@ -327,7 +327,7 @@ def test_stages_are_an_attack_like_any_other(undisturbed, finished):
     assert 0 < outcome.distances.max() <= np.float32(0.15)
 
 
-@pytest.mark.parametrize("at", [2, 9])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 9])
 def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(staged, finished, undisturbed, at):
     workdir, (expected, count) = finished[0], undisturbed
     with pytest.raises(PreemptedError, match=r"stopped .* state saved"):
