@@ -12,6 +12,7 @@ forward pass per step, and one backward pass for each function that the objectiv
 the state) and query attacks (no objective).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +28,11 @@ from advjax.attacks.keys import AFTER, BEFORE, keys_per_image, model_keys
 from advjax.attacks.model_queries import is_fooled
 from advjax.attacks.per_image import broadcast, select, varying_like
 from advjax.attacks.threat_model import ThreatModel
+from advjax.cpu import convolution
 from advjax.types import Array, AttackResult, Key, LogitsFn
+
+_MANY_STEPS = 4
+"""In which the weights of the model are worth preparing."""
 
 
 class Problem(NamedTuple):
@@ -205,6 +210,10 @@ class Attack:
         Returns:
           The next states, and what the step saw.
         """
+        with convolution.repeated() if self.num_steps >= _MANY_STEPS else contextlib.nullcontext():
+            return self._step(logits_fn, problems, states, index, last)
+
+    def _step(self, logits_fn, problems, states, index, last) -> tuple[Any, Seen]:
         if self.observe_moves:
             states, fooled, _ = self._observe(logits_fn, problems, states, 2 * index)
             logits, gradients, nonfinite = self._differentiate(logits_fn, problems, states, 2 * index + 1)

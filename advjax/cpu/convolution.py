@@ -28,6 +28,7 @@ from advjax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _exact = contextvars.ContextVar("exact_convolutions", default=False)
+_repeated = contextvars.ContextVar("repeated_convolutions", default=False)
 
 
 @contextlib.contextmanager
@@ -50,28 +51,50 @@ def uses_exact_convolutions() -> bool:
     return forced or _exact.get()
 
 
-def convolve(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+@contextlib.contextmanager
+def repeated() -> Iterator[None]:
+    """What is traced within this context is the body of a loop in which kernels stay the same, as those of an attack.
+
+    XLA transforms them once, before the loop, and so Winograd's algorithm pays for small maps, too.
+    """
+    token = _repeated.set(True)
+    try:
+        yield
+    finally:
+        _repeated.reset(token)
+
+
+def are_repeated() -> bool:
+    """Whether this is traced within :func:`repeated`."""
+    return _repeated.get()
+
+
+def convolve(images: Array, kernel: Array, strides: Strides, padding: Padding, repeated: bool = False) -> Array:
     """Convolution of [n, h, w, channels] by [rows, columns, channels, features], where ``is_supported``.
 
     Not to be differentiated: its gradients are ``input_gradient`` and ``filter_gradient``.
     """
-    plan = _plan(images.shape, kernel.shape, strides, padding)
+    plan = _plan(images.shape, kernel.shape, strides, padding, repeated)
     return _ALGORITHMS[plan.forward](images, kernel, strides, padding)
 
 
-def input_gradient(images: Array, kernel: Array, cotangent: Array, strides: Strides, padding: Padding) -> Array:
+def input_gradient(
+    images: Array, kernel: Array, cotangent: Array, strides: Strides, padding: Padding, repeated: bool = False
+) -> Array:
     """Gradient of ``convolve`` with respect to the images."""
-    name = _plan(images.shape, kernel.shape, strides, padding).input_gradient
+    name = _plan(images.shape, kernel.shape, strides, padding, repeated).input_gradient
     if name == "flip":
         opposite = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel.shape[:2], padding, strict=True))
-        return convolve(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, opposite)
+        return convolve(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, opposite, repeated)
     algorithm = _ALGORITHMS[name]
     return jax.linear_transpose(lambda x: algorithm(x, kernel, strides, padding), images)(cotangent)[0]
 
 
-def filter_gradient(images: Array, kernel: Array, cotangent: Array, strides: Strides, padding: Padding) -> Array:
+def filter_gradient(
+    images: Array, kernel: Array, cotangent: Array, strides: Strides, padding: Padding, repeated: bool = False
+) -> Array:
     """Gradient of ``convolve`` with respect to the kernel."""
-    name = _plan(images.shape, kernel.shape, strides, padding).filter_gradient
+    name = _plan(images.shape, kernel.shape, strides, padding, repeated).filter_gradient
     if name == "swap":
         return _correlate(images, cotangent, kernel.shape, strides, padding)
     algorithm = _ALGORITHMS[name]
@@ -103,16 +126,21 @@ class _Plan(NamedTuple):
 
 _MAX_PATCHES = 2**26  # Number of entries in the patches of one matrix product: 256 MiB.
 _LARGEST_KERNEL = 2**12  # Channels times features, for each of Winograd's pieces: transforming the kernel has to pay.
+_FEWEST_PIECES = 16  # Where the kernel has been transformed before: reading it has to pay.
 
 
-def _plan(images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding) -> _Plan:
+def _plan(
+    images: Sequence[int], kernel: Sequence[int], strides: Strides, padding: Padding, repeated: bool = False
+) -> _Plan:
     """Selects by shape; the thresholds are the crossover points on x86 CPUs (AVX2 and AVX-512)."""
     *window, channels, features = kernel
     pointwise, wide = window == [1, 1], min(channels, features) >= 64
     height, width = output_size(images, kernel, strides, padding)
     affordable = images[0] * height * width * math.prod(kernel[:3]) <= _MAX_PATCHES
     minimal = window == [3, 3] and strides == (1, 1) and wide
-    heavy = channels * features > _LARGEST_KERNEL * num_pieces(images[0], height, width)
+    pieces = num_pieces(images[0], height, width)
+    half_full = 2 * images[0] * height * width >= 16 * pieces
+    heavy = channels * features > _LARGEST_KERNEL * pieces and not (repeated and pieces >= _FEWEST_PIECES and half_full)
 
     forward = input_gradient = "lax"
     if minimal and not heavy:

@@ -21,14 +21,15 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from advjax.cpu.convolution import uses_exact_convolutions
+from advjax.cpu.convolution import are_repeated, uses_exact_convolutions
 from advjax.cpu.substitutes import substitute, takes
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_jitted: "weakref.WeakKeyDictionary[ClosedJaxpr, Callable[..., Any]]" = weakref.WeakKeyDictionary()
-"""Rewritten functions by the jaxpr they come from, so that a jitted function called again is not compiled again."""
+_jitted: "weakref.WeakKeyDictionary[ClosedJaxpr, dict[bool, Callable[..., Any]]]" = weakref.WeakKeyDictionary()
+"""Rewritten functions by the jaxpr they come from, so that a jitted function called again is not compiled again, and by
+whether it is ``convolution.repeated``."""
 
 
 def fast_on_cpu(fn: Callable[P, T]) -> Callable[P, T]:
@@ -148,7 +149,8 @@ def _jit(
     is_plain = not any(isinstance(item, jax.sharding.Sharding) for item in (*in_shardings, *out_shardings))
     if not is_plain or any((*in_layouts, *out_layouts, *donated_invars, *compiler_options_kvs)):
         return None
-    if jaxpr not in _jitted:
+    known = _jitted.setdefault(jaxpr, {})
+    if are_repeated() not in known:
         reference = weakref.ref(jaxpr)  # The value must not keep its key alive.
 
         def call(*args: Any) -> list[Any]:
@@ -157,8 +159,8 @@ def _jit(
             return _flat(closed)(*args)
 
         call.__name__ = name
-        _jitted[jaxpr] = jax.jit(call)
-    return _jitted[jaxpr]
+        known[are_repeated()] = jax.jit(call)
+    return known[are_repeated()]
 
 
 def _checkpoint(*, jaxpr, prevent_cse, differentiated, policy):

@@ -40,13 +40,20 @@ def takes(function: Callable[..., Any], params: Mapping[str, Any], *args: Any) -
 
 
 class _Parameters(NamedTuple):
-    """Static parameters of ``lax.conv_general_dilated``."""
+    """Static parameters of a convolution."""
 
     window_strides: tuple[int, int]
     padding: convolution.Padding
     dimension_numbers: lax.ConvDimensionNumbers
     precision: Any
     preferred_element_type: Any
+    repeated: bool
+    """``convolution.repeated``."""
+
+    @property
+    def of_lax(self) -> dict[str, Any]:
+        """Those of ``lax.conv_general_dilated``."""
+        return {name: value for name, value in self._asdict().items() if name != "repeated"}
 
     @property
     def axes(self) -> tuple[tuple[int, ...], ...]:
@@ -81,7 +88,9 @@ def _find_convolution(
     if not is_plain:
         return None
     # Any precision is that of float32 on CPU.
-    params = _Parameters(tuple(window_strides), tuple(padding), dimension_numbers, precision, preferred_element_type)
+    types = precision, preferred_element_type
+    repeated = convolution.are_repeated()
+    params = _Parameters(tuple(window_strides), tuple(padding), dimension_numbers, *types, repeated)
     images, kernel, _ = params.axes
     shapes = [lhs.shape[axis] for axis in images], [rhs.shape[axis] for axis in kernel]
     if not convolution.is_supported(*shapes, params.window_strides, params.padding):
@@ -111,10 +120,12 @@ def _differentiable_form(lhs: Array, rhs: Array, cotangent: Array | None, slot: 
         axes = params.axes
         moved = [x.transpose(order) for x, order in zip(factors, axes, strict=True) if x is not None]
         moved = moved[:2] if slot == OUTPUT else moved
-        return _FAST[slot](*moved, params.window_strides, params.padding).transpose(np.argsort(axes[slot]))
+        return _FAST[slot](*moved, params.window_strides, params.padding, params.repeated).transpose(
+            np.argsort(axes[slot])
+        )
 
     def exact(lhs: Array, rhs: Array, cotangent: Array | None) -> Array:
-        convolve = functools.partial(lax.conv_general_dilated, **params._asdict())
+        convolve = functools.partial(lax.conv_general_dilated, **params.of_lax)
         if slot == INPUT:
             return jax.linear_transpose(lambda lhs: convolve(lhs, rhs), lhs)(cotangent)[0]
         if slot == KERNEL:

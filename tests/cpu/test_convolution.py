@@ -127,6 +127,40 @@ def test_a_kernel_that_few_pieces_share_is_not_transformed():
     assert set(convolution._plan((32, 4, 4, 256), (3, 3, 256, 256), (1, 1), pads)) == {"winograd", "flip"}
 
 
+def test_a_kernel_that_stays_the_same_is_transformed_for_fewer_pieces():
+    """But not for so few that reading it takes longer, nor where most of a piece lies outside of the map."""
+    geometry = (1, 1), ((1, 1), (1, 1))
+
+    def plan(batch, size, repeated=True):
+        return convolution._plan((batch, size, size, 512), (3, 3, 512, 512), *geometry, repeated)
+
+    assert plan(32, 4) == plan(16, 4) == plan(64, 4, False) == ("winograd", "flip", "winograd")
+    assert plan(15, 4) == plan(32, 2) == plan(32, 4, False) == ("lax", "matmul", "swap")
+
+
+def test_what_is_traced_as_the_body_of_a_loop_is_planned_as_such(monkeypatch):
+    """Also a jitted function that has been rewritten outside of one before."""
+    planned, plan = [], convolution._plan
+
+    def spy(*args):
+        planned.append(args[-1])
+        return plan(*args)
+
+    monkeypatch.setattr(convolution, "_plan", spy)
+    x, kernel = np.ones((2, 9, 13, 17), np.float32), np.ones((3, 3, 17, 5), np.float32)
+    inner = jax.jit(lambda x: lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(fast_on_cpu(inner)(x) ** 2))(x)
+
+    jax.make_jaxpr(lambda x: gradient(x))(x)
+    assert planned and not any(planned)
+    planned.clear()
+    with convolution.repeated():
+        jax.make_jaxpr(lambda x: gradient(x))(x)
+    assert planned and all(planned)
+
+
 @pytest.mark.parametrize(("batch", "groups"), [(9, [(3, 3)]), (8, [(4, 2)]), (7, [(3, 3)]), (3, [])])
 def test_winograd_in_groups_of_images(monkeypatch, batch, groups):
     """Few enough to stay in the cache, the last one padded; the values and gradients do not change."""

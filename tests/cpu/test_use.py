@@ -59,6 +59,17 @@ def test_attacks(attack, model):
     assert_fast(lambda images: ATTACKS[attack](MODELS[model], images, LABELS, KEY).images, IMAGES)
 
 
+@pytest.mark.parametrize(("num_steps", "repeated"), [(3, False), (4, True)])
+def test_the_steps_of_an_attack_are_the_body_of_a_loop(num_steps, repeated, monkeypatch):
+    """In which kernels are transformed once, if there are enough of them."""
+    seen, are_repeated = [], convolution.are_repeated
+    monkeypatch.setattr(convolution, "are_repeated", lambda: (seen.append(are_repeated()), seen[-1])[1])
+    attack = attacks.pgd(BALL, num_steps=num_steps, step_size=0.01)
+    jax.eval_shape(lambda images: attack(MODELS["deterministic"], images, LABELS, KEY).images, IMAGES)
+    assert False in seen and (True in seen) == repeated
+    assert not are_repeated()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_programs_of_the_runner(model):
     words = jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0, impl=KEY_TYPE), 3))
