@@ -230,7 +230,7 @@ def counts_steps(programs: Programs) -> bool:
 
 
 def _step_batch(programs: Programs, held: Lanes) -> tuple[Any, ...]:
-    return (held, np.int32(1)) if counts_steps(programs) else (held,)
+    return (held, jax.ShapeDtypeStruct((), np.int32)) if counts_steps(programs) else (held,)
 
 
 def lane_shapes(programs: Programs, search: Search, batch: Sequence[Any]) -> Lanes:

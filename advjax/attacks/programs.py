@@ -168,7 +168,7 @@ class Programs:
     ) -> "Program":
         model, key = family.model, self._key(family, batch)
         if key not in family.programs:
-            arguments = model.variables, np.int32(0), *batch
+            arguments = model.variables, jax.ShapeDtypeStruct((), np.int32), *batch
             jitted, arguments = _jitted(function, model, self.mesh, arguments, donate), _placed(self.mesh, arguments)
             size = len(jax.tree.leaves(batch)[0])
             runs = math.inf if is_hot else _PASSES * math.ceil(self.count / size)

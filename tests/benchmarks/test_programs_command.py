@@ -100,6 +100,8 @@ def test_the_programs_are_those_that_a_run_compiles(monkeypatch):
     described = jax.ShapeDtypeStruct(images.shape, images.dtype)
     programs = runner.make_programs((stage,), ball, functools.partial(model), None, shapes, described, BATCH, devices)
     search = runner.Search(stage, 0, True, False)
+    # Nothing can be put on devices that are not here.
+    monkeypatch.setattr(jax, "device_put", lambda *args, **kwargs: pytest.fail("an array"))
     batch = [jax.ShapeDtypeStruct(*of) for of in (((8,), np.int32), ((8, 2), np.uint32), ((8, 10), np.float32))]
     held = continuous_batching.lane_shapes(programs, search, (described, *batch, jax.ShapeDtypeStruct((8,), np.bool_)))
     assert continuous_batching.step_program(programs, search, held).compiled is ran["_advance"]
