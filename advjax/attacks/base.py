@@ -32,7 +32,7 @@ from advjax.cpu import convolution
 from advjax.types import Array, AttackResult, Key, LogitsFn
 
 _MANY_STEPS = 4
-"""In which the weights of the model are worth preparing."""
+"""From so many steps on, transforming the kernels of the model once for all of them pays."""
 
 
 class Problem(NamedTuple):

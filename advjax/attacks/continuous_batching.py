@@ -132,7 +132,7 @@ def _arrange(
     if not live and not waiting:
         return None
     most = int(np.max(np.sum(occupied.live, axis=1), initial=0)) * occupied.num_devices
-    compiled = run.programs.compiled_sizes(run.search, "advance") if held is None else frozenset()
+    compiled = frozenset() if live else run.programs.compiled_sizes(run.search, "advance")
     size = number_of_lanes(live + len(waiting), most, run.programs.sizes, overhead(run.programs.mesh), compiled)
     if held is None or (not live and size != len(occupied.rows)):
         held, occupied.rows, occupied.ages = None, np.full(size, -1), np.zeros(size, np.int64)

@@ -28,7 +28,7 @@ MAX_PROGRAMS = 256
 FLOP_OF_COMPILATION = {"cpu": 2e11}
 """What a device computes in the two seconds that a step of an attack takes to compile, by its platform."""
 FLOP_OF_COMPILATION_ELSEWHERE = 1e14
-"""The same for accelerators, and ten seconds or more."""
+"""The same for accelerators, and ten seconds or more; assumed, not measured."""
 _FLOP_PER_ELEMENT = 10.0
 """An elementwise operation waits for memory; it takes about as long as so many operations of a matrix product."""
 _FUNCTIONS = (types.FunctionType, partial)

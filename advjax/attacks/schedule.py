@@ -13,7 +13,7 @@ MOST_STEPS = 8
 """Steps between two looks at which attacks have ended."""
 OVERHEAD_PER_CORE, OVERHEAD_ELSEWHERE = 4, 256
 """Lanes that cost as much as what a step costs without any: for each core of a CPU (2 to 8 were measured, for networks
-of several sizes), and for each accelerator, which so few images do not keep busy."""
+of several sizes), and for each accelerator (assumed, not measured)."""
 NEARLY = 1.5
 """Times the least cost, up to which lanes are used whose program is there."""
 COST_OF_REFILL = 1 / 8

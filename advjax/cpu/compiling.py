@@ -22,7 +22,7 @@ def compiler_options(mesh: jax.sharding.Mesh, *, quickly: bool = False) -> dict[
 
     Args:
       mesh: of the devices that the program is for, which need not be here.
-      quickly: whether the program runs so seldom that compiling it takes longer.
+      quickly: whether all runs of the program take less time than compiling it.
 
     Returns:
       The options that make compilation for CPUs quicker; none for other devices, where XLA has no such choice, and
