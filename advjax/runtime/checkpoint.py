@@ -22,11 +22,11 @@ from advjax.runtime.checkpoint_reading import (
     Restored,
     first_whole,
     load_state,
-    quiet_orbax,
     restore_variables,
     tell,
 )
 from advjax.runtime.devices import is_main_process, sync
+from advjax.runtime.quiet_orbax import quiet_orbax
 from advjax.types import PyTree, UserError
 
 __all__ = ["Checkpoints", "Restored", "restore_variables"]

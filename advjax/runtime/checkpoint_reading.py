@@ -1,20 +1,18 @@
 """Reads checkpoints, verified: the newest or best one that is not damaged."""
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 
 from advjax.runtime import checkpoint_integrity as integrity
 from advjax.runtime.checkpoint_integrity import DamagedError, leaves_by_path, read_about, steps
 from advjax.runtime.devices import agree, is_main_process
+from advjax.runtime.quiet_orbax import quiet_orbax
 from advjax.types import PyTree, UserError
 
 VARIABLES = ("params", "model_state", "average")
@@ -176,21 +174,3 @@ def tell(notify: Callable[[str], None], damaged: dict[int, str], used: int, fate
     """Reports damaged checkpoints that were skipped, on process 0."""
     if is_main_process():
         notify(f"damaged checkpoint skipped ({integrity.reasons(damaged)}), {fate}; using step {used}")
-
-
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Drops Orbax's log messages, unless absl is more verbose than by default; its errors are exceptions anyway."""
-    if absl_logging.get_verbosity() > absl_logging.WARNING:
-        yield
-        return
-
-    def passes(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        logger.removeFilter(passes)
