@@ -8,6 +8,7 @@ quicker than its new ones; with ``pytest -m "slow or optimized"`` the optimized 
 programs are.
 """
 
+import gc
 import math
 import os
 import pathlib
@@ -29,12 +30,15 @@ import pytest
 
 QUICK_TO_COMPILE = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 """Old emitters, and programs in one piece: the pieces are compiled in parallel, but the cores are busy as it is."""
+RARELY = (100_000, 50, 1_000)
+"""When Python looks for garbage: JAX traces and keeps millions of objects, hardly any of which is garbage."""
 MOST_MEMORY = 2 * 2**30
 """Of a worker, in bytes, above which programs of earlier modules are dropped."""
 
 
 def pytest_configure(config):
     """Before JAX looks for its devices and, with several workers, before they inherit the environment."""
+    gc.set_threshold(*RARELY)
     if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
         known = QUICK_TO_COMPILE if xla_knows(*QUICK_TO_COMPILE) else filter(xla_knows, QUICK_TO_COMPILE)
         os.environ["XLA_FLAGS"] = " ".join(known)

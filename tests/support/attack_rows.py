@@ -106,7 +106,7 @@ ATTACKS = {
         _one_step_target_class, ("linf", "l2"), returns_success=False, targetable=False, variant_of="pgd"
     ),
     "bim": Row(_bim, ("linf",), returns_success=False, variant_of="pgd"),
-    "pgd": Row(_pgd, ("l1", "linf", "l2"), random=True),
+    "pgd": Row(_pgd, ("linf", "l1", "l2"), random=True),
     "pgd_highest_loss": Row(
         functools.partial(_pgd, loss=attacks.margin, returns="highest_loss"), ("l2",), random=True, variant_of="pgd"
     ),
