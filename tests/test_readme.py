@@ -15,6 +15,7 @@ import pytest
 
 from advjax.experiment import defaults
 from advjax.experiment.from_config import from_config
+from support.configs import config_of
 from support.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -144,5 +145,5 @@ def test_the_small_cifar_job_goes_through_all_stages(tmp_path, shared):
     data = str(shared / "data" / "tensorflow_datasets")
     rows, _ = run(command, tmp_path, TFDS_DATA_DIR=data)
     assert {row["run"] for row in rows} == {"base", "fixer"}
-    attacks = {"fgsm", "pgd_50", "carlini_wagner", "auto_pgd", "auto_pgd_16"}
-    assert {row["attack"] for row in rows} == attacks | {"clean", "worst case"}
+    attacks = config_of("cifar_fixer").evaluation.attacks.order
+    assert {row["attack"] for row in rows} == {*attacks, "clean", "worst case"}

@@ -57,6 +57,8 @@ def shrink(config):
 def shrink_run(run):
     # Two: a learning rate cycle has at least that many.
     run.num_steps, run.batch_size, run.train_fraction = 2, 8, 0.01
+    if "warmup" in run.optimizer.schedule:
+        run.optimizer.schedule.warmup = 1
     if "width" in run.model:
         run.model.width = 0.0625
     if run.model.name in ("resnet18", "resnet50", "resnet101"):
