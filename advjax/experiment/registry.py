@@ -22,6 +22,7 @@ from advjax.data import Dataset, Source, read_all
 from advjax.evaluation.few_images import ranked
 from advjax.experiment.spec import DefenseRecipe
 from advjax.models import (
+    conv_small,
     custom_cnn,
     deepmind_resnet,
     denoise,
@@ -93,6 +94,7 @@ TRANSFORMS = {
 MODELS = {
     "lenet5": lenet.LeNet5,
     "net62k": lenet.Net62k,
+    "conv_small": conv_small.ConvSmall,
     "preact_resnet18": preact_resnet.PreActResNet18,
     "resnet18": resnet.ResNet18,
     "resnet50": resnet.ResNet50,

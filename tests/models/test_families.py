@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from advjax.models import blocks
+from advjax.models.conv_small import ConvSmall
 from advjax.models.custom_cnn import Custom1, Custom2, CustomCifar
 from advjax.models.deepmind_resnet import DMPreActResNet18, DMWideResNet
 from advjax.models.denoise import with_denoising
@@ -34,6 +35,7 @@ def shapes(model, image_shape):
         (LeNet5(), (32, 32, 1), 61_706),
         (LeNet5(), GRAY, 61_706),
         (Net62k(), COLOR, 62_006),
+        (ConvSmall(), GRAY, 166_406),
         (PreActResNet18(), COLOR, 11_171_146),
         (PreActResNet18(final_norm=True), COLOR, 11_172_170),
         (ResNet18(), COLOR, 11_181_642),
@@ -78,6 +80,7 @@ def test_the_stages_of_preact_resnet18_have_the_published_numbers_of_parameters(
 TINY = {
     "lenet5": (LeNet5(num_classes=3, width=0.2), GRAY),
     "net62k": (Net62k(num_classes=3, width=0.2, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)), COLOR),
+    "conv_small": (ConvSmall(num_classes=3, width=0.2), (12, 12, 1)),
     "preact_resnet18": (PreActResNet18(num_classes=3, width=1 / 32), (8, 8, 3)),
     "resnet18": (ResNet18(num_classes=3, width=1 / 32, stage_sizes=(1, 2, 1, 1)), (32, 32, 1)),
     "resnet50": (ResNet50(num_classes=3, width=1 / 32, stage_sizes=(1, 2, 1, 1), stem="cifar"), (8, 8, 3)),
@@ -198,6 +201,8 @@ def features_of(model, image_shape):
 def test_shapes_of_hidden_features():
     lenet = {"conv1": (14, 14, 6), "conv2": (5, 5, 16), "fc1": (120,), "fc2": (84,), "head": (10,)}
     assert features_of(LeNet5(), GRAY) == lenet
+    small = {"conv1": (14, 14, 16), "conv2": (7, 7, 32), "fc1": (100,), "head": (10,)}
+    assert features_of(ConvSmall(), GRAY) == small
     preact = list(features_of(PreActResNet18(), COLOR).values())
     assert preact == [(32, 32, 64), (32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (10,)]
     resnet = list(features_of(ResNet50(), (224, 224, 3)).values())
