@@ -20,8 +20,7 @@ class StridedConv(nn.Module):
 class ConvSmall(ImageClassifier):
     """Two strided 4x4 convolutions and two linear layers: 166,406 parameters for 28x28x1 images.
 
-    conv1 16 - conv2 32 - fc1 100 - head (Wong & Kolter, 2018, Section 4; MNIST network of Wong, Rice & Kolter, 2020).
-    Strides in place of pooling make it fast, and without maxima to hide behind its gradients lead attacks further.
+    conv1 16 - conv2 32 - fc1 100 - head: the MNIST network of Wong & Kolter (2018) and of Wong, Rice & Kolter (2020).
     """
 
     def make_blocks(self) -> dict[str, nn.Module]:
