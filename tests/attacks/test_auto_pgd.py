@@ -85,6 +85,7 @@ def test_step_sizes_are_halved_at_checkpoints_only(recorded):
 
 
 def test_halving_rule_written_out(recorded):
+    """The two conditions of algorithm 1, recomputed from the observed losses alone."""
     norm, states = recorded
     expected = step_sizes(states.loss[1:], states.highest.loss, 2 * THREAT_MODELS[norm].epsilon)
     np.testing.assert_array_equal(states.step_size[:-1], expected)
