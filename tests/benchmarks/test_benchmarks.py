@@ -140,14 +140,27 @@ def test_nested_traces_count_once():
     assert clock.between(6.0, 8.0) == 0.0
 
 
+PEAKS = """
+import numpy as np
+from advjax.benchmarks import measure
+
+large = np.ones(2**28, np.uint8)
+highest = measure.peak_memory_mib()
+del large
+measure.forget_peak_memory()
+before = measure.peak_memory_mib()
+again = np.ones(2**27, np.uint8)
+print(highest, before, measure.peak_memory_mib())
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_can_be_reset_and_includes_new_arrays():
-    measure.forget_peak_memory()
-    before = measure.peak_memory_mib()
-    # Larger than what malloc can reuse from earlier arrays.
-    used = np.ones(2**27, np.uint8)
-    assert used.all()
-    assert 120 < measure.peak_memory_mib() - before < 200
+    # In a process of its own: other tests' threads free memory whenever they like.
+    said = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
+    highest, before, after = map(float, said.split())
+    assert 240 < highest - before < 320
+    assert 120 < after - before < 160
 
 
 def test_losses_name_faster_and_smaller_libraries():
