@@ -14,7 +14,7 @@ from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row, is_on_itself
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.config_diff import differences
-from advjax.papers.join import Accuracy, Spec, applicable, pair, select
+from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, select
 from advjax.papers.published import Published
 from advjax.papers.recipe import full_config
 from advjax.papers.running import Job
@@ -41,8 +41,10 @@ class Cell(NamedTuple):
     """Under the attack of the paper, by the paper's protocol; with several seeds, the mean over them."""
     per_seed: tuple[float, ...]
     sound: Accuracy | None
-    """The same model under the same attack made on the model itself, with true labels; None for clean images."""
+    """The lowest accuracy of the same model under the same attack, made on the model itself with true labels or, if
+    that is stronger, on another one; None for clean images, and where none was made on the model itself."""
     auto_attack: Accuracy | None
+    """The lowest under AutoAttack, likewise."""
     reduced: tuple[str, ...]
     """The settings that differ from the paper's experiment, as in "run.base.model.width is 0.125"; () for none."""
 
@@ -84,7 +86,7 @@ def _over_seeds(found: Sequence[Cell]) -> Cell:
     spread = statistics.stdev(measured)
     mean = statistics.mean(measured)
     return first._replace(
-        ours=Accuracy(mean, (mean - 2 * spread, mean + 2 * spread), first.ours.n),
+        ours=first.ours._replace(value=mean, interval=(mean - 2 * spread, mean + 2 * spread)),
         per_seed=tuple(measured),
         sound=_mean(cell.sound for cell in found),
         auto_attack=_mean(cell.auto_attack for cell in found),
@@ -95,7 +97,13 @@ def _mean(found: Iterator[Accuracy | None]) -> Accuracy | None:
     known = [accuracy for accuracy in found if accuracy is not None]
     if not known:
         return None
-    return Accuracy(statistics.mean(accuracy.value for accuracy in known), None, known[0].n)
+    return Accuracy(
+        statistics.mean(accuracy.value for accuracy in known),
+        None,
+        known[0].n,
+        attacked=" or ".join(sorted({accuracy.attacked for accuracy in known} - {""})),
+        draws=min((accuracy.draws for accuracy in known if accuracy.draws), default=None),
+    )
 
 
 def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
@@ -144,21 +152,23 @@ def _report_cell(
         kind=found.kind,
         ours=found.ours,
         per_seed=(),
-        sound=None if spec["our_attack"] == CLEAN else _on_itself(rows, spec, spec["our_attack"]),
-        auto_attack=_on_itself(standard.rows if standard else [], spec, "auto_attack"),
+        sound=None if spec["our_attack"] == CLEAN else _strongest(rows, spec, spec["our_attack"]),
+        auto_attack=_strongest(standard.rows if standard else [], spec, "auto_attack"),
         reduced=_reduced(reference, job.config, spec),
     )
 
 
-def _on_itself(rows: Sequence[Row], spec: Spec, attack: str) -> Accuracy | None:
-    """The accuracy of the same model under an attack on itself; of a stochastic one, with the most draws."""
+def _strongest(rows: Sequence[Row], spec: Spec, attack: str) -> Accuracy | None:
+    """The lowest accuracy that an attack left, if it was made on the model itself as well.
+
+    An attack on the model itself can be weaker than one on another: through few draws of a random model, it is.
+    """
     wanted = {"run": spec["run"], "defense": spec.get("defense", "none"), "subset": spec.get("subset", ALL)}
-    found = [
-        row
-        for row in rows
-        if row["attack"] == attack and is_on_itself(row) and all(row[key] == value for key, value in wanted.items())
-    ]
-    return _accuracy(max(found, key=lambda row: row["eot_samples"])) if found else None
+    found = [row for row in rows if row["attack"] == attack and all(row[key] == value for key, value in wanted.items())]
+    if not any(map(is_on_itself, found)):
+        return None
+    known = [accuracy for row in found if (accuracy := accuracy_of(row, rows))]
+    return min(known, key=lambda accuracy: accuracy.value, default=None)
 
 
 def _mean_cell(
@@ -246,12 +256,6 @@ def _num_validation(job: Job) -> int:
 def _of_count(share: float, n: int) -> Accuracy:
     low, high = wilson_interval(round(share * n), n)
     return Accuracy(100 * share, (100 * low, 100 * high), n)
-
-
-def _accuracy(row: Row) -> Accuracy | None:
-    if row["accuracy"] is None:
-        return None
-    return Accuracy(100 * row["accuracy"], (100 * row["low"], 100 * row["high"]), row["n"])
 
 
 def _reduced(reference: Mapping[str, Any], config: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from advjax.papers.published import Published, read
 from advjax.reporting.formatting import model_name
 from advjax.types import UserError
 
-__all__ = ["KEYS", "Accuracy", "Pair", "applicable", "join", "pair", "publish", "select"]
+__all__ = ["KEYS", "Accuracy", "Pair", "accuracy_of", "applicable", "join", "pair", "publish", "select"]
 
 Spec: TypeAlias = Mapping[str, Any]
 """An entry of ``published`` in a config."""
@@ -62,6 +62,10 @@ class Accuracy(NamedTuple):
     interval: tuple[float, float] | None
     """95% Wilson interval over the test images, in percent; None if their number is unknown."""
     n: int | None
+    attacked: str = ""
+    """The model that the attack was made on, unless it is the scored one itself, or there was no attack."""
+    draws: int | None = None
+    """Draws that each gradient averaged, of an attack on a random model itself; None for others."""
 
 
 class Pair(NamedTuple):
@@ -185,14 +189,30 @@ def pair(rows: Sequence[Row], spec: Spec, published: Published) -> Pair:
         attack=requested["our_attack"],
         subset=requested["subset"],
         kind=_kind(row) if row else _requested_kind(requested),
-        ours=_accuracy(row),
+        ours=accuracy_of(row, rows) if row else None,
     )
 
 
-def _accuracy(row: Row | None) -> Accuracy | None:
-    if row is None or row["accuracy"] is None:
+def accuracy_of(row: Row, rows: Sequence[Row]) -> Accuracy | None:
+    """The accuracy of a row in percent, with how the attack was made; None for an empty subset.
+
+    Args:
+      row: one of a report.
+      rows: all of that report, which show whether the model is random: it is also attacked through more draws.
+    """
+    if row["accuracy"] is None:
         return None
-    return Accuracy(100 * row["accuracy"], _percent(row["low"], row["high"]), row["n"])
+    is_random = any(
+        other["eot_samples"] > 1 and (other["run"], other["defense"]) == (row["run"], row["defense"]) for other in rows
+    )
+    is_itself = row["adaptive"] and row["made_on"] == row["run"]
+    return Accuracy(
+        100 * row["accuracy"],
+        _percent(row["low"], row["high"]),
+        row["n"],
+        attacked="" if is_itself or row["made_on"] is None else row["made_on"],
+        draws=row["eot_samples"] if is_random and is_itself else None,
+    )
 
 
 def _row(rows: Sequence[Row], spec: Spec) -> Row | None:

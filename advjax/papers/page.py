@@ -23,16 +23,19 @@ from advjax.runtime.files import plain, write_atomically
 
 EXPLANATION = (
     "Ours under the paper's protocol stands beside the published number; a transfer or oblivious attack, or one that "
-    "was given predicted labels, does not measure robust accuracy. The last two columns do: the same attack, and "
-    "AutoAttack, whose norm and epsilon are named below, made on the scored model itself with the true labels. "
+    "was given predicted labels, does not measure robust accuracy. The last two columns show the lowest accuracy that "
+    "we found: under the same attack, and under AutoAttack, whose norm and epsilon are named below, made on the scored "
+    "model itself with the true labels or, if that left less, on the network named there. Draws are those of a random "
+    "model that each gradient averages: few of them flatter it. "
     "Intervals are over test images, or twice the standard deviation over seeds where there are several."
 )
 CSV_COLUMNS = (
     *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),
     *("published", "published_low", "published_high", "published_n", "provenance", "note"),
     *("model", "attack", "kind", "ours", "low", "high", "n", "seeds", "difference"),
-    *("sound", "sound_low", "sound_high", "sound_n", "auto_attack", "auto_attack_low", "auto_attack_high"),
-    *("auto_attack_n", "reduced"),
+    *("ours_draws", "sound", "sound_low", "sound_high", "sound_n", "sound_attacked", "sound_draws"),
+    *("auto_attack", "auto_attack_low", "auto_attack_high", "auto_attack_n", "auto_attack_attacked"),
+    *("auto_attack_draws", "reduced"),
 )
 """Columns of the csv file; accuracies in percent, unknown values empty."""
 
@@ -154,8 +157,9 @@ def _fields(cell: Cell) -> Iterator[str]:
     yield from _numbers(cell.ours)
     yield " ".join(f"{value:.2f}" for value in cell.per_seed)
     yield "" if cell.difference is None else f"{cell.difference:.2f}"
-    yield from _numbers(cell.sound)
-    yield from _numbers(cell.auto_attack)
+    yield _draws(cell.ours)
+    for accuracy in (cell.sound, cell.auto_attack):
+        yield from (*_numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy))
     yield "; ".join(cell.reduced)
 
 
@@ -165,6 +169,10 @@ def _numbers(accuracy: Accuracy | None) -> list[str]:
     low, high = accuracy.interval or (None, None)
     shown = ["" if number is None else f"{number:.2f}" for number in (accuracy.value, low, high)]
     return [*shown, "" if accuracy.n is None else str(accuracy.n)]
+
+
+def _draws(accuracy: Accuracy | None) -> str:
+    return str(accuracy.draws) if accuracy and accuracy.draws else ""
 
 
 def _plain_cell(cell: Cell) -> dict[str, Any]:

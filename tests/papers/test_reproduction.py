@@ -70,6 +70,46 @@ def test_cells_by_hand(sweep):
     assert by_name["fixed_mix:lam0.1", "fgsm"].auto_attack is None
 
 
+def test_cells_of_a_random_model_take_the_strongest_attack_and_name_its_draws(tmp_path):
+    """Through one draw as published, through two, and on the same network without its noise."""
+    entry = ENTRIES["004_table2"]
+    jobs = jobs_of(entry, "small", tmp_path, seeds=1)
+    (job,) = [job for job in jobs if job.part.name == "rse_one_draw"]
+    random = {"defense": "ensemble"}
+    rows = [
+        row("noisy", "clean", 544, **random),
+        row("noisy", "fgsm", 268, **random),
+        row("noisy", "pgd_40", 217, **random),
+        row("noisy", "pgd_40", 171, eot_samples=2, **random),
+        row("noisy", "pgd_40", 144, adaptive=False, knowledge="oblivious", **random),
+    ]
+    write_report(job, rows)
+    standard = row("noisy", "auto_attack", 46, n=256, eot_samples=2, **random)
+    write_report(job, [standard], "standard")
+    clean, fgsm, pgd = [cell for cell in cells(jobs, entry.tables) if cell.ours]
+    assert (clean.ours.draws, clean.ours.attacked, clean.sound) == (None, "", None)
+    assert (fgsm.ours.draws, fgsm.sound) == (1, fgsm.ours)
+    assert (pgd.ours.value, pgd.ours.draws) == (pytest.approx(100 * 217 / N), 1)
+    assert (pgd.sound.value, pgd.sound.attacked, pgd.sound.draws) == (pytest.approx(100 * 144 / N), "noisy", None)
+    assert (pgd.auto_attack.draws, pgd.auto_attack.attacked) == (2, "")
+    page.write_page(page.make_page(entry, "small", jobs, 1), jobs, tmp_path / "pages")
+    text = (tmp_path / "pages" / "004_table2.small.md").read_text()
+    (line,) = [line for line in text.splitlines() if "rse (" in line and "(pgd_40 on" in line]
+    assert "21.2 [18.8, 23.8], 1 draw |" in line and "14.1 [12.1, 16.3], made on noisy |" in line
+    assert line.endswith("18.0 [13.8, 23.1], 2 draws |")
+    with (tmp_path / "pages" / "004_table2.small.csv").open(newline="") as file:
+        (found,) = [line for line in csv.DictReader(file) if line["attack"] == "pgd_40" and line["ours"] == "21.19"]
+    assert [found[key] for key in ("ours_draws", "sound_attacked", "sound_draws", "auto_attack_draws")] == [
+        "1",
+        "noisy",
+        "",
+        "2",
+    ]
+    # Attacks on other networks alone say nothing about the strongest.
+    write_report(job, [entry for entry in rows if not entry["adaptive"] or entry["attack"] != "pgd_40"])
+    assert all(cell.sound is None for cell in cells(jobs, entry.tables) if cell.attack == "pgd_40")
+
+
 def test_what_stands_beside_one_published_number_has_no_order(sweep):
     (one, *_) = [cell for cell in cells(sweep, ("004_figure3",)) if cell.ours and cell.theirs]
     assert orderings([one, one._replace(ours=one.ours._replace(value=1.0, interval=(0.5, 2.0)))]) == []
