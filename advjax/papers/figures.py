@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from advjax.papers.cells import Cell, epochs_of
@@ -17,6 +18,7 @@ from advjax.reporting.plots.style import COLORS, RC, WIDE, Svg, hide_frame, to_s
 
 _HUES = (COLORS.ink, COLORS.robust, COLORS.transfer, COLORS.third, COLORS.fourth, COLORS.fifth, COLORS.sixth)
 _MARKERS = "osD^vPX"
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 7, "labelcolor": COLORS.ink, "borderpad": 0}
 _CURVES = (
     ("train", "", "solid", "training images"),
     ("validation", "", (0, (4, 2)), "clean test images"),
@@ -47,20 +49,33 @@ def _points(cells: Sequence[Cell]) -> Svg | None:
     panels = _grouped(cells, lambda cell: cell.published.dataset)
     if not any(cell.ours for cell in cells):
         return None
+    numbers = {network: number for number, network in enumerate(_grouped(cells, _network))}
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDE, 3.2 * len(panels)), layout="constrained")
+        # The legend, which would cover marks inside of a panel, has half as many lines as there are networks.
+        height = 2.9 * len(panels) + 0.08 * len(numbers) + 0.3
+        figure = Figure(figsize=(WIDE, height), layout="constrained")
         for axes, (dataset, found) in zip(
             figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
         ):
             attacks = list(dict.fromkeys(cell.published.attack for cell in found))
             networks = _grouped(found, _network)
-            for number, (network, members) in enumerate(networks.items()):
-                shift = 0.6 * ((number + 0.5) / len(networks) - 0.5)
+            for place, (network, members) in enumerate(networks.items()):
+                shift = 0.6 * ((place + 0.5) / len(networks) - 0.5)
+                number = numbers[network]
                 _marks(axes, members, lambda cell, at=attacks, by=shift: at.index(cell.published.attack) + by, number)
-                axes.plot([], [], linestyle="", marker=_MARKERS[number % 7], color=_hue(number), label=network)
-            axes.set_xticks(range(len(attacks)), ["clean" if name == "none" else name for name in attacks])
+            axes.set_xticks(range(len(attacks)), [_in_lines(name) for name in attacks])
+            axes.set_xlim(-0.5, len(attacks) - 0.5)
             _finish(axes, dataset)
+        marks = [
+            Line2D([], [], linestyle="", marker=_marker(number), color=_hue(number)) for number in numbers.values()
+        ]
+        figure.legend(marks, list(numbers), loc="outside upper left", ncols=2, **_LEGEND)
         return to_svg(figure, "points", "Accuracy of each network under each attack")
+
+
+def _in_lines(attack: str) -> str:
+    """The name of a published attack, "AutoPGD:8/255", as the label of a narrow column."""
+    return "clean" if attack == "none" else attack.replace(":", "\n").replace(",", "\n")
 
 
 def _sweep(cells: Sequence[Cell], prefix: str) -> Svg | None:
@@ -127,7 +142,7 @@ def _epoch_of(cell: Cell) -> int | None:
 
 def _marks(axes: Axes, cells: Sequence[Cell], place: Callable[[Cell], float], number: int) -> None:
     """Filled marks with their intervals for ours, hollow ones for the published values."""
-    style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "color": _hue(number), "linestyle": ""}
+    style: dict[str, Any] = {"marker": _marker(number), "color": _hue(number), "linestyle": ""}
     for cell in cells:
         at = place(cell)
         if cell.theirs is not None:
@@ -152,12 +167,17 @@ def _finish(axes: Axes, heading: str, is_accuracy: bool = True) -> None:
     if heading:
         axes.set_title(heading, loc="left", fontsize=9, fontweight="bold")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=7, labelcolor=COLORS.ink, borderpad=0, ncols=2)
+        axes.legend(ncols=2, **_LEGEND)
     hide_frame(axes)
 
 
 def _network(cell: Cell) -> str:
     return f"{cell.published.model}, {cell.published.training}"
+
+
+def _marker(number: int) -> str:
+    """Another one for the same hue, when all hues have been used."""
+    return _MARKERS[(number + number // len(_HUES)) % len(_MARKERS)]
 
 
 def _hue(number: int) -> str:
