@@ -12,9 +12,10 @@ et al., 2020).  Without extra images, batches are augmented by CutMix before the
 70% of every batch are then drawn (Wang et al., 2023); leave CutMix out beside it, by
 ``--config.run.robust.before_attack.order='()'``.
 
-Not run yet.  Under AutoAttack at 8/255, RobustBench lists 67.31% for a WRN-28-10 that was trained with 20 million
-generated images (Wang et al., 2023), 58.04% for a WRN-34-10 and 52.48% for a ResNet-18 without any (Addepalli et al.,
-2021 and 2022).
+Not run yet, but for a small network and 15 epochs, where most of these ingredients do not help
+(docs/results/robust_ingredients.md).  Under AutoAttack at 8/255, RobustBench lists 67.31% for a WRN-28-10 that was
+trained with 20 million generated images (Wang et al., 2023), 58.04% for a WRN-34-10 and 52.48% for a ResNet-18 without
+any (Addepalli et al., 2021 and 2022).
 """
 
 from advjax.types import UserError
