@@ -6,8 +6,8 @@ All start from the base of configs/cifar_fixer.py and see the same 4,500 images.
 the fixer paper (003): all weights are trained, on clean images and on images attacked through the frozen base.
 ``adversarial`` is its sound counterpart, attacked directly, and ``honest_fixer`` trains fixers attacked through the
 fixers, both with true labels.  ``:fgsm`` and ``:carlini_wagner`` after the file name train ``transfer`` against the
-paper's other attacks (Fig. 6).  Published for "transfer": clean 79.5%, AutoPGD crafted on the base 77.5%.  Not run
-yet.
+paper's other attacks (Fig. 6).  Published for "transfer": clean 79.5%, AutoPGD crafted on the base 77.5%.  Measured
+only for small networks and few epochs (docs/papers/003_table1.mini.md).
 """
 
 from advjax.papers.join import publish
