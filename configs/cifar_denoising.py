@@ -5,7 +5,8 @@
 The whole network is trained, on images attacked through the frozen base as everywhere in that paper.  For real
 adversarial training, use ``--config.run.denoise.attack.made_on=self --config.run.denoise.attack.labels=true``;
 ``--config=configs/cifar_denoising.py:fgsm`` and ``:carlini_wagner`` train against the paper's other attacks (Fig. 6).
-Published: clean 75.6%, AutoPGD crafted on the base 73.2%.  Not run yet.
+Published: clean 75.6%, AutoPGD crafted on the base 73.2%.  Measured only small
+(docs/papers/003_table1.mini.md).
 """
 
 from advjax.papers.join import publish

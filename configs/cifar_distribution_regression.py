@@ -3,7 +3,7 @@
     python -m advjax.main --config=configs/cifar_distribution_regression.py
 
 The base is frozen; 280 parameters are trained on clean images.  Published: clean 88.4%, AutoPGD crafted on the base
-13.9%.  Not run yet.
+13.9%.  Measured only small (docs/papers/003_table1.mini.md).
 """
 
 from advjax.experiment import defaults
