@@ -139,6 +139,7 @@ def _sound(method: str, label: str) -> Part:
 _PRETRAINED, _FRESH = ("vanilla", "mixup", "manifold"), ("vanilla_fresh", "mixup_fresh", "manifold_fresh")
 _FULL = Scale()
 _MNIST_SMALL = Scale(changes={"run.*.epochs": 20, "run.clean.epochs": 20}, num_examples=1000, num_auto_attack=500)
+_MNIST_MINI = _MNIST_SMALL._replace(changes={"run.*.epochs": 5, "run.clean.epochs": 20}, num_auto_attack=200)
 _CLEAN_SMALL = Scale(changes={"run.*.epochs": 100}, num_examples=1000, num_auto_attack=200)
 _CIFAR_SMALL = Scale(width=1 / 8, share=0.2, changes={"run.*.epochs": 20}, num_examples=1000, num_auto_attack=200)
 
@@ -152,6 +153,7 @@ _FRESH_MNIST = _adversarial("fresh_mnist", "mnist", _FRESH, _table("001_table4",
 _FROM_CLEAN_MNIST = _adversarial(
     "pretrained_mnist", "mnist", ("clean", *_PRETRAINED), _table("001_table4", *_PRETRAINED)
 )
+_MNIST_SCALES = {**_scales(_MNIST_SMALL), "mini": _MNIST_MINI}
 _FROM_CLEAN_CIFAR = _adversarial(
     "pretrained_cifar10", "cifar10", ("clean", *_PRETRAINED), _table("001_table6", *_PRETRAINED)
 )
@@ -212,11 +214,11 @@ ENTRIES = (
         "001_table4",
         "Adversarial training on MNIST, from trained and from fresh networks",
         ("001_table4", *_EPOCH_TABLES),
-        (_FRESH_MNIST, _FROM_CLEAN_MNIST),
-        _scales(_MNIST_SMALL),
-        {"small": 5.3},
+        (_FROM_CLEAN_MNIST, _FRESH_MNIST),
+        _MNIST_SCALES,
+        {"small": 5.3, "mini": 1.4},
         FigurePlan("curves", "Accuracy over epochs (Figure 9)"),
-        note="At scale small, the networks that the second three start from have seen 20 epochs instead of 500.",
+        note="At scales small and mini, the trained networks to start from have seen 20 epochs instead of 500.",
     ),
     Entry(
         "001_table5",
@@ -226,7 +228,7 @@ ENTRIES = (
             _before("001_table5", _CLEAN_MNIST, ("own_pgd:mnist", "own_pgd")),
             _adversarial("pretrained_mnist", "mnist", ("clean", *_PRETRAINED), _table("001_table5", *_PRETRAINED)),
         ),
-        _scales(_MNIST_SMALL),
+        _MNIST_SCALES,
         {"small": 3.0},
         note="Table 5 repeats cells of Tables 1, 3 and 4.",
     ),
@@ -244,7 +246,7 @@ ENTRIES = (
         "Mixup with soft labels in adversarial training on MNIST",
         ("001_table7", *_EPOCH_TABLES),
         (_mixup("mnist", "001_table7", "adv_mixup:soft0"), *_soft("mnist", _SOFT_MNIST)),
-        _scales(_MNIST_SMALL),
+        _MNIST_SCALES,
         {"small": 5.0},
         FigurePlan("curves", "Accuracy over epochs"),
     ),
@@ -262,7 +264,7 @@ ENTRIES = (
         "Partial PGD on MNIST",
         ("001_table8", *_EPOCH_TABLES),
         (_mixup("mnist", "001_table8", "adv_mixup"), *_partial("mnist")),
-        _scales(_MNIST_SMALL),
+        _MNIST_SCALES,
         {"small": 1.0},
         FigurePlan("curves", "Accuracy over epochs"),
     ),
