@@ -125,6 +125,9 @@ class _Plan(NamedTuple):
 
 
 _MAX_PATCHES = 2**26  # Number of entries in the patches of one matrix product: 256 MiB.
+_UNDIVIDED = 2**13  # Pixels in a batch up to which a filter gradient is computed at once,
+_PIECE = 2**18  # and entries in the patches of each of its pieces otherwise: 1 MiB,
+_SMALLEST_PIECE = 8  # but of so many images at least.
 _LARGEST_KERNEL = 2**12  # Channels times features, for each of Winograd's pieces: transforming the kernel has to pay.
 _FEWEST_PIECES = 16  # Where the kernel has been transformed before: reading it has to pay.
 
@@ -172,7 +175,27 @@ def _lax(images: Array, kernel: Array, strides: Strides, padding: Padding) -> Ar
 
 
 def _correlate(images: Array, cotangent: Array, kernel: Sequence[int], strides: Strides, padding: Padding) -> Array:
-    """The filter gradient as a convolution of [channels, h, w, n] by [height, width, n, features]."""
+    """The filter gradient as a convolution of [channels, h, w, n] by [height, width, n, features].
+
+    Of a large batch it is the sum over pieces of the batch: XLA builds the patches, and they have to fit the cache.
+    """
+    positions, batch = math.prod(cotangent.shape[1:3]), len(images)
+    size = max(_SMALLEST_PIECE, _PIECE // (math.prod(kernel[:3]) * positions))
+    if batch <= size or batch * positions <= _UNDIVIDED:
+        return _correlate_at_once(images, cotangent, kernel, strides, padding)
+    first = batch % size or size
+    rest = [x[first:].reshape(-1, size, *x.shape[1:]) for x in (images, cotangent)]
+
+    def add(total: Array, piece: list[Array]) -> tuple[Array, None]:
+        return total + _correlate_at_once(*piece, kernel, strides, padding), None
+
+    total = _correlate_at_once(images[:first], cotangent[:first], kernel, strides, padding)
+    return lax.scan(add, total, rest)[0]
+
+
+def _correlate_at_once(
+    images: Array, cotangent: Array, kernel: Sequence[int], strides: Strides, padding: Padding
+) -> Array:
     sizes = zip(images.shape[1:3], cotangent.shape[1:3], kernel[:2], strides, padding, strict=True)
     pads = tuple((low, (outs - 1) * stride + size - extent - low) for extent, outs, size, stride, (low, _) in sizes)
     swapped, window = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)

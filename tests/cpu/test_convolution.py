@@ -83,6 +83,20 @@ def test_value_and_gradients_equal_lax(name):
     assert_close(jax.jit(lambda x, k: value_and_gradients(ours, x, k))(x, kernel), expected, tolerance)
 
 
+@pytest.mark.parametrize("batch", [8, 9, 24])
+@pytest.mark.parametrize("name", ["many", "many_strided", "uneven_pads", "lenet_second"])
+def test_the_filter_gradient_of_a_large_batch_is_summed_over_pieces(name, batch, monkeypatch):
+    monkeypatch.setattr(convolution, "_UNDIVIDED", 1)
+    monkeypatch.setattr(convolution, "_PIECE", 1)
+    x, kernel, ours, reference, tolerance = case(name)
+    x = jnp.concatenate([x * (number + 1) / 10 for number in range(10)])[:batch]
+    jax.clear_caches()  # The limits are read when a layer is traced.
+    assert ("scan" in str(jax.make_jaxpr(jax.grad(lambda k: jnp.sum(ours(x, k))))(kernel))) == (batch > 8)
+    expected = jax.jit(lambda x, k: value_and_gradients(reference, x, k))(x, kernel)
+    assert_close(jax.jit(lambda x, k: value_and_gradients(ours, x, k))(x, kernel), expected, tolerance)
+    jax.clear_caches()
+
+
 def test_cases_cover_every_algorithm():
     plans = set()
     for images, (rows, columns, features), stride, padding in CASES.values():
@@ -259,6 +273,24 @@ def test_shard_map(name, check_vma):
     out_specs = (sharded, replicated, replicated)
     mapped = jax.shard_map(replica, mesh=mesh, in_specs=(sharded, replicated), out_specs=out_specs, check_vma=check_vma)
     assert_close(jax.jit(mapped)(x, kernel), (attacked, kernel_bar, kernel_bar), 3 * tolerance)
+
+
+def test_shard_map_of_pieces(monkeypatch):
+    """Two pieces of an image for each of four devices, and a replicated kernel."""
+    for limit in ("_UNDIVIDED", "_PIECE", "_SMALLEST_PIECE"):
+        monkeypatch.setattr(convolution, limit, 1)
+    x, kernel, ours, reference, tolerance = case("many")
+    x = jnp.concatenate([x, 2 * x, -0.5 * x, 3 * x])
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    jax.clear_caches()  # The limits are read when a layer is traced.
+
+    def gradient(conv):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.tanh(conv(x, kernel))), 1)
+
+    specs = (PartitionSpec("data"), PartitionSpec())
+    mapped = jax.shard_map(gradient(ours), mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    assert_close(jax.jit(mapped)(x, kernel), gradient(reference)(x, kernel), tolerance)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("name", CASES)

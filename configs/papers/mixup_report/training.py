@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from advjax.attacks import cross_entropy
 from advjax.attacks.keys import image_keys
+from advjax.cpu.fast_on_cpu import fast_on_cpu
 from advjax.models import blocks
 from advjax.models.blocks import Classifier, Patched
 from advjax.training import mixing, objectives
@@ -125,7 +126,7 @@ def attacked(
 
     def step(carry: tuple[Array, PyTree], _: None):
         points, model_state = carry
-        gradients, model_state = jax.grad(total, has_aux=True)(points, model_state)
+        gradients, model_state = jax.grad(fast_on_cpu(total), has_aux=True)(points, model_state)
         return (rules.moved(points, centers, gradients), model_state), None
 
     return jax.lax.scan(step, (images, variables.model_state), None, length=num_steps)[0]
