@@ -37,12 +37,12 @@ from advjax.jobs.workdir import locked, open_experiment, read_config
 from advjax.reporting.terminal import print_report
 from advjax.runtime import distributed
 from advjax.runtime.devices import Devices, is_main_process, mesh, process_index
-from advjax.runtime.preemption import PreemptedError, Preemption
+from advjax.runtime.preemption import PREEMPTED, PreemptedError, Preemption
 from advjax.types import UserError
 
 FLAGS = flags.FLAGS
 MODES = ("train_and_evaluate", "train", "evaluate", "compare")
-PREEMPTED, INTERRUPTED = 42, 130
+INTERRUPTED = 130
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -184,13 +184,15 @@ def _correlate(images: Array, cotangent: Array, kernel: Sequence[int], strides: 
     if batch <= size or batch * positions <= _UNDIVIDED:
         return _correlate_at_once(images, cotangent, kernel, strides, padding)
     first = batch % size or size
-    rest = [x[first:].reshape(-1, size, *x.shape[1:]) for x in (images, cotangent)]
 
-    def add(total: Array, piece: list[Array]) -> tuple[Array, None]:
+    def rest(x: Array) -> Array:
+        return x[first:].reshape(-1, size, *x.shape[1:])
+
+    def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         return total + _correlate_at_once(*piece, kernel, strides, padding), None
 
     total = _correlate_at_once(images[:first], cotangent[:first], kernel, strides, padding)
-    return lax.scan(add, total, rest)[0]
+    return lax.scan(add, total, (rest(images), rest(cotangent)))[0]
 
 
 def _correlate_at_once(

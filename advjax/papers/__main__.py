@@ -67,9 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     try:
         if arguments and not arguments[0].startswith("-"):
-            commands.run_command(command_parser().parse_intermixed_args(arguments), _console())
-        else:
-            _run(parser().parse_args(arguments))
+            return commands.run_command(command_parser().parse_intermixed_args(arguments), _console())
+        _run(parser().parse_args(arguments))
     except (UserError, OSError) as error:
         line = " ".join(str(error).split())
         Console(stderr=True, highlight=False).print(f"error: {line}", style="red", markup=False, soft_wrap=True)

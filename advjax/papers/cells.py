@@ -41,8 +41,11 @@ class Cell(NamedTuple):
     """Under the attack of the paper, by the paper's protocol; with several seeds, the mean over them."""
     per_seed: tuple[float, ...]
     sound: Accuracy | None
-    """The lowest accuracy of the same model under the same attack, made on the model itself with true labels or, if
-    that is stronger, on another one; None for clean images, and where none was made on the model itself."""
+    """The lowest accuracy of the same model under the same attack, or under ``sound_attack`` of the entry of
+    ``published``, made on the model itself with true labels or, if that is stronger, on another one; None for clean
+    images, and where none was made on the model itself."""
+    sound_attack: str
+    """Its name in our config; "" for clean images."""
     auto_attack: Accuracy | None
     """The lowest under AutoAttack, likewise."""
     reduced: tuple[str, ...]
@@ -143,6 +146,7 @@ def _report_cell(
 ) -> Cell:
     rows = report.rows if report else []
     unpublished = spec.get("unpublished")
+    sound_attack = "" if spec["our_attack"] == CLEAN else spec.get("sound_attack", spec["our_attack"])
     found = pair(rows, spec, unpublished or select(spec))
     return Cell(
         published=found.published,
@@ -152,7 +156,8 @@ def _report_cell(
         kind=found.kind,
         ours=found.ours,
         per_seed=(),
-        sound=None if spec["our_attack"] == CLEAN else _strongest(rows, spec, spec["our_attack"]),
+        sound=_strongest(rows, spec, sound_attack) if sound_attack else None,
+        sound_attack=sound_attack,
         auto_attack=_strongest(standard.rows if standard else [], spec, "auto_attack"),
         reduced=_reduced(reference, job.config, spec),
     )
@@ -174,7 +179,7 @@ def _strongest(rows: Sequence[Row], spec: Spec, attack: str) -> Accuracy | None:
 def _mean_cell(
     spec: Spec, reference: Mapping[str, Any], job: Job, report: Report | None, standard: Report | None
 ) -> Cell:
-    """A mean over networks and budgets, as 002 prints them; without an interval: its rows are of the same images."""
+    """A mean over networks and budgets, as 002 prints them."""
     own = {key: value for key, value in spec.items() if key != "mean_of"}
     published = select(own)
     parts = [_report_cell({**own, **row}, reference, job, report, standard) for row in spec["mean_of"]]
@@ -187,14 +192,21 @@ def _mean_cell(
         ours=_mean_if_all(cell.ours for cell in parts),
         per_seed=(),
         sound=_mean_if_all(cell.sound for cell in parts),
+        sound_attack="mean" if parts[0].sound_attack else "",
         auto_attack=_mean_if_all(cell.auto_attack for cell in parts),
         reduced=tuple(dict.fromkeys(reason for cell in parts for reason in cell.reduced)),
     )
 
 
 def _mean_if_all(found: Iterator[Accuracy | None]) -> Accuracy | None:
+    """The mean of rows, with that of their intervals: the rows are of the same images and err together."""
     known = list(found)
-    return None if None in known else _mean(iter(known))
+    mean = None if None in known else _mean(iter(known))
+    intervals = [accuracy.interval for accuracy in known if accuracy and accuracy.interval]
+    if mean is None or len(intervals) < len(known):
+        return mean
+    lows, highs = zip(*intervals, strict=True)
+    return mean._replace(interval=(statistics.mean(lows), statistics.mean(highs)))
 
 
 def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) -> Cell:
@@ -211,6 +223,7 @@ def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) 
         ours=None if found is None else _of_count(found, _num_validation(job)),
         per_seed=(),
         sound=None,
+        sound_attack="",
         auto_attack=None,
         reduced=_reduced(_after(reference, run, epoch), _after(job.config, run, epoch), spec),
     )

@@ -13,10 +13,10 @@ from rich.text import Text
 from advjax.attacks.compilation_cache import DEFAULT_FOLDER, use_compilation_cache
 from advjax.papers.entries import ENTRIES, find
 from advjax.papers.page import make_page, write_page
-from advjax.papers.recipe import Entry
+from advjax.papers.recipe import Entry, full_config
 from advjax.papers.running import Job, jobs_of, run_job
 from advjax.reporting.plain_table import plain_table
-from advjax.runtime.preemption import PreemptedError, Preemption
+from advjax.runtime.preemption import PREEMPTED, PreemptedError, Preemption
 from advjax.types import UserError
 
 COMMANDS = ("run", "list", "status")
@@ -35,8 +35,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="", help="image folder of entries whose data are one")
 
 
-def run_command(options: argparse.Namespace, console: Console) -> None:
-    """Runs one of the commands.
+def run_command(options: argparse.Namespace, console: Console) -> int:
+    """Runs one of the commands and returns its exit code: 0, or ``PREEMPTED`` if it was stopped before its end.
 
     Raises:
       UserError: an unknown entry or scale, an invalid budget, or a config that makes no sense.
@@ -45,22 +45,23 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     if options.command == "list":
         console.print(_listing())
-        return
+        return 0
     entries = _chosen(options.entries, options.scale, required=options.command == "run")
+    _check_folder(entries, options.folder)
     if options.command == "status":
         console.print(_status(entries, options))
-        return
+        return 0
     if cache := os.environ.get("ADVJAX_COMPILATION_CACHE", DEFAULT_FOLDER):
         use_compilation_cache(cache)
     deadline = time.monotonic() + _seconds(options.budget) if options.budget else float("inf")
     with Preemption() as preemption:
-        _run_all(entries, options, console, lambda: preemption.requested() or time.monotonic() > deadline)
+        return _run_all(entries, options, console, lambda: preemption.requested() or time.monotonic() > deadline)
 
 
 def _run_all(
     entries: Sequence[Entry], options: argparse.Namespace, console: Console, stop_requested: Callable[[], bool]
-) -> None:
-    """Runs the entries in order; one that cannot be run is reported, and the next one is run."""
+) -> int:
+    """Runs the entries in order; of several, one that cannot be run is reported, and the next one is run."""
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
@@ -68,25 +69,40 @@ def _run_all(
     for entry in entries:
         if stop_requested():
             say("stopped; repeat the command to go on")
-            return
-        jobs = _jobs(entry, options)
+            return PREEMPTED
         try:
-            for job in jobs:
-                run_job(job, options.workdir, say, stop_requested)
+            _run_entry(entry, options, say, stop_requested)
         except PreemptedError as stopped:
             say(f"{entry.name}: {stopped}; repeat the command to go on")
+            return PREEMPTED
         except UserError as error:
             if len(entries) == 1:
-                if any(job.is_done for job in jobs):
-                    _write(entry, jobs, options, say)
                 raise
             say(f"{entry.name}: not run: {error}")
+    return 0
+
+
+def _run_entry(
+    entry: Entry, options: argparse.Namespace, say: Callable[[str], None], stop_requested: Callable[[], bool]
+) -> None:
+    """Runs what is missing of an entry, and writes the page of what there is, however the run ends."""
+    jobs = _jobs(entry, options)
+    try:
+        for job in jobs:
+            run_job(job, options.workdir, say, stop_requested)
+    except UserError:
+        if any(job.is_done for job in jobs):
+            _write(entry, jobs, options, say)
+        raise
+    except PreemptedError:
         _write(entry, jobs, options, say)
+        raise
+    _write(entry, jobs, options, say)
 
 
 def _write(entry: Entry, jobs: Sequence[Job], options: argparse.Namespace, say: Callable[[str], None]) -> None:
     """The page of what there is, and its conclusion."""
-    page = make_page(entry, options.scale, jobs, options.seeds)
+    page = make_page(entry, options.scale, jobs)
     measured = sum(cell.ours is not None for cell in page.cells)
     path = write_page(page, jobs, options.workdir / "pages")
     reduced = ", reduced" if page.is_reduced else ""
@@ -104,12 +120,19 @@ def _jobs(entry: Entry, options: argparse.Namespace) -> list[Job]:
 def _chosen(names: Sequence[str], scale: str, required: bool) -> list[Entry]:
     if required and not names:
         raise UserError("run what? Name entries, which `python -m advjax.papers list` prints, or all")
-    if not names or list(names) == ["all"]:
-        if chosen := [entry for entry in ENTRIES.values() if scale in entry.scales]:
-            return chosen
-        known = dict.fromkeys(scale for entry in ENTRIES.values() for scale in entry.scales)
-        raise UserError(f"no entry has a scale {scale!r}; there are {', '.join(known)}")
-    return [find(name) for name in names]
+    if names and list(names) != ["all"]:
+        return list({found.name: found for found in map(find, names)}.values())
+    if chosen := [entry for entry in ENTRIES.values() if scale in entry.scales]:
+        return chosen
+    known = dict.fromkeys(scale for entry in ENTRIES.values() for scale in entry.scales)
+    raise UserError(f"no entry has a scale {scale!r}; there are {', '.join(known)}")
+
+
+def _check_folder(entries: Sequence[Entry], folder: str) -> None:
+    """One folder holds the images of one data set."""
+    named = [entry.name for entry in entries if full_config(entry.parts[0])["data"]["name"] == "folder"]
+    if folder and len(named) != 1:
+        raise UserError(f"--folder holds the images of one entry, and {', '.join(named) or 'none of these'} needs one")
 
 
 def _listing() -> object:

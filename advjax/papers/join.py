@@ -8,6 +8,8 @@ The config key ``published`` says which rows those are.  It is a sequence of map
 * ``run``, ``our_attack``: of the row; the attack by its name in the config, or "clean".
 * ``defense``, ``subset``, ``adaptive``: of the row; the defaults are "none", "all" and False.
 * ``made_on``, ``labels``, ``protocol``, ``eot_samples``: of the row; needed only if several rows match otherwise.
+* ``sound_attack``: on a page of `advjax.papers.page`, the attack of the sound column, where that of the paper does not
+  keep to its threat model.
 * ``when``: config key -> value, as in ``{"run.mixed.epochs": 10}``, if the number is for other values than those of the
   config.
 
@@ -43,7 +45,7 @@ _SELECTING_PUBLISHED = ("model", "dataset", "training", "attack")
 _REQUIRED = ("table", "run", "our_attack")
 _ROW_DEFAULTS = {"defense": "none", "subset": ALL, "adaptive": False}
 _SELECTING_ROW = ("made_on", "labels", "protocol", "eot_samples")
-KEYS = (*_REQUIRED, *_SELECTING_PUBLISHED, *_ROW_DEFAULTS, *_SELECTING_ROW, "when")
+KEYS = (*_REQUIRED, *_SELECTING_PUBLISHED, *_ROW_DEFAULTS, *_SELECTING_ROW, "sound_attack", "when")
 """Valid keys of an entry."""
 _KINDS = {
     "none": "clean",

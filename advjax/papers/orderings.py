@@ -1,15 +1,21 @@
 """Whether the order in which a paper puts its networks is also that of ours."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from advjax.papers.cells import Cell
 from advjax.papers.join import Accuracy
 
+_UNORDERED = ("001_table3",)
+"""Tables whose rows are one network, attacked several times."""
+_ONE_QUESTION = {"002_table2": "002_table2 and 4", "002_table4": "002_table2 and 4"}
+"""Table -> the tables that are one comparison together: the networks before and after retraining."""
+
 
 class Ordering(NamedTuple):
-    """The pairs of networks of a table on the same images under the same attack."""
+    """The pairs of networks of a table on the same images under the same attack, after as many epochs."""
 
     table: str
     dataset: str
@@ -35,9 +41,12 @@ def orderings(cells: Sequence[Cell]) -> list[Ordering]:
     """The orderings of all tables in which at least two networks are measured, in the order of the cells."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
-        if cell.ours is not None and cell.theirs is not None:
-            key = cell.published.table, cell.published.dataset, cell.published.attack
-            groups.setdefault(key, []).append(cell)
+        table, dataset, attack = cell.published.table, cell.published.dataset, cell.published.attack
+        if cell.ours is None or cell.theirs is None or table in _UNORDERED:
+            continue
+        if epochs := re.search(r":(\d+)ep$", cell.published.training):
+            dataset = f"{dataset}, after {epochs[1]} epoch{'s' if epochs[1] != '1' else ''}"
+        groups.setdefault((_ONE_QUESTION.get(table, table), dataset, attack), []).append(cell)
     made = (_ordering(key, found) for key, found in groups.items())
     # Several of ours may stand beside one published number, which has no order.
     return [entry for entry in made if entry.holds + entry.reversed + entry.undecided]

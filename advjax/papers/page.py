@@ -24,16 +24,16 @@ from advjax.runtime.files import plain, write_atomically
 EXPLANATION = (
     "Ours under the paper's protocol stands beside the published number; a transfer or oblivious attack, or one that "
     "was given predicted labels, does not measure robust accuracy. The last two columns show the lowest accuracy that "
-    "we found: under the same attack, and under AutoAttack, whose norm and epsilon are named below, made on the scored "
-    "model itself with the true labels or, if that left less, on the network named there. Draws are those of a random "
-    "model that each gradient averages: few of them flatter it. "
+    "we found: under the same attack, or the one named there, and under AutoAttack, whose norm and epsilon are named "
+    "below, made on the scored model itself with the true labels or, if that left less, on the network named there. "
+    "Draws are those of a random model that each gradient averages: few of them flatter it. "
     "Intervals are over test images, or twice the standard deviation over seeds where there are several."
 )
 CSV_COLUMNS = (
     *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),
     *("published", "published_low", "published_high", "published_n", "provenance", "note"),
     *("model", "attack", "kind", "ours", "low", "high", "n", "seeds", "difference"),
-    *("ours_draws", "sound", "sound_low", "sound_high", "sound_n", "sound_attacked", "sound_draws"),
+    *("ours_draws", "sound_attack", "sound", "sound_low", "sound_high", "sound_n", "sound_attacked", "sound_draws"),
     *("auto_attack", "auto_attack_low", "auto_attack_high", "auto_attack_n", "auto_attack_attacked"),
     *("auto_attack_draws", "reduced"),
 )
@@ -59,18 +59,18 @@ class Page(NamedTuple):
         return f"{self.entry.name}.{self.scale}"
 
 
-def make_page(entry: Entry, scale: str, jobs: Sequence[Job], num_seeds: int) -> Page:
-    """The page of an entry, from whatever has been run."""
+def make_page(entry: Entry, scale: str, jobs: Sequence[Job]) -> Page:
+    """The page of an entry, from whatever has been run of its jobs, which are one for each seed and part."""
     found = cells(jobs, entry.tables)
-    first = jobs[: len(entry.parts)]
+    parts = [jobs[number :: len(entry.parts)] for number in range(len(entry.parts))]
     return Page(
         entry=entry,
         scale=scale,
         cells=found,
         orderings=orderings(found),
-        words=in_words(first, num_seeds),
+        words=in_words(parts),
         is_complete=all(job.is_done for job in jobs),
-        is_reduced=any(map(is_reduced, first)),
+        is_reduced=any(is_reduced(of_seeds[0]) for of_seeds in parts),
     )
 
 
@@ -158,6 +158,7 @@ def _fields(cell: Cell) -> Iterator[str]:
     yield " ".join(f"{value:.2f}" for value in cell.per_seed)
     yield "" if cell.difference is None else f"{cell.difference:.2f}"
     yield _draws(cell.ours)
+    yield cell.sound_attack if cell.sound else ""
     for accuracy in (cell.sound, cell.auto_attack):
         yield from (*_numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy))
     yield "; ".join(cell.reduced)
@@ -182,6 +183,7 @@ def _plain_cell(cell: Cell) -> dict[str, Any]:
         "model": cell.model,
         "attack": cell.attack,
         "kind": cell.kind,
+        "sound_attack": cell.sound_attack,
         "difference": cell.difference,
         "per_seed": list(cell.per_seed),
         "reduced": list(cell.reduced),

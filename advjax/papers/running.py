@@ -8,6 +8,7 @@
 """
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from advjax.data.image_list import list_images
 from advjax.evaluation.report import Report, read_report
 from advjax.experiment.from_config import complete
 from advjax.experiment.presets import with_preset
@@ -67,7 +69,7 @@ def jobs_of(
     """The jobs of an entry, one seed after the other.
 
     Raises:
-      UserError: the entry has no such scale, or a config makes no sense.
+      UserError: the entry has no such scale, a config makes no sense, or a folder of images cannot be listed.
     """
     if scale not in entry.scales:
         raise UserError(f"{entry.name} has no scale {scale!r}; it has {', '.join(entry.scales)}")
@@ -95,13 +97,12 @@ def run_job(
     """
     if job.is_done:
         return
-    trained = pathlib.Path(workdir, "trained")
-    config = _with_shared_runs(job, trained)
+    config = _with_shared_runs(job, pathlib.Path(workdir))
     devices = Devices(mesh(), config["mapping"])
     with locked(job.folder):
         started = time.monotonic()
         train(config, str(job.folder), devices, notify, stop_requested)
-        _remember(job, config, trained)
+        _remember(job, config, pathlib.Path(workdir))
         if not (job.folder / "report.json").exists():
             evaluate_experiment(config, str(job.folder), devices, notify, stop_requested)
         if job.has_auto_attack and not (job.folder / STANDARD / "report.json").exists():
@@ -126,36 +127,58 @@ def under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]
     return standard
 
 
-def _with_shared_runs(job: Job, trained: pathlib.Path) -> dict[str, Any]:
+def _with_shared_runs(job: Job, workdir: pathlib.Path) -> dict[str, Any]:
     """The config, with the runs that another part has trained as checkpoints."""
     config = copy.deepcopy(job.config)
     for name in config["runs"]:
-        found = trained / f"{_run_digest(job.config, name)}.json"
+        found = workdir / "trained" / f"{_run_digest(job.config, name)}.json"
         # A run that was begun here goes on here.
-        if found.exists() and not (job.folder / name / "run.json").exists():
-            config["run"][name]["checkpoint"] = json.loads(found.read_text(encoding="utf-8"))["folder"]
+        if not found.exists() or (job.folder / name / "run.json").exists():
+            continue
+        folder = workdir / json.loads(found.read_text(encoding="utf-8"))["folder"]
+        if folder.is_dir():
+            config["run"][name]["checkpoint"] = str(folder.absolute())
     return config
 
 
-def _remember(job: Job, config: Mapping[str, Any], trained: pathlib.Path) -> None:
+def _remember(job: Job, config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Notes where the runs of a job are, relative to the workdir, which may be moved."""
+    trained = workdir / "trained"
     trained.mkdir(parents=True, exist_ok=True)
     for name in config["runs"]:
         if not config["run"][name]["checkpoint"]:
-            where = {"folder": str((job.folder / name).absolute()), "part": job.part.name}
+            where = {"folder": os.path.relpath(job.folder / name, workdir), "part": job.part.name}
             write_atomically(trained / f"{_run_digest(job.config, name)}.json", json.dumps(where).encode())
 
 
 def _run_digest(config: Mapping[str, Any], name: str) -> str:
     """Equal for runs that are trained alike, whatever else their configs hold."""
     runs = {other: config["run"][other] for other in with_dependencies(config["run"], (name,))}
-    data = {key: value for key, value in config["data"].items() if key not in (*_PLACES, "test_on_training")}
+    data = _data_identity(config["data"])
+    data.pop("test_on_training")
     return _digest({"name": name, "runs": runs, "data": data, "seed": config["seed"]})
 
 
 def _identity(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     facts = {key: value for key, value in config.items() if key not in _NO_DIFFERENCE}
-    facts["data"] = {key: value for key, value in config["data"].items() if key not in _PLACES}
+    facts["data"] = _data_identity(config["data"])
     return {**facts, "num_auto_attack": scale.num_auto_attack}
+
+
+def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the images are, wherever they lie."""
+    facts = {key: value for key, value in data.items() if key not in _PLACES}
+    if data["name"] == "folder" and data["dir"]:
+        facts["images"] = _listed(str(data["dir"]))
+    return facts
+
+
+@functools.lru_cache(maxsize=8)
+def _listed(folder: str) -> str:
+    """A digest of the list of images in a folder, with their splits, labels and sizes."""
+    paths = [(image, pathlib.Path(folder, image.file)) for image in list_images(pathlib.Path(folder))]
+    facts = [[*image, path.stat().st_size if path.exists() else None] for image, path in paths]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -9,24 +9,29 @@ from advjax.papers.recipe import full_config
 from advjax.papers.running import Job, under_auto_attack
 
 
-def in_words(jobs: Sequence[Job], num_seeds: int) -> list[str]:
+def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
     """One line for each part: network width, share of the data, epochs, images and seeds, the paper's in brackets.
 
     Args:
-      jobs: of the entry, of one seed.
-      num_seeds: seeds that were run.
+      parts: of the entry, each as its jobs, one for each seed.
     """
     lines = []
-    for job in jobs:
+    for job, *others in parts:
         full = full_config(job.part)
         runs = [_run(name, job, full) for name in job.config["runs"]]
         evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
         images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
         standard = f", {_auto_attack(job)}" if job.has_auto_attack else ", no AutoAttack"
-        seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
-        lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {seeds}")
+        lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {_seeds([job, *others])}")
     # Several of the parts may be the same experiment.
     return list(dict.fromkeys(lines))
+
+
+def _seeds(jobs: Sequence[Job]) -> str:
+    done, asked = sum(job.is_done for job in jobs), len(jobs)
+    if asked == 1:
+        return "1 seed"
+    return f"{asked} seeds" if done == asked else f"{done} of {asked} seeds"
 
 
 def _auto_attack(job: Job) -> str:

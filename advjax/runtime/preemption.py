@@ -11,6 +11,9 @@ from jax.experimental import multihost_utils
 
 _NOTICE = b"\nstopping as soon as the state is saved; press Ctrl-C again to stop without saving\n"
 
+PREEMPTED = 42
+"""Exit code of a command that was stopped and has saved everything: the same command goes on."""
+
 
 class PreemptedError(Exception):
     """The work was asked to stop and has saved its state; repeating the command continues it."""

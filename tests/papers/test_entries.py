@@ -73,15 +73,19 @@ def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
                 assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
 
 
-def test_auto_attack_has_a_budget_wherever_it_will_be_run(jobs):
-    for found in jobs.values():
+@pytest.mark.parametrize("name", ENTRIES)
+def test_auto_attack_has_a_budget_wherever_it_will_be_run(name):
+    entry = ENTRIES[name]
+    for scale in entry.scales:
+        found = jobs_of(entry, scale, "nowhere", seeds=1)
         attacked = [job for job in found if job.has_auto_attack]
         for job in attacked:
             attacks = under_auto_attack(job.config, job.scale)["evaluation"]["attacks"]
             assert list(attacks["order"]) == ["auto_attack"] and attacks["auto_attack"]["epsilon"] not in ("inf", None)
-        # Where a part leaves it out, another one of the entry has the same networks.
+        # Where a part with cells leaves it out, another one of the entry has the same networks.
         names = {name for job in attacked for name in job.config["runs"]}
-        assert all(set(job.config["runs"]) <= names for job in found if not job.part.auto_attack)
+        left_out = [job for job in found if not job.part.auto_attack and job.part.specs != ()]
+        assert not entry.scales[scale].num_auto_attack or all(set(job.config["runs"]) <= names for job in left_out)
 
 
 def test_every_published_accuracy_has_a_cell(all_cells):
@@ -147,6 +151,16 @@ def test_a_scale_changes_sizes_and_nothing_else():
     stochastic = next(part for part in ENTRIES["003_table1"].parts if part.name.startswith("drn"))
     assert recipe.build(stochastic, scale, 0)["evaluation"]["num_examples"] == 7
     assert recipe.build(part, recipe.Scale(), 0) == full
+
+
+def test_a_figure_has_the_name_of_the_paper_too():
+    assert find("001_figure9") is ENTRIES["001_table4"] and find("003_figure4") is ENTRIES["003_table1"]
+    for name, why in {
+        "001_table3": r"is in the entries 001_table1 \(MNIST\) and",
+        "002_table3": "cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=f"{name} .*{why}"):
+            find(name)
 
 
 def test_unknown_names_are_one_line():

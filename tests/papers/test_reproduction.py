@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import PIL.Image
 import pytest
 
 from advjax.evaluation import report
@@ -92,7 +93,7 @@ def test_cells_of_a_random_model_take_the_strongest_attack_and_name_its_draws(tm
     assert (pgd.ours.value, pgd.ours.draws) == (pytest.approx(100 * 217 / N), 1)
     assert (pgd.sound.value, pgd.sound.attacked, pgd.sound.draws) == (pytest.approx(100 * 144 / N), "noisy", None)
     assert (pgd.auto_attack.draws, pgd.auto_attack.attacked) == (2, "")
-    page.write_page(page.make_page(entry, "small", jobs, 1), jobs, tmp_path / "pages")
+    page.write_page(page.make_page(entry, "small", jobs), jobs, tmp_path / "pages")
     text = (tmp_path / "pages" / "004_table2.small.md").read_text()
     (line,) = [line for line in text.splitlines() if "rse (" in line and "(pgd_40 on" in line]
     assert "21.2 [18.8, 23.8], 1 draw |" in line and "14.1 [12.1, 16.3], made on noisy |" in line
@@ -125,7 +126,7 @@ def test_orderings_by_hand(sweep):
 
 def test_a_page_shows_what_there_is(sweep, tmp_path):
     entry = ENTRIES["004_figure3"]
-    made = page.make_page(entry, "small", sweep, 1)
+    made = page.make_page(entry, "small", sweep)
     assert not made.is_complete
     path = page.write_page(made, sweep, tmp_path / "pages")
     text = path.read_text()
@@ -145,7 +146,7 @@ def test_a_page_shows_what_there_is(sweep, tmp_path):
 
 def test_the_page_in_markdown_says_the_same(sweep, tmp_path):
     entry = ENTRIES["004_figure3"]
-    page.write_page(page.make_page(entry, "small", sweep, 1), sweep, tmp_path)
+    page.write_page(page.make_page(entry, "small", sweep), sweep, tmp_path)
     text = (tmp_path / "004_figure3.small.md").read_text()
     assert text.startswith(f"# {entry.title}\n\n") and "**Reduced: not the paper's experiment.**" in text
     assert "](004_figure3.small.svg)" in text and "\n\n\n" not in text
@@ -161,7 +162,7 @@ def test_the_papers_size_is_not_called_reduced(tmp_path):
     entry = ENTRIES["004_figure3"]
     jobs = jobs_of(entry, "full", tmp_path, seeds=1)
     write_report(jobs[1], [row("mixed", "clean", 300)])
-    assert "At the paper's size." in page.render(page.make_page(entry, "full", jobs, 1), None, "html")
+    assert "At the paper's size." in page.render(page.make_page(entry, "full", jobs), None, "html")
 
 
 def test_seeds_are_averaged(tmp_path):
@@ -188,6 +189,8 @@ def test_means_over_networks_and_budgets(tmp_path):
     clean, attacked = [cell for cell in cells([job], entry.tables) if cell.published.dataset == "mnist/test20"]
     assert clean.ours.value == pytest.approx(100 * 901 / N)
     assert attacked.theirs.value == 39.46 and attacked.ours.value == pytest.approx(100 * 201 / N)
+    bounds = [wilson_interval(100 * budget + number, N) for budget in (1, 2, 3) for number in range(3)]
+    assert attacked.ours.interval == pytest.approx([100 * sum(ends) / 9 for ends in zip(*bounds, strict=True)])
     write_report(job, rows[:-2])
     assert [cell.ours for cell in cells([job], entry.tables)][1] is None
 
@@ -211,7 +214,7 @@ def test_epochs_come_from_one_run(tmp_path):
     assert (twenty.theirs.value, twenty.ours.value, twenty.ours.n) == (98.96, pytest.approx(2.0), 10_000)
     # The same network as the report's after as many epochs.
     assert twenty.reduced == () and found["mixup:20ep"].ours is None
-    path = page.write_page(page.make_page(entry, "small", [job], 1), [job], tmp_path / "pages")
+    path = page.write_page(page.make_page(entry, "small", [job]), [job], tmp_path / "pages")
     assert "vanilla: training loss, cross-entropy" in path.read_text()
 
 
@@ -230,6 +233,9 @@ def calls(monkeypatch):
 
     def train(config, folder, devices, notify, stop_requested):
         made.trained.append({name: run["checkpoint"] for name, run in config["run"].items()})
+        for name, run in config["run"].items():
+            if not run["checkpoint"]:
+                workdirs.pathlib.Path(folder, name).mkdir(parents=True, exist_ok=True)
         if stop_requested():
             raise PreemptedError("stopped")
 
@@ -273,12 +279,140 @@ def test_a_run_that_was_begun_is_not_taken_from_elsewhere(calls, tmp_path):
 
 def test_the_budget_stops_between_and_within_jobs(calls, tmp_path, capsys):
     arguments = ["run", "004_table1", f"--workdir={tmp_path}", "--budget=0s"]
-    assert command.main(arguments) == 0
+    assert command.main(arguments) == 42
     assert calls.trained == [] and "stopped; repeat the command to go on" in capsys.readouterr().out
     job = jobs_of(ENTRIES["004_table1"], "small", tmp_path, seeds=1)[0]
     with pytest.raises(PreemptedError):
         run_job(job, tmp_path, print, lambda: True)
     assert not calls.evaluated and not job.is_done
+
+
+def test_a_stop_within_an_entry_leaves_its_page_and_tells_a_scheduler(calls, tmp_path, monkeypatch, capsys):
+    def stopped(job, *arguments):
+        raise PreemptedError("stopped at step 3 of 9, state saved")
+
+    monkeypatch.setattr(commands, "run_job", stopped)
+    assert command.main(["run", "all", f"--workdir={tmp_path}"]) == 42
+    assert "state saved; repeat the command to go on" in capsys.readouterr().out
+    assert len(list((tmp_path / "pages").glob("*.html"))) == 1
+
+
+@pytest.mark.slow
+def test_all_entries_have_a_page_at_the_default_size(calls, tmp_path, capsys):
+    assert command.main(["run", "all", f"--workdir={tmp_path}"]) == 0
+    assert "not run" not in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "pages").glob("*.html")} == {f"{name}.small.html" for name in ENTRIES}
+
+
+def test_of_several_entries_one_that_cannot_be_run_is_reported(calls, tmp_path, monkeypatch, capsys):
+    run = commands.run_job
+
+    def without_one(job, *arguments):
+        if job.part.name == "two_updates":
+            raise UserError("no data")
+        run(job, *arguments)
+
+    monkeypatch.setattr(commands, "run_job", without_one)
+    assert command.main(["run", "004_table1", "004_figures1_2", "004_table1", f"--workdir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("004_table1: not run: no data") == 1
+    assert (tmp_path / "pages" / "004_figures1_2.small.html").exists()
+
+
+def test_a_moved_workdir_still_knows_its_runs(calls, tmp_path):
+    jobs = {job.part.name: job for job in jobs_of(ENTRIES["003_table1"], "small", tmp_path / "old", seeds=1)}
+    run_job(jobs["fx_a_0.1_auto_pgd"], tmp_path / "old", print)
+    (tmp_path / "old").rename(tmp_path / "new")
+    jobs = {job.part.name: job for job in jobs_of(ENTRIES["003_table1"], "small", tmp_path / "new", seeds=1)}
+    run_job(jobs["denoise_0.1_auto_pgd"], tmp_path / "new", print)
+    base = jobs["fx_a_0.1_auto_pgd"].folder / "base"
+    assert calls.trained[1]["base"] == str(base)
+    # What has been deleted is trained again.
+    base.rmdir()
+    run_job(jobs["transfer_0.1_auto_pgd"], tmp_path / "new", print)
+    assert calls.trained[2]["base"] == ""
+
+
+def test_another_folder_of_images_is_another_experiment(tmp_path):
+    def folder(name, pixel):
+        for split, label in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+            path = tmp_path / name / split / label / "0.png"
+            path.parent.mkdir(parents=True)
+            PIL.Image.new("RGB", (8, 8 + pixel)).save(path)
+        return {"folder": str(tmp_path / name)}
+
+    entry = ENTRIES["003_figure7"]
+    one, same, other = folder("one", 0), folder("same", 0), folder("other", 60)
+    found = [
+        {job.folder.name for job in jobs_of(entry, "small", "nowhere", 1, where)} for where in (one, same, other, {})
+    ]
+    assert found[0] == found[1] and not found[0] & found[2] and not found[0] & found[3]
+
+
+def test_seeds_that_are_not_measured_yet_are_not_counted(tmp_path):
+    entry = ENTRIES["004_figure3"]
+    jobs = jobs_of(entry, "full", tmp_path, seeds=3)
+    first = [job for job in jobs if job.part.name == "fixed_mix_0.1"]
+    write_report(first[0], [row("mixed", "clean", 200)])
+    words = {line.split(":")[0]: line for line in page.make_page(entry, "full", jobs).words}
+    assert words["fixed_mix_0.1"].endswith("1 of 3 seeds") and words["fixed_mix_1"].endswith("0 of 3 seeds")
+    for job in first[1:]:
+        write_report(job, [row("mixed", "clean", 200)])
+    words = {line.split(":")[0]: line for line in page.make_page(entry, "full", jobs).words}
+    assert words["fixed_mix_0.1"].endswith("; 3 seeds")
+
+
+def test_epochs_are_compared_with_the_same_epoch_of_other_networks(all_cells_of):
+    entries = [entry for entry in orderings(all_cells_of("001_table1")) if entry.table == "001_epochs"]
+    assert entries and all(entry.holds + entry.undecided <= 3 and not entry.reversed for entry in entries)
+    assert {"mnist/test, after 1 epoch", "mnist/test, after 20 epochs"} <= {entry.dataset for entry in entries}
+
+
+def test_rows_of_one_network_have_no_order(all_cells_of):
+    assert not [entry for entry in orderings(all_cells_of("001_table1")) if entry.table == "001_table3"]
+
+
+def test_the_networks_before_and_after_retraining_are_compared(all_cells_of):
+    found = orderings(all_cells_of("002_table4"))
+    assert [(entry.table, entry.dataset, entry.holds) for entry in found] == [
+        ("002_table2 and 4", "mnist/test20", 1),
+        ("002_table2 and 4", "cats_vs_dogs/test20", 1),
+    ]
+
+
+@pytest.fixture
+def all_cells_of():
+    """The cells of an entry as if ours were the published ones."""
+
+    def of(name):
+        found = cells(jobs_of(ENTRIES[name], "full", "nowhere", 1), ENTRIES[name].tables)
+        return [cell._replace(ours=cell.theirs) for cell in found]
+
+    return of
+
+
+def test_the_sound_column_keeps_to_the_radius_of_the_text(tmp_path):
+    """The mixup report's own attack starts from noise and reaches twice as far as its text says, and is weaker."""
+    entry = ENTRIES["001_table1"]
+    (job,) = jobs_of(entry, "small", tmp_path, seeds=1)
+    own = row("vanilla", "own_pgd", 870, protocol="faithful")
+    write_report(job, [own, row("vanilla", "pgd_40", 717)])
+    found = cells([job], entry.tables)
+    (cell,) = [cell for cell in found if cell.attack == "own_pgd" and cell.ours]
+    assert (cell.sound_attack, cell.sound.value) == ("pgd_40", pytest.approx(100 * 717 / N))
+    assert {cell.sound_attack for cell in found if cell.attack == "clean"} == {""}
+    page.write_page(page.make_page(entry, "small", [job]), [job], tmp_path)
+    for kind in ("md", "html"):
+        assert "pgd_40" in (tmp_path / f"001_table1.small.{kind}").read_text()
+    with (tmp_path / "001_table1.small.csv").open(newline="") as file:
+        assert {line["sound_attack"] for line in csv.DictReader(file)} == {"", "pgd_40"}
+
+
+def test_every_attack_of_a_sound_column_will_be_run():
+    for entry in ENTRIES.values():
+        for job in jobs_of(entry, "full", "nowhere", 1):
+            specs = job.part.specs if job.part.specs is not None else job.config["published"]
+            named = {spec["sound_attack"] for spec in specs if "sound_attack" in spec}
+            assert named <= set(job.config["evaluation"]["attacks"]["order"])
 
 
 def test_what_is_done_has_a_page_although_the_next_part_cannot_be_run(calls, tmp_path, monkeypatch, capsys):
@@ -318,6 +452,11 @@ def test_the_commands_list_and_tell_the_state(calls, tmp_path, capsys):
             "--budget must be a number with a unit, such as 90m or 5h, got 'soon'",
         ),
         (["run", "004_table1", "--seeds=0"], "--seeds must be at least 1"),
+        (
+            ["run", "all", "--folder=x"],
+            "--folder holds the images of one entry, and 003_figure7, 000_figure2_imagenette",
+        ),
+        (["run", "004_table1", "--folder=x"], "--folder holds the images of one entry, and none of these needs one"),
         (["run", "all", "--scale=huge"], "no entry has a scale 'huge'; there are full, small, tiny, "),
         (["walk"], "invalid choice: 'walk'"),
     ],

@@ -21,12 +21,27 @@ ENTRIES: Mapping[str, Entry] = {name: _BY_NAME[name] for name in (*_FIRST, *sort
 """Name of an entry -> the entry."""
 
 
+_WITHIN = {
+    **{"001_figure3": "001_table1", "001_figure4": "001_table1", "001_figure5": "001_table2"},
+    **{"001_figure6": "001_table2", "001_figure9": "001_table4", "001_figure10": "001_table6"},
+    "003_figure4": "003_table1",
+}
+"""A figure of a paper -> the entry that draws it."""
+_NOT_ALONE = {
+    "001_table3": "is in the entries 001_table1 (MNIST) and 001_table2 (CIFAR-10)",
+    "002_table3": "was printed as an image that cannot be read",
+}
+
+
 def find(name: str) -> Entry:
-    """An entry by its name.
+    """An entry by its name, or by that of a figure that it draws.
 
     Raises:
       UserError: there is no such entry.
     """
-    if name not in ENTRIES:
+    if name in _NOT_ALONE:
+        raise UserError(f"{name} {_NOT_ALONE[name]}")
+    found = ENTRIES.get(_WITHIN.get(name, name))
+    if found is None:
         raise UserError(f"no entry is named {name!r}; there are {', '.join(ENTRIES)}")
-    return ENTRIES[name]
+    return found

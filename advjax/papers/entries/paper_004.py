@@ -90,6 +90,7 @@ _CW_IMAGES = Part(
     "cifar_fixed_mix",
     changes=_on_plain(_IMAGES, num_examples=64, save_adversarial="float32"),
     specs=(),
+    auto_attack=False,
 )
 _TWO_UPDATES = Part("two_updates", "cifar_two_updates")
 _ONE_DRAW = Part("rse_one_draw", "cifar_random_self_ensemble", "one_draw")

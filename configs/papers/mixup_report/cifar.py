@@ -65,5 +65,5 @@ def get_config(runs: str = ""):
         },
     )
     attacks = {run: (f"own_pgd_{VERSIONS[run]}", f"own_pgd:cifar10:{VERSIONS[run]}") for run in adversarial}
-    publish(config, published("PreActResNet18", attacks, "001_table6", 499))
+    publish(config, published("PreActResNet18", attacks, "pgd_20", "001_table6", 499))
     return config

@@ -51,5 +51,5 @@ def get_config(runs: str = ""):
         attacks={"pgd_40": SOUND, "own_pgd": {"name": ATTACK, "norm": "linf", "epsilon": "0.6", **RULES}},
     )
     attacks = {run: ("own_pgd", "own_pgd:mnist") for run in adversarial}
-    publish(config, published("LeNet5", attacks, "001_table4", 799))
+    publish(config, published("LeNet5", attacks, "pgd_40", "001_table4", 799))
     return config

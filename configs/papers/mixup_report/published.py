@@ -24,7 +24,7 @@ LAST = {
 
 
 def published(
-    model: str, attacks: Mapping[str, tuple[str, str]], last_table: str, last_epoch: int
+    model: str, attacks: Mapping[str, tuple[str, str]], sound: str, last_table: str, last_epoch: int
 ) -> Iterator[dict[str, Any]]:
     """Entries for clean accuracies and accuracies under the report's attack on each network, at selected epochs.
 
@@ -33,6 +33,7 @@ def published(
     Args:
       model: name of the network in the tables.
       attacks: run -> (the report's attack in ``config.evaluation.attacks``, its name in the tables).
+      sound: attack in ``config.evaluation.attacks`` that keeps to the radius that the report states.
       last_table: table of the networks after ``last_epoch``, except those in ``LAST``.
       last_epoch: the epoch before the last.
     """
@@ -40,7 +41,8 @@ def published(
         entry = {"table": "001_epochs", "model": model, "training": f"vanilla:{epochs}ep", "run": "clean"}
         yield {**entry, "our_attack": "clean", "when": {"run.clean.epochs": epochs}}
     for run, (ours, theirs) in attacks.items():
-        attacked = {"attack": theirs, "our_attack": ours, "adaptive": True, "protocol": "faithful"}
+        attacked = {"attack": theirs, "our_attack": ours, "sound_attack": sound, "adaptive": True}
+        attacked["protocol"] = "faithful"
         found = [("001_adversarial_epochs", f"{TRAININGS[run]}:{epochs}ep", epochs) for epochs in EPOCHS]
         for table, training, epochs in (*found, (*LAST.get(run, (last_table, TRAININGS[run])), last_epoch)):
             entry = {"table": table, "model": model, "training": training, "run": run}
