@@ -1,4 +1,4 @@
-"""Every entry from training to its page, at the smallest size: two steps of a network, sixteen images, one attack step."""
+"""Every entry from training to its page at the smallest size: two steps, sixteen images, one attack step."""
 
 import json
 
