@@ -13,11 +13,12 @@ from advjax import data
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row, is_on_itself
 from advjax.evaluation.statistics import wilson_interval
+from advjax.experiment.registry import number
 from advjax.papers.config_diff import differences
 from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, select
 from advjax.papers.published import Published
 from advjax.papers.recipe import full_config
-from advjax.papers.running import Job
+from advjax.papers.running import Job, under_auto_attack
 from advjax.reporting.formatting import model_name
 from advjax.runtime.metrics import read_metrics
 
@@ -47,7 +48,7 @@ class Cell(NamedTuple):
     sound_attack: str
     """Its name in our config; "" for clean images."""
     auto_attack: Accuracy | None
-    """The lowest under AutoAttack, likewise."""
+    """The lowest under AutoAttack, likewise; None beside an attack with another norm or epsilon."""
     reduced: tuple[str, ...]
     """The settings that differ from the paper's experiment, as in "run.base.model.width is 0.125"; () for none."""
 
@@ -148,6 +149,8 @@ def _report_cell(
     unpublished = spec.get("unpublished")
     sound_attack = "" if spec["our_attack"] == CLEAN else spec.get("sound_attack", spec["our_attack"])
     found = pair(rows, spec, unpublished or select(spec))
+    # Without a report, there may be no budget that AutoAttack could have.
+    comparable = standard is not None and (not sound_attack or _is_at_its_budget(job, sound_attack))
     return Cell(
         published=found.published,
         theirs=None if unpublished else found.theirs,
@@ -158,9 +161,21 @@ def _report_cell(
         per_seed=(),
         sound=_strongest(rows, spec, sound_attack) if sound_attack else None,
         sound_attack=sound_attack,
-        auto_attack=_strongest(standard.rows if standard else [], spec, "auto_attack"),
+        auto_attack=_strongest(standard.rows, spec, "auto_attack") if standard and comparable else None,
         reduced=_reduced(reference, job.config, spec),
     )
+
+
+def _is_at_its_budget(job: Job, attack: str) -> bool:
+    """Whether AutoAttack has the norm and epsilon of an attack, and so may stand beside it."""
+    budgets = [
+        (found["norm"], float(number(found["epsilon"])))
+        for found in (
+            job.config["evaluation"]["attacks"][attack],
+            under_auto_attack(job.config, job.scale)["evaluation"]["attacks"]["auto_attack"],
+        )
+    ]
+    return budgets[0] == budgets[1]
 
 
 def _strongest(rows: Sequence[Row], spec: Spec, attack: str) -> Accuracy | None:

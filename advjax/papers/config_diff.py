@@ -24,7 +24,7 @@ def differences(reference: Mapping[str, Any], config: Mapping[str, Any], spec: M
       config: the experiment as it was run, as plain data.
       spec: an entry of ``published``.
     """
-    wanted, found = (dict(_leaves("", _parts(one, spec))) for one in (reference, config))
+    wanted, found = (leaves(_parts(one, spec)) for one in (reference, config))
     paths = dict.fromkeys((*wanted, *found))
     # An absent key counts as different from one that is None.
     return {path: found.get(path) for path in paths if wanted.get(path, wanted) != found.get(path, wanted)}
@@ -103,6 +103,11 @@ def with_dependencies(runs: Mapping[str, Any], names: Sequence[str]) -> list[str
 
 def _as_names(given: str | Sequence[str]) -> Sequence[str]:
     return (given,) if isinstance(given, str) else given
+
+
+def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a nested mapping by their dotted paths."""
+    return dict(_leaves("", node))
 
 
 def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:

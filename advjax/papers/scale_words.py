@@ -1,12 +1,15 @@
 """The size of an experiment in plain words, beside the paper's."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from advjax.papers.config_diff import IGNORED
+from advjax.papers.config_diff import IGNORED, leaves
 from advjax.papers.recipe import full_config
 from advjax.papers.running import Job, under_auto_attack
+
+_SAID = (".model.width", ".epochs", ".num_steps", ".train_fraction")
+"""Ends of the config keys that have words of their own."""
 
 
 def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
@@ -22,9 +25,23 @@ def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
         evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
         images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
         standard = f", {_auto_attack(job)}" if job.has_auto_attack else ", no AutoAttack"
-        lines.append(f"{job.part.name}: {'; '.join(runs)}; {images}{standard}; {_seeds([job, *others])}")
+        said = [*runs, f"{images}{standard}", _seeds([job, *others]), *_others(job, full)]
+        lines.append(f"{job.part.name}: {'; '.join(said)}")
     # Several of the parts may be the same experiment.
     return list(dict.fromkeys(lines))
+
+
+def _others(job: Job, full: Mapping[str, Any]) -> Iterator[str]:
+    """Every other number of networks, training and defenses that a scale has changed."""
+    ours, theirs = (leaves(_sized(config)) for config in (job.config, full))
+    for path, value in ours.items():
+        if value != theirs.get(path) and not path.endswith(_SAID):
+            yield f"{path} {value} [{theirs.get(path)}]"
+
+
+def _sized(config: Mapping[str, Any]) -> dict[str, Any]:
+    runs = {name: config["run"][name] for name in config["runs"]}
+    return {"run": runs, "defenses": config["evaluation"]["defenses"], "image_size": config["data"]["image_size"]}
 
 
 def _seeds(jobs: Sequence[Job]) -> str:

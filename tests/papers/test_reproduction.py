@@ -407,6 +407,26 @@ def test_the_sound_column_keeps_to_the_radius_of_the_text(tmp_path):
         assert {line["sound_attack"] for line in csv.DictReader(file)} == {"", "pgd_40"}
 
 
+def test_auto_attack_stands_beside_attacks_of_its_budget_only(tmp_path):
+    entry = ENTRIES["003_table1"]
+    (job,) = [job for job in jobs_of(entry, "small", tmp_path, seeds=1) if job.part.name == "honest"]
+    measured = [row("adversarial", attack, 100, n=N) for attack in ("clean", "art_auto_pgd", "art_auto_pgd_16")]
+    transfers = [{**entry, "made_on": "base", "adaptive": False, "protocol": "faithful"} for entry in measured[1:]]
+    write_report(job, [*measured, *transfers])
+    write_report(job, [row("adversarial", "auto_attack", 6, n=128)], "standard")
+    found = {cell.attack: cell.auto_attack for cell in cells([job], entry.tables) if cell.ours}
+    assert found["clean"] == found["art_auto_pgd"] is not None and found["art_auto_pgd_16"] is None
+
+
+def test_a_size_names_every_number_that_a_scale_has_changed():
+    jobs = jobs_of(ENTRIES["003_table1"], "mini", "nowhere", 1)
+    words = {job.part.name: page.in_words([[job]])[0] for job in jobs}
+    assert words["drn_0.1"].endswith(
+        "1 seed; run.drn.model.num_copies 10 [50]; defenses.copies.num_votes 1 [3]; defenses.copies.num_samples 4 [20]"
+    )
+    assert words["fx_a_0.1_auto_pgd"].endswith("1 seed")
+
+
 def test_every_attack_of_a_sound_column_will_be_run():
     for entry in ENTRIES.values():
         for job in jobs_of(entry, "full", "nowhere", 1):
