@@ -139,6 +139,7 @@ def render(page: Page, figure: str | None, kind: str) -> str:
         words=page.words,
         orderings=page.orderings,
         figures=[{"caption": plan.caption, "svg": Markup(figure)}] if plan and figure else [],
+        has_marks=any(cell.theirs for cell in page.cells),
         cells=page.cells,
         stem=page.stem,
     )

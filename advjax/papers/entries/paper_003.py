@@ -104,6 +104,7 @@ def _figure_parts(panels: Mapping[str, dict[str, tuple[Part, str, str, str]]]) -
 
 def _ablation() -> Iterator[Part]:
     """Figure 3: activation, weight of the correction, weight of the distillation."""
+    base = _rows("base", "base", "cifar10/test", "full train")
     for activation, delta, distillation in itertools.product(("identity", "tanh"), (1.0, 0.1), (1.0, 0.0)):
         name = f"{activation}, delta {delta:g}, lambda {distillation:g}"
         changes = {
@@ -111,7 +112,8 @@ def _ablation() -> Iterator[Part]:
             "run.fixer.model.delta": delta,
             "run.fixer.objective.distillation": distillation,
         }
-        specs = _rows("fixer", name, "cifar10/test", "")
+        specs = (*base, *_rows("fixer", name, "cifar10/test", ""))
+        base = ()
         yield Part(f"ablation_{activation}_{delta:g}_{distillation:g}", "cifar_fixer", changes=changes, specs=specs)
 
 
