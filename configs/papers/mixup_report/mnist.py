@@ -9,7 +9,8 @@ details differ from the report, which draws 50,000 training images anew for each
 network that was best on the test images instead of the last one.
 
 For fewer epochs, such as 50, use ``--config.run.mixup.epochs=50``.  The published numbers after 1 to 200 epochs are
-in 001_adversarial_epochs; those of the tables are after 799.  Not run yet.
+in 001_adversarial_epochs; those of the tables are after 799.  Run for two epochs only
+(docs/papers/001_table4.mini.md).
 """
 
 from advjax.experiment import defaults
