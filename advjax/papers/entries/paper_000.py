@@ -8,7 +8,7 @@ _FEWER = {"data.train_split": "train[:10000]", "data.test_split": "train[:10000]
 _NOISE_SMALL = Scale(changes={"run.*.epochs": 10, **_FEWER}, num_examples=2000, num_auto_attack=0)
 _NOISE_FULL = Scale(num_auto_attack=0)
 _NOISE = "papers/intelligent_mixup/noise"
-_TINY_IMAGES = TINY._replace(changes={**TINY.changes, "data.image_size": 32})
+_TINY_IMAGES = TINY._replace(share=0.1, changes={**TINY.changes, "data.image_size": 32})
 
 ENTRIES = (
     Entry(
