@@ -251,6 +251,18 @@ def calls(monkeypatch):
     return made
 
 
+def refuse(monkeypatch, part):
+    """Lets a part fail as one does whose data are not there."""
+    run = commands.run_job
+
+    def without_it(job, *arguments):
+        if job.part.name == part:
+            raise UserError("no data")
+        run(job, *arguments)
+
+    monkeypatch.setattr(commands, "run_job", without_it)
+
+
 def test_a_base_is_trained_once(calls, tmp_path):
     jobs = {job.part.name: job for job in jobs_of(ENTRIES["003_table1"], "small", tmp_path, seeds=1)}
     first, second = jobs["fx_a_0.1_auto_pgd"], jobs["denoise_0.1_auto_pgd"]
@@ -305,14 +317,7 @@ def test_all_entries_have_a_page_at_the_default_size(calls, tmp_path, capsys):
 
 
 def test_of_several_entries_one_that_cannot_be_run_is_reported(calls, tmp_path, monkeypatch, capsys):
-    run = commands.run_job
-
-    def without_one(job, *arguments):
-        if job.part.name == "two_updates":
-            raise UserError("no data")
-        run(job, *arguments)
-
-    monkeypatch.setattr(commands, "run_job", without_one)
+    refuse(monkeypatch, "two_updates")
     assert command.main(["run", "004_table1", "004_figures1_2", "004_table1", f"--workdir={tmp_path}"]) == 0
     assert capsys.readouterr().out.count("004_table1: not run: no data") == 1
     assert (tmp_path / "pages" / "004_figures1_2.small.html").exists()
@@ -436,14 +441,7 @@ def test_every_attack_of_a_sound_column_will_be_run():
 
 
 def test_what_is_done_has_a_page_although_the_next_part_cannot_be_run(calls, tmp_path, monkeypatch, capsys):
-    run = commands.run_job
-
-    def without_the_last(job, *arguments):
-        if job.part.name == "two_updates":
-            raise UserError("no data")
-        run(job, *arguments)
-
-    monkeypatch.setattr(commands, "run_job", without_the_last)
+    refuse(monkeypatch, "two_updates")
     assert command.main(["run", "004_table1", f"--workdir={tmp_path}"]) == 2
     assert "no data" in capsys.readouterr().err
     assert (tmp_path / "pages" / "004_table1.small.html").exists()
