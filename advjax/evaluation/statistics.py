@@ -1,4 +1,6 @@
-"""How far a measured accuracy can be trusted: two numbers about the test images, none about training seeds."""
+"""How far a measured accuracy can be trusted: over the test images and, if it was trained several times, over seeds."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -32,6 +34,35 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         return 0.0, 1.0
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def interval_over_seeds(accuracies: Sequence[float], n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean accuracy of a model that was trained several times, over seeds and test images.
+
+    The images are the same for every seed, so more seeds do not make their choice matter less.  The distance to an end
+    is ``sqrt(t^2 + w^2)``: t the half-width of Student's interval of the mean over seeds, w the distance of that end of
+    the Wilson interval of the mean over the images.  With two seeds t is nine times their standard deviation; if they
+    are equal, the interval over images is left.
+
+    Args:
+      accuracies: of each seed, fractions in [0, 1]; at least two.
+      n: number of test images.
+      confidence: probability of covering the true accuracy, strictly between 0 and 1.
+
+    Returns:
+      ``(low, high)``, fractions in [0, 1].
+
+    Raises:
+      ValueError: fewer than two seeds.
+    """
+    count = len(accuracies)
+    if count < 2:
+        raise ValueError(f"an interval over seeds needs two at least, got {count}")
+    mean = float(np.mean(accuracies))
+    over_seeds = stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(accuracies, ddof=1) / np.sqrt(count)
+    low, high = wilson_interval(round(mean * n), n, confidence)
+    below, above = np.hypot(over_seeds, (mean - low, high - mean))
+    return max(0.0, mean - float(below)), min(1.0, mean + float(above))
 
 
 def spread_over_fifths(correct: np.ndarray) -> float | None:

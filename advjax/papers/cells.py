@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from advjax import data
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row, is_on_itself
-from advjax.evaluation.statistics import wilson_interval
+from advjax.evaluation.statistics import interval_over_seeds, wilson_interval
 from advjax.experiment.registry import number
 from advjax.papers.config_diff import differences
 from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, select
@@ -83,24 +83,28 @@ def _completeness(cell: Cell) -> int:
 
 
 def _over_seeds(found: Sequence[Cell]) -> Cell:
-    measured = [cell.ours.value for cell in found if cell.ours is not None]
     first = next((cell for cell in found if cell.ours is not None), found[0])
-    if len(measured) < 2 or first.ours is None:
-        return first._replace(per_seed=tuple(measured))
-    spread = statistics.stdev(measured)
-    mean = statistics.mean(measured)
     return first._replace(
-        ours=first.ours._replace(value=mean, interval=(mean - 2 * spread, mean + 2 * spread)),
-        per_seed=tuple(measured),
-        sound=_mean(cell.sound for cell in found),
-        auto_attack=_mean(cell.auto_attack for cell in found),
+        ours=_of_seeds([cell.ours for cell in found if cell.ours]),
+        per_seed=tuple(cell.ours.value for cell in found if cell.ours),
+        sound=_of_seeds([cell.sound for cell in found if cell.sound]),
+        auto_attack=_of_seeds([cell.auto_attack for cell in found if cell.auto_attack]),
     )
 
 
-def _mean(found: Iterator[Accuracy | None]) -> Accuracy | None:
-    known = [accuracy for accuracy in found if accuracy is not None]
-    if not known:
-        return None
+def _of_seeds(known: Sequence[Accuracy]) -> Accuracy | None:
+    """The mean over seeds, with an interval over seeds and images where both can be told."""
+    if len(known) < 2:
+        return known[0] if known else None
+    mean = _mean(known)
+    if any(accuracy.interval is None or accuracy.n != mean.n for accuracy in known):
+        return mean
+    low, high = interval_over_seeds([accuracy.value / 100 for accuracy in known], mean.n or 0)
+    return mean._replace(interval=(100 * low, 100 * high))
+
+
+def _mean(known: Sequence[Accuracy]) -> Accuracy:
+    """The mean of several, without an interval."""
     return Accuracy(
         statistics.mean(accuracy.value for accuracy in known),
         None,
@@ -116,6 +120,7 @@ def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
     if specs is None:
         # A part may be a variant of its config that other published numbers are for.
         specs = [spec for spec in reference["published"] if _applies(spec, reference)]
+    specs = [*specs, *job.part.unpublished]
     report, standard = job.reports()
     for spec in specs:
         if "unpublished" not in spec and spec["table"] not in tables:
@@ -215,10 +220,12 @@ def _mean_cell(
 
 def _mean_if_all(found: Iterator[Accuracy | None]) -> Accuracy | None:
     """The mean of rows, with that of their intervals: the rows are of the same images and err together."""
-    known = list(found)
-    mean = None if None in known else _mean(iter(known))
-    intervals = [accuracy.interval for accuracy in known if accuracy and accuracy.interval]
-    if mean is None or len(intervals) < len(known):
+    asked = list(found)
+    known = [accuracy for accuracy in asked if accuracy is not None]
+    if len(known) < len(asked):
+        return None
+    mean, intervals = _mean(known), [accuracy.interval for accuracy in known if accuracy.interval]
+    if len(intervals) < len(known):
         return mean
     lows, highs = zip(*intervals, strict=True)
     return mean._replace(interval=(statistics.mean(lows), statistics.mean(highs)))
@@ -234,7 +241,7 @@ def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) 
         theirs=beside.theirs,
         model=model_name(run, "none"),
         attack=spec["our_attack"],
-        kind=beside.kind,
+        kind="clean" if metric == "accuracy" else "adaptive",
         ours=None if found is None else _of_count(found, _num_validation(job)),
         per_seed=(),
         sound=None,

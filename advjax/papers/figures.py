@@ -39,7 +39,7 @@ def draw(plan: FigurePlan, cells: Sequence[Cell], jobs: Sequence[Job]) -> Svg | 
         "points": lambda: _points(cells),
         "sweep": lambda: _sweep(cells, plan.sweep),
         "curves": lambda: _curves(cells, jobs),
-        "images": lambda: image_rows(jobs, plan.attacks),
+        "images": lambda: image_rows(jobs, plan.attacks, plan.networks),
     }
     return drawn[plan.kind]()
 

@@ -1,6 +1,6 @@
 """Rows of images, one of each class: as they are, and under attacks on the trained networks, as papers print them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from advjax.reporting.plots.style import COLORS, Svg
 _SIDE, _GAP, _TEXT = 56, 4, 16
 
 
-def image_rows(jobs: Sequence[Job], attacks: Sequence[str]) -> Svg | None:
+def image_rows(jobs: Sequence[Job], attacks: Sequence[str], networks: Mapping[str, str]) -> Svg | None:
     """The first test image of each class, and below it what each attack makes of it on each network that it attacked.
 
     Below an image is the class that the attacked network sees in it.
@@ -22,25 +22,28 @@ def image_rows(jobs: Sequence[Job], attacks: Sequence[str]) -> Svg | None:
     Args:
       jobs: of an entry; the images are those that its first seed has kept.
       attacks: names in the configs.
+      networks: run -> what to call it instead.
     """
     rows = []
     for job in jobs:
         kept = [
-            (path, adversarial_sets.load(path))
+            adversarial_sets.load(path)
             for attack in attacks
             for path in sorted((job.folder / "adversarial").glob(f"{attack}.*.npz"))
         ]
         if not kept or job.config["seed"] != jobs[0].config["seed"]:
             continue
         test = from_config(job.config).load_data().test
-        for path, found in kept:
+        for found in kept:
             chosen = _one_of_each(found.labels)
             if not rows:
                 clean = adversarial_sets.clean_images(found, test)
                 names = [test.class_names[label] for label in found.labels[chosen]]
                 rows.append(("as they are", pixels(clean.images)[chosen], names))
             seen = [test.class_names[prediction] for prediction in found.predictions[chosen]]
-            rows.append((path.stem, pixels(found.images)[chosen], seen))
+            network = found.provenance["made_on"]
+            heading = f"{found.provenance['attack']} on {networks.get(network, network)}"
+            rows.append((heading, pixels(found.images)[chosen], seen))
     return _grid(rows) if rows else None
 
 

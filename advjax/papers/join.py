@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, TypeAlias
 from ml_collections import ConfigDict
 
 from advjax.evaluation.attacker_knowledge import EVERYTHING, NOTHING, OBLIVIOUS, SCORES, TRANSFER
-from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Row
 from advjax.evaluation.statistics import wilson_interval
 from advjax.papers.config_diff import differences
@@ -81,8 +80,8 @@ class Pair(NamedTuple):
     """Its name in our config, or "clean"."""
     subset: str
     kind: str
-    """"clean", "noise", "transfer", "oblivious" or "adaptive", as in the report.  An adaptive attack that was not given
-    the true labels is "adaptive, predicted labels"."""
+    """"clean", "noise", "transfer", "oblivious" or "adaptive", as in the report; "" if it does not contain the row.  An
+    adaptive attack that was not given the true labels is "adaptive, predicted labels"."""
     ours: Accuracy | None
     """None if the report does not contain it."""
 
@@ -183,14 +182,13 @@ def pair(rows: Sequence[Row], spec: Spec, published: Published) -> Pair:
     interval = None
     if published.n is not None:
         interval = _percent(*wilson_interval(round(published.value / 100 * published.n), published.n))
-    requested = {**_ROW_DEFAULTS, **spec}
     return Pair(
         published=published,
         theirs=Accuracy(published.value, interval, published.n),
-        model=model_name(requested["run"], requested["defense"]),
-        attack=requested["our_attack"],
-        subset=requested["subset"],
-        kind=_kind(row) if row else _requested_kind(requested),
+        model=model_name(spec["run"], spec.get("defense", _ROW_DEFAULTS["defense"])),
+        attack=spec["our_attack"],
+        subset=spec.get("subset", _ROW_DEFAULTS["subset"]),
+        kind=_kind(row) if row else "",
         ours=accuracy_of(row, rows) if row else None,
     )
 
@@ -230,15 +228,6 @@ def _row(rows: Sequence[Row], spec: Spec) -> Row | None:
 def _kind(row: Row) -> str:
     kind = _KINDS[row["knowledge"]]
     return f"{kind}, predicted labels" if kind == "adaptive" and row["labels"] == "predicted" else kind
-
-
-def _requested_kind(requested: Mapping[str, Any]) -> str:
-    """The kind that a missing row would have had."""
-    if requested["our_attack"] == CLEAN:
-        return "clean"
-    if not requested["adaptive"]:
-        return "transfer"
-    return "adaptive, predicted labels" if requested.get("labels") == "predicted" else "adaptive"
 
 
 def _checked(spec: Any) -> str:

@@ -27,7 +27,7 @@ EXPLANATION = (
     "we found: under the same attack, or the one named there, and under AutoAttack, whose norm and epsilon are named "
     "below, made on the scored model itself with the true labels or, if that left less, on the network named there. "
     "Draws are those of a random model that each gradient averages: few of them flatter it. "
-    "Intervals are over test images, or twice the standard deviation over seeds where there are several."
+    "Intervals are over test images, and over seeds as well where there are several."
 )
 CSV_COLUMNS = (
     *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),

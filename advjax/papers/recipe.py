@@ -33,6 +33,8 @@ class Part(NamedTuple):
     numbers are for, and do not say how large it is run."""
     specs: tuple[Spec, ...] | None = None
     """What its results are compared with, as in `advjax.papers.join`; None for ``published`` of the config."""
+    unpublished: tuple[Spec, ...] = ()
+    """What is shown besides: results that a figure has without numbers, or ours alone."""
     auto_attack: bool = True
     """Whether its networks are put under AutoAttack, too; not if another part of the entry does so."""
 
@@ -69,6 +71,8 @@ class FigurePlan(NamedTuple):
     """For "sweep": what comes before the number in the name of the training, as in ``fixed_mix:lam``."""
     attacks: tuple[str, ...] = ()
     """For "images": our attacks whose images are shown."""
+    networks: Mapping[str, str] = {}
+    """For "images": run -> what to call it, where its name would mislead."""
 
 
 class Entry(NamedTuple):

@@ -78,9 +78,15 @@ def jobs_of(
         for part in entry.parts:
             size = entry.scales[scale]
             config = build(part, size, seed, directories)
-            folder = pathlib.Path(workdir, "parts", f"{part.name}-{_digest(_identity(config, size))}")
-            made.append(Job(part, size, config, folder))
+            made.append(Job(part, size, config, _folder(pathlib.Path(workdir, "parts"), part, _identity(config, size))))
     return made
+
+
+def _folder(parts: pathlib.Path, part: Part, identity: Mapping[str, Any]) -> pathlib.Path:
+    """The folder of a part; if there is none, that of a part with another name that is the same experiment."""
+    own = parts / f"{part.name}-{_digest(identity)}"
+    others = [] if own.exists() else sorted(parts.glob(f"*-{_digest(identity)}"))
+    return others[0] if others else own
 
 
 def run_job(

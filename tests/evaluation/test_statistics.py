@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from advjax.evaluation.statistics import mcnemar, spread_over_fifths, wilson_interval
+from advjax.evaluation.statistics import interval_over_seeds, mcnemar, spread_over_fifths, wilson_interval
 
 
 @pytest.mark.parametrize("successes, n", [(0, 10), (3, 10), (10, 10), (950, 1000), (9999, 10_000)])
@@ -67,3 +67,23 @@ def test_mcnemar_is_a_sign_test_on_the_images_that_differ():
     assert mcnemar(first, first) == 1
     with pytest.raises(ValueError, match="one entry per image"):
         mcnemar(first, second[1:])
+
+
+def test_interval_over_seeds_by_hand():
+    # t(0.975, 2) = 4.302653: half-width over seeds 4.302653 * 0.02 / sqrt(3).
+    over_seeds = 4.302653 * 0.02 / 3**0.5
+    low, high = wilson_interval(500, 1000)
+    found = interval_over_seeds([0.48, 0.50, 0.52], 1000)
+    assert found[0] == pytest.approx(0.5 - (over_seeds**2 + (0.5 - low) ** 2) ** 0.5, abs=1e-6)
+    assert found[1] == pytest.approx(0.5 + (over_seeds**2 + (high - 0.5) ** 2) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.25, 1.0])
+def test_equal_seeds_leave_the_interval_over_images(accuracy):
+    assert interval_over_seeds([accuracy] * 4, 200) == pytest.approx(wilson_interval(round(200 * accuracy), 200))
+
+
+def test_an_interval_over_seeds_stays_inside_and_needs_two():
+    assert interval_over_seeds([0.0, 1.0], 10) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="two at least, got 1"):
+        interval_over_seeds([0.5], 10)

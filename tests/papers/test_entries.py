@@ -137,6 +137,30 @@ def test_entries_that_share_a_part_share_its_folder(tmp_path):
     assert first.part == second.part and first.folder != second.folder
 
 
+def test_parts_that_are_one_experiment_share_a_folder_whatever_they_are_called(tmp_path):
+    own = jobs_of(ENTRIES["003_figure5_one_percent"], "mini", tmp_path, 1)
+    for job in own:
+        job.folder.mkdir(parents=True)
+    ablation = jobs_of(ENTRIES["003_figure3"], "one_percent", tmp_path, 1)
+    assert [job.folder for job in ablation[:2]] == [job.folder for job in own[:2]]
+    others = {job.folder for job in ablation[2:]}
+    assert len(others) == 6 and not others & {job.folder for job in own}
+    # A folder of its own is preferred: it was there when parts were known by their names.
+    named = own[0].folder.with_name(own[0].folder.name.replace(own[0].part.name, ablation[0].part.name))
+    named.mkdir()
+    assert jobs_of(ENTRIES["003_figure3"], "one_percent", tmp_path, 1)[0].folder == named
+
+
+def test_figure_4_has_every_attack_on_every_network(all_cells):
+    found = [cell.published for cell in all_cells["003_table1"] if cell.published.dataset == "cifar10/test"]
+    attacks = {cell.attack for cell in found}
+    assert len(attacks) == 6
+    networks = {cell.model for cell in found}
+    for network in networks:
+        assert {cell.attack for cell in found if cell.model == network} == attacks
+    assert {cell.training for cell in found if cell.model == "ResNet9+fx-a"} == {"10% of train, AutoPGD"}
+
+
 def test_a_scale_changes_sizes_and_nothing_else():
     (part, *_) = ENTRIES["003_table1"].parts
     scale = recipe.Scale(width=0.125, share=0.5, epochs=1 / 3, num_examples=100, num_stochastic=7)

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from advjax.evaluation import report
-from advjax.evaluation.statistics import wilson_interval
+from advjax.evaluation.statistics import interval_over_seeds, wilson_interval
 from advjax.jobs import workdir as workdirs
 from advjax.papers import __main__ as command
 from advjax.papers import commands, page
@@ -173,7 +173,24 @@ def test_seeds_are_averaged(tmp_path):
     (cell,) = [cell for cell in cells(jobs, entry.tables) if cell.ours]
     assert [round(value, 2) for value in cell.per_seed] == [19.53, 23.44, 27.34]
     assert cell.ours.value == pytest.approx(100 * 240 / N)
-    assert cell.ours.interval == pytest.approx((100 * 160 / N, 100 * 320 / N))
+    expected = interval_over_seeds([200 / N, 240 / N, 280 / N], N)
+    assert cell.ours.interval == pytest.approx((100 * expected[0], 100 * expected[1]))
+
+
+def test_equal_seeds_leave_the_interval_over_images(tmp_path):
+    entry = ENTRIES["004_figure3"]
+    jobs = [job for job in jobs_of(entry, "full", tmp_path, seeds=2) if job.part.name == "fixed_mix_0.1"]
+    for job in jobs:
+        write_report(job, [row("mixed", "clean", 200), row("mixed", "fgsm", 50)])
+        write_report(job, [row("mixed", "auto_attack", 3, n=128)], "standard")
+    clean, fgsm = [cell for cell in cells(jobs, entry.tables) if cell.ours]
+    for accuracy, correct, n in (
+        (clean.ours, 200, N),
+        (clean.auto_attack, 3, 128),
+        (fgsm.ours, 50, N),
+        (fgsm.sound, 50, N),
+    ):
+        assert accuracy.interval == pytest.approx([100 * end for end in wilson_interval(correct, n)])
 
 
 def test_means_over_networks_and_budgets(tmp_path):
@@ -212,6 +229,7 @@ def test_epochs_come_from_one_run(tmp_path):
     assert "vanilla:200ep" not in found and "vanilla:100ep" in found
     twenty = found["vanilla:20ep"]
     assert (twenty.theirs.value, twenty.ours.value, twenty.ours.n) == (98.96, pytest.approx(2.0), 10_000)
+    assert twenty.kind == "clean"
     # The same network as the report's after as many epochs.
     assert twenty.reduced == () and found["mixup:20ep"].ours is None
     path = page.write_page(page.make_page(entry, "small", [job]), [job], tmp_path / "pages")

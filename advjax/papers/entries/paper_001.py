@@ -193,6 +193,11 @@ def _images(data: str) -> Part:
     return Part(f"images_{data}", whole, data, changes, specs=())
 
 
+def _rows_of_images(caption: str, attack: str) -> FigurePlan:
+    networks = {"vanilla": "the trained network", "mixup": "the untrained network"}
+    return FigurePlan("images", caption, attacks=(attack,), networks=networks)
+
+
 ENTRIES = (
     Entry(
         "001_table1",
@@ -288,7 +293,7 @@ ENTRIES = (
         (_images("mnist"),),
         _scales(Scale(changes={"run.vanilla.epochs": 5}, num_auto_attack=0), Scale(num_auto_attack=0)),
         {"full": 2.0, "small": 0.1},
-        FigurePlan("images", "The report's attack on MNIST (Figure 7)", attacks=("own_pgd",)),
+        _rows_of_images("The report's attack on MNIST (Figure 7)", "own_pgd"),
         note='The untrained network is the run "mixup", which takes a single step of no length.',
     ),
     Entry(
@@ -298,7 +303,7 @@ ENTRIES = (
         (_images("cifar10"),),
         _scales(_CIFAR_SMALL._replace(num_auto_attack=0), Scale(num_auto_attack=0)),
         {"small": 1.0},
-        FigurePlan("images", "The report's attack on CIFAR-10 (Figure 8)", attacks=("own_pgd_v1",)),
+        _rows_of_images("The report's attack on CIFAR-10 (Figure 8)", "own_pgd_v1"),
         note='The untrained network is the run "mixup", which takes a single step of no length.',
     ),
     Entry(
