@@ -5,17 +5,17 @@ A published number stands beside the result of the same experiment at another si
 
 import json
 import pathlib
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from advjax import data
 from advjax.evaluation.outcomes import CLEAN
 from advjax.evaluation.report import ALL, Report, Row, is_on_itself
-from advjax.evaluation.statistics import interval_over_seeds, wilson_interval
+from advjax.evaluation.statistics import wilson_interval
 from advjax.experiment.registry import number
 from advjax.papers.config_diff import differences
 from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, select
+from advjax.papers.means import over_rows, over_seeds
 from advjax.papers.published import Published
 from advjax.papers.recipe import full_config
 from advjax.papers.running import Job, under_auto_attack
@@ -85,32 +85,10 @@ def _completeness(cell: Cell) -> int:
 def _over_seeds(found: Sequence[Cell]) -> Cell:
     first = next((cell for cell in found if cell.ours is not None), found[0])
     return first._replace(
-        ours=_of_seeds([cell.ours for cell in found if cell.ours]),
+        ours=over_seeds([cell.ours for cell in found if cell.ours]),
         per_seed=tuple(cell.ours.value for cell in found if cell.ours),
-        sound=_of_seeds([cell.sound for cell in found if cell.sound]),
-        auto_attack=_of_seeds([cell.auto_attack for cell in found if cell.auto_attack]),
-    )
-
-
-def _of_seeds(known: Sequence[Accuracy]) -> Accuracy | None:
-    """The mean over seeds, with an interval over seeds and images where both can be told."""
-    if len(known) < 2:
-        return known[0] if known else None
-    mean = _mean(known)
-    if any(accuracy.interval is None or accuracy.n != mean.n for accuracy in known):
-        return mean
-    low, high = interval_over_seeds([accuracy.value / 100 for accuracy in known], mean.n or 0)
-    return mean._replace(interval=(100 * low, 100 * high))
-
-
-def _mean(known: Sequence[Accuracy]) -> Accuracy:
-    """The mean of several, without an interval."""
-    return Accuracy(
-        statistics.mean(accuracy.value for accuracy in known),
-        None,
-        known[0].n,
-        attacked=" or ".join(sorted({accuracy.attacked for accuracy in known} - {""})),
-        draws=min((accuracy.draws for accuracy in known if accuracy.draws), default=None),
+        sound=over_seeds([cell.sound for cell in found if cell.sound]),
+        auto_attack=over_seeds([cell.auto_attack for cell in found if cell.auto_attack]),
     )
 
 
@@ -209,26 +187,13 @@ def _mean_cell(
         model="mean",
         attack="mean",
         kind=parts[0].kind,
-        ours=_mean_if_all(cell.ours for cell in parts),
+        ours=over_rows(cell.ours for cell in parts),
         per_seed=(),
-        sound=_mean_if_all(cell.sound for cell in parts),
+        sound=over_rows(cell.sound for cell in parts),
         sound_attack="mean" if parts[0].sound_attack else "",
-        auto_attack=_mean_if_all(cell.auto_attack for cell in parts),
+        auto_attack=over_rows(cell.auto_attack for cell in parts),
         reduced=tuple(dict.fromkeys(reason for cell in parts for reason in cell.reduced)),
     )
-
-
-def _mean_if_all(found: Iterator[Accuracy | None]) -> Accuracy | None:
-    """The mean of rows, with that of their intervals: the rows are of the same images and err together."""
-    asked = list(found)
-    known = [accuracy for accuracy in asked if accuracy is not None]
-    if len(known) < len(asked):
-        return None
-    mean, intervals = _mean(known), [accuracy.interval for accuracy in known if accuracy.interval]
-    if len(intervals) < len(known):
-        return mean
-    lows, highs = zip(*intervals, strict=True)
-    return mean._replace(interval=(statistics.mean(lows), statistics.mean(highs)))
 
 
 def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) -> Cell:
