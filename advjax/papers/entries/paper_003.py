@@ -29,6 +29,8 @@ _NETWORKS = {
 _IN_TABLE_1 = ("none", "AutoPGD:8/255", "FGSM:8/255")
 _EPOCHS = {1.0: 30, 0.1: 60, 0.01: 200}
 """Share of the training images -> epochs of what is trained after the base."""
+_VALIDATE_EVERY = {1.0: 5, 0.1: 5, 0.01: 25}
+"""Share of the training images -> epochs between two validations, which attack more images than an epoch does."""
 _CHEAPER = {
     "run.drn.model.num_copies": 10,
     "evaluation.defenses.*.num_samples": 4,
@@ -87,28 +89,35 @@ def _beyond_table_1(name: str, run: str, defense: str = "none") -> tuple[dict[st
     return tuple(row for row in rows if row["unpublished"].attack not in known)
 
 
+def _trained(run: str, share: float) -> dict[str, Any]:
+    """The changes of a run that is trained on a share of the images."""
+    changes = {"train_fraction": share, "epochs": _EPOCHS[share], "validate_every_epochs": _VALIDATE_EVERY[share]}
+    return {f"run.{run}.{key}": value for key, value in changes.items()}
+
+
 def _methods(share: float, attack: str = "auto_pgd") -> dict[str, tuple[Part, str, str, str]]:
     """Method -> part, its run, the name of its network, its defense: with a share of the data and a training attack."""
-
-    def trained(run: str) -> dict[str, Any]:
-        return {f"run.{run}.train_fraction": share, f"run.{run}.epochs": _EPOCHS[share]}
 
     suffix = f"{share:g}_{attack}"
     no_distillation = {"run.fixer.objective.distillation": 0.0}
     baselines = ("base", "transfer")
     found = {
-        "fx-a": (_part(f"fx_a_{suffix}", "cifar_fixer", attack, (), trained("fixer")), "fixer", "none"),
+        "fx-a": (_part(f"fx_a_{suffix}", "cifar_fixer", attack, (), _trained("fixer", share)), "fixer", "none"),
         "fx-b": (
-            _part(f"fx_b_{suffix}", "cifar_fixer", attack, (), {**trained("fixer"), **no_distillation}),
+            _part(f"fx_b_{suffix}", "cifar_fixer", attack, (), {**_trained("fixer", share), **no_distillation}),
             "fixer",
             "none",
         ),
         "adv train": (
-            _part(f"transfer_{suffix}", "cifar_fixer_baselines", attack, baselines, trained("transfer")),
+            _part(f"transfer_{suffix}", "cifar_fixer_baselines", attack, baselines, _trained("transfer", share)),
             "transfer",
             "none",
         ),
-        "denoise": (_part(f"denoise_{suffix}", "cifar_denoising", attack, (), trained("denoise")), "denoise", "none"),
+        "denoise": (
+            _part(f"denoise_{suffix}", "cifar_denoising", attack, (), _trained("denoise", share)),
+            "denoise",
+            "none",
+        ),
         # It is trained on clean images, for as many epochs whatever their number.
         "drn": (
             _part(f"drn_{share:g}", "cifar_distribution_regression", "", (), {"run.drn.train_fraction": share}),
@@ -152,14 +161,13 @@ def _hist() -> Iterator[Part]:
         "fx-b": ("fixer", "fixer", {"run.fixer.objective.distillation": 0.0}),
         "adv train": ("transfer", "transfer", {}),
     }
-    for share, epochs in _EPOCHS.items():
+    for share in _EPOCHS:
         images = f"stand-in for HIST, {100 * share:g}% of train"
         for number, (name, (method, run, changes)) in enumerate(variants.items()):
             base = () if number else _rows("base", "ResNet9: base", images, "full train")
-            trained = {f"run.{run}.train_fraction": share, f"run.{run}.epochs": epochs}
             specs = (*base, *_rows(run, f"ResNet9: {name}", images, ""))
             part = f"hist_{name.replace(' ', '_')}_{share:g}"
-            yield Part(part, "hist_fixer", method, {**trained, **changes}, specs)
+            yield Part(part, "hist_fixer", method, {**_trained(run, share), **changes}, specs)
 
 
 def _base_of_the_text() -> Part:
@@ -179,13 +187,18 @@ def _honest() -> Part:
 
 
 _MAIN = _methods(0.1)
-_HIST_SMALL = Scale(
-    width=1 / 8,
-    epochs=1 / 3,
-    changes={"data.image_size": 64, "run.*.augmentation.pad_crop.padding": 8, "run.*.batch_size": 32},
-    num_examples=500,
-    num_auto_attack=200,
-)
+
+
+def _hist_scale(image_size: int, hole: int) -> Scale:
+    """Patches of fewer pixels than 128, with augmentation in proportion."""
+    changes = {
+        "data.image_size": image_size,
+        "run.*.augmentation.pad_crop.padding": image_size // 8,
+        "run.*.augmentation.coarse_dropout.size": hole,
+        "run.*.batch_size": 32,
+    }
+    return Scale(width=1 / 8, epochs=1 / 3, changes=changes, num_examples=500, num_auto_attack=200)
+
 
 ENTRIES = (
     Entry(
@@ -208,7 +221,7 @@ ENTRIES = (
             **_SCALES,
             # The fixers' images and epochs of Figure 5 at 1%, as many of them as at "mini".
             "one_percent": _MINI._replace(
-                changes={**_CHEAPER, "run.fixer.train_fraction": 0.01, "run.fixer.epochs": round(_EPOCHS[0.01] / 8)}
+                changes={**_CHEAPER, **_trained("fixer", 0.01), "run.fixer.epochs": round(_EPOCHS[0.01] / 8)}
             ),
         },
         {"small": 18.0, "mini": 8.0, "one_percent": 5.0},
@@ -258,12 +271,13 @@ ENTRIES = (
         tuple(_hist()),
         {
             "full": Scale(),
-            "small": _HIST_SMALL,
+            "small": _hist_scale(64, hole=5),
+            "mini": _hist_scale(32, hole=2),
             "tiny": TINY._replace(
                 share=0.1, changes={**TINY.changes, "data.image_size": 32, "run.*.train_fraction": 0.1}
             ),
         },
-        {"small": 2.0},
+        {"small": 4.0, "mini": 1.0},
         FigurePlan("points", "Attacks crafted on the base network (Figure 7)"),
         note="The paper's patches are not public in this form. These are other patches, of other patients, with other "
         "classes, from --folder: only the shape of the figure can be compared.",
