@@ -23,6 +23,10 @@ from configs.papers.fixer.art_auto_pgd import ART_AUTO_PGD
 
 EPSILON, LARGE_EPSILON, STEP = "8/255", "16/255", "0.005"
 LINF = {"norm": "linf", "epsilon": EPSILON}
+PGD_50 = {
+    **{"name": "pgd", **LINF, "num_steps": 50, "step_size": STEP},
+    **{"random_start": False, "returns": "last"},
+}
 CARLINI_WAGNER = {"name": "carlini_wagner_linf_line_search", **LINF, "num_steps": 25, "confidence": 0.0}
 TOOLBOX_AUTO_PGD = {"name": ART_AUTO_PGD, **LINF, "num_steps": 25, "step_size": STEP, "num_restarts": 5}
 TRAINING_ATTACKS = {
@@ -60,7 +64,7 @@ def get_config(attack: str = "auto_pgd"):
             "attacks": {
                 "order": (*faithful, "auto_pgd"),
                 "fgsm": {"name": "fgsm", **LINF},
-                "pgd_50": {"name": "pgd", **LINF, "num_steps": 50, "step_size": STEP, "random_start": False},
+                "pgd_50": PGD_50,
                 "carlini_wagner": CARLINI_WAGNER,
                 "art_auto_pgd": TOOLBOX_AUTO_PGD,
                 "art_auto_pgd_16": {**TOOLBOX_AUTO_PGD, "epsilon": LARGE_EPSILON},

@@ -30,6 +30,9 @@ def get_config(variant: str = ""):
     attacks = {"": ("clean",), "one_draw": ("clean", "fgsm", "pgd_40"), "vgg16": ()}[variant]
     if variant == "one_draw":
         ensemble.update(num_samples=1, mean_over="log_probabilities")
+        config.evaluation.made_on = ("noisy", "noisy+ensemble")
+    else:
+        config.evaluation.protocol = "sound"
     config.evaluation.defenses = {"order": ("ensemble",), "ensemble": ensemble}
     entries = common.small_cifar_published("noisy", "004_table2", "rse", attacks)
     if entries:

@@ -22,9 +22,8 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         build_attack(name, _described(spec["attacks"], name), f"evaluation.attacks.{name}")
         for name in spec["attacks"]["order"]
     )
-    made_on = (spec["made_on"],) if isinstance(spec["made_on"], str) else tuple(dict.fromkeys(spec["made_on"]))
-    if unknown := [name for name in made_on or ("",) if name not in runs]:
-        raise UserError(f"evaluation.made_on: no run is named {unknown[0]!r}; runs are {', '.join(runs)}")
+    defenses = tuple(_defense(name, spec["defenses"], runs) for name in spec["defenses"]["order"])
+    made_on = _made_on(spec["made_on"], runs, defenses)
     if spec["pictured"] and spec["pictured"] not in spec["attacks"]["order"]:
         names = ", ".join(spec["attacks"]["order"])
         raise UserError(f"evaluation.pictured: {spec['pictured']!r} is not among the attacks {names}")
@@ -47,12 +46,21 @@ def build_evaluation(spec: Mapping[str, Any], runs: Mapping[str, Run], described
         spec["batch_size"],
         spec["pictured"],
         spec["num_pictures"],
-        tuple(_defense(name, spec["defenses"], runs) for name in spec["defenses"]["order"]),
+        defenses,
         spec["num_checked"],
         _checked(spec["checked"], described) or tuple(runs),
         _curve(spec["curve"]),
         spec["save_adversarial"],
     )
+
+
+def _made_on(given: str | Sequence[str], runs: Mapping[str, Run], defenses: Sequence[DefensePlan]) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+    defended = [f"{defense.run}+{defense.name}" for defense in defenses]
+    if unknown := [name for name in names or ("",) if name not in (*runs, *defended)]:
+        known = f"runs are {', '.join(runs)}" + (f"; with defenses, {', '.join(defended)}" if defended else "")
+        raise UserError(f"evaluation.made_on: no run is named {unknown[0]!r}; {known}")
+    return names
 
 
 def _faithful(spec: Mapping[str, Any]) -> tuple[str, ...]:

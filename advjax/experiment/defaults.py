@@ -121,7 +121,8 @@ RUN = {
 EVALUATION = {
     # "order" (names) and for each name an attack.
     "attacks": {"order": ()},
-    # The run or runs that transfer attacks are made on, and with which labels: "true" or "predicted".
+    # The run or runs that transfer attacks are made on, and with which labels: "true" or "predicted".  RUN+DEFENSE is a
+    # defended model: by the protocol below, whole attacks are made on it that it alone sees.
     "made_on": "base",
     "transfer_labels": "true",
     # Protocol of the transfer attacks: "faithful" (to a paper) or "sound".

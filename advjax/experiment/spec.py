@@ -198,7 +198,8 @@ class EvaluationPlan(NamedTuple):
 
     attacks: tuple[NamedAttack, ...]
     made_on: tuple[str, ...]
-    """The runs that the transfer attacks are made on, the base first."""
+    """The runs that the transfer attacks are made on, the base first; RUN+DEFENSE is a defended model, on which whole
+    attacks are made that it alone sees."""
     transfer_labels: str
     """"true" or "predicted"."""
     protocol: str

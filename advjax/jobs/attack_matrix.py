@@ -55,16 +55,16 @@ def measure(
       PreemptedError: asked to stop; what has been done is in the store.
     """
     matrix, measured = _Matrix(plan, clean, test, resources), Measured(list(clean.values()))
-    undefended = {model.run: model for model in models if model.defense == NO_DEFENSE}
+    by_name = {model.name: model for model in models}
     sources = dict.fromkeys([*plan.made_on, *(defense.run for defense in plan.defenses)])
     for attack in plan.attacks:
         labels, protocol = plan.transfer_rules(attack.name)
         if attack.is_noise:
-            matrix.show(matrix.transfer(undefended[plan.made_on[0]], attack, "true", protocol), models, measured)
+            matrix.show(matrix.transfer(by_name[plan.made_on[0]], attack, "true", protocol), models, measured)
             continue
         for source in sources:
-            if seeing := _seeing(models, undefended[source], plan, covered=(labels, protocol) == ("true", "sound")):
-                matrix.show(matrix.transfer(undefended[source], attack, labels, protocol), seeing, measured)
+            if seeing := _seeing(models, by_name[source], plan, covered=(labels, protocol) == ("true", "sound")):
+                matrix.show(matrix.transfer(by_name[source], attack, labels, protocol), seeing, measured)
         for model in models:
             matrix.show(matrix.verdict(model, attack), [model], measured)
     for model in models:
@@ -77,11 +77,14 @@ def measure(
 def _seeing(
     models: Sequence[ScoredModel], source: ScoredModel, plan: EvaluationPlan, covered: bool
 ) -> list[ScoredModel]:
-    """The models that see an attack made on the undefended ``source``.
+    """The models that see an attack made on ``source``.
 
-    The source itself does not where its own verdict says the same (``covered``).
+    One that was made on a defended model is seen by that model alone.  The source itself does not see what its own
+    verdict says as well (``covered``).
     """
-    transferred = source.run in plan.made_on
+    if source.defense != NO_DEFENSE:
+        return [] if covered else [source]
+    transferred = source.name in plan.made_on
     seeing = [model for model in models if transferred or (model.defense != NO_DEFENSE and model.run == source.run)]
     return [model for model in seeing if not (covered and model.name == source.name)]
 

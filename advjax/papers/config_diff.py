@@ -44,7 +44,9 @@ def _parts(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]
         parts[f"evaluation.defenses.{defense}"] = evaluation["defenses"].get(defense)
     if (subset := spec.get("subset", ALL)) != ALL:
         sources = (*sources, subset.removesuffix("_correct"))
-    for name in with_dependencies(config["run"], (spec["run"], *sources)):
+    # A defended model is described by its run and its defense.
+    undefended = [source.partition("+")[0] for source in sources]
+    for name in with_dependencies(config["run"], (spec["run"], *undefended)):
         parts[f"run.{name}"] = _recipe(name, config)
     return parts
 

@@ -50,6 +50,8 @@ class Scale(NamedTuple):
     """Factor on the epochs of every run, rounded, at least one."""
     changes: Mapping[str, Any] = {}
     """As in `Part`, after those of the part; keys that a config does not have are left out."""
+    of_config: Mapping[str, Mapping[str, Any]] = {}
+    """Config -> further changes of the parts that are made with it."""
     num_examples: int | None = None
     """Test images under the attacks of the config; None for what the config says."""
     num_stochastic: int | None = None
@@ -148,7 +150,7 @@ def build(part: Part, scale: Scale, seed: int, directories: Mapping[str, str] | 
             run["model"]["width"] *= scale.width
         run["train_fraction"] = float(run["train_fraction"]) * scale.share
         run["epochs"] = max(1, round(run["epochs"] * scale.epochs))
-    _apply(config, scale.changes, lenient=True)
+    _apply(config, {**scale.changes, **scale.of_config.get(part.config, {})}, lenient=True)
     evaluation = config["evaluation"]
     most = scale.num_stochastic if evaluation["defenses"]["order"] else None
     if (count := scale.num_examples if most is None else most) is not None:

@@ -137,7 +137,7 @@ def _with_shared_runs(job: Job, workdir: pathlib.Path) -> dict[str, Any]:
     """The config, with the runs that another part has trained as checkpoints."""
     config = copy.deepcopy(job.config)
     for name in config["runs"]:
-        found = workdir / "trained" / f"{_run_digest(job.config, name)}.json"
+        found = workdir / "trained" / f"{run_digest(job.config, name)}.json"
         # A run that was begun here goes on here.
         if not found.exists() or (job.folder / name / "run.json").exists():
             continue
@@ -154,15 +154,15 @@ def _remember(job: Job, config: Mapping[str, Any], workdir: pathlib.Path) -> Non
     for name in config["runs"]:
         if not config["run"][name]["checkpoint"]:
             where = {"folder": os.path.relpath(job.folder / name, workdir), "part": job.part.name}
-            write_atomically(trained / f"{_run_digest(job.config, name)}.json", json.dumps(where).encode())
+            write_atomically(trained / f"{run_digest(job.config, name)}.json", json.dumps(where).encode())
 
 
-def _run_digest(config: Mapping[str, Any], name: str) -> str:
-    """Equal for runs that are trained alike, whatever else their configs hold."""
-    runs = {other: config["run"][other] for other in with_dependencies(config["run"], (name,))}
+def run_digest(config: Mapping[str, Any], name: str) -> str:
+    """Equal for runs that are trained alike, whatever they are called and whatever else their configs hold."""
+    needs = {other: config["run"][other] for other in with_dependencies(config["run"], (name,)) if other != name}
     data = _data_identity(config["data"])
     data.pop("test_on_training")
-    return _digest({"name": name, "runs": runs, "data": data, "seed": config["seed"]})
+    return _digest({"run": config["run"][name], "needs": needs, "data": data, "seed": config["seed"]})
 
 
 def _identity(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]:

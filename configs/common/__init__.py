@@ -85,15 +85,19 @@ def small_cifar_run(**changes: Any) -> dict[str, Any]:
 
 
 def small_cifar_experiment(title: str, **runs: Mapping[str, Any]) -> Config:
-    """Runs on the CIFAR-10 splits of the Dauphine report (004), evaluated under its attacks, without random starts."""
+    """Runs on the CIFAR-10 splits of the Dauphine report (004), evaluated under its attacks, without random starts.
+
+    Its protocol is the whole attack on each network itself, and the last of its images.
+    """
     pgd = {"name": "pgd", "norm": "linf", "epsilon": "0.03", "step_size": "0.01", "random_start": False}
+    pgd["returns"] = "last"
     attacks = {
         "order": ("fgsm", "pgd_10", "pgd_40"),
         "fgsm": {"name": "fgsm", "norm": "linf", "epsilon": "0.03"},
         "pgd_10": {**pgd, "num_steps": 10},
         "pgd_40": {**pgd, "num_steps": 40},
     }
-    config = _experiment(title, "cifar10", 0, runs, attacks)
+    config = _experiment(title, "cifar10", 0, runs, attacks, made_on=tuple(runs), protocol="faithful")
     config.data.update(train_split="train[1024:]", test_split="train[:1024]")
     config.evaluation.update(num_examples=0, batch_size=512)
     return config
@@ -115,16 +119,26 @@ def small_cifar_published(
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
     values = {f"run.{run}.{key}": value for key, value in (when or {}).items()}
     found = {"table": table, "training": training, "run": run, "when": values}
-    return tuple({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
+    made = {"adaptive": True, "protocol": "faithful"}
+    return tuple(
+        {**found, "attack": theirs[ours], "our_attack": ours, **(made if ours != "clean" else {})} for ours in attacks
+    )
 
 
 def _experiment(
-    title: str, data: str, num_validation: int, runs: Mapping[str, Any], attacks: Mapping[str, Any], per_class: int = 0
+    title: str,
+    data: str,
+    num_validation: int,
+    runs: Mapping[str, Any],
+    attacks: Mapping[str, Any],
+    per_class: int = 0,
+    **evaluation: Any,
 ) -> Config:
+    evaluation = {"made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 512, **evaluation}
     return defaults.experiment(
         title=title,
         data={"name": data, "num_validation": num_validation, "per_class": per_class},
         runs=tuple(runs),
         run=dict(runs),
-        evaluation={"attacks": attacks, "made_on": next(iter(runs)), "num_examples": 1000, "batch_size": 512},
+        evaluation={"attacks": attacks, **evaluation},
     )

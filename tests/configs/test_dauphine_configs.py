@@ -20,3 +20,20 @@ def test_one_draw_is_the_ensemble_of_the_report():
     assert published == {"": [52.0], "one_draw": [52.0, 16.0, 9.8], "vgg16": []}
     with pytest.raises(UserError, match="unknown variant; known: one_draw, vgg16"):
         config_of("cifar_random_self_ensemble", "net62k")
+
+
+@pytest.mark.parametrize(
+    ("config", "argument", "models"),
+    [
+        ("cifar_fixed_mix", "", ("plain", "mixed")),
+        ("cifar_two_updates", "", ("fgsm", "pgd")),
+        ("cifar_random_self_ensemble", "one_draw", ("noisy", "noisy+ensemble")),
+    ],
+)
+def test_its_protocol_is_the_whole_attack_and_its_last_images(config, argument, models):
+    described = plain(config_of(config, argument))
+    evaluation = described["evaluation"]
+    assert (tuple(evaluation["made_on"]), evaluation["protocol"]) == (models, "faithful")
+    assert {evaluation["attacks"][name]["returns"] for name in ("pgd_10", "pgd_40")} == {"last"}
+    attacked = [entry for entry in described["published"] if entry["our_attack"] != "clean"]
+    assert attacked and all(entry["protocol"] == "faithful" and entry["adaptive"] for entry in attacked)

@@ -112,6 +112,10 @@ def test_the_digits_config_is_the_experiment_it_describes():
         ({"data__by_patient": True}, "data.by_patient needs data.fractions"),
         ({"data__fractions": (0.8, 0.1, 0.1)}, "data.num_validation has no effect beside data.fractions"),
         ({"evaluation__made_on": "x"}, "evaluation.made_on: no run is named 'x'; runs are base, fixer"),
+        (
+            {"evaluation__made_on": "fixer+rs", "evaluation__defenses": {"order": ("s",), "s": {**SMOOTHING}}},
+            r"no run is named 'fixer\+rs'; runs are base, fixer; with defenses, \w+\+s",
+        ),
         ({"evaluation__protocol": "paper"}, "evaluation.protocol must be 'sound' or 'faithful', got 'paper'"),
         ({"evaluation__num_examples": -1}, "evaluation.num_examples must be 0 or more"),
         ({"runs": ({},)}, "runs must name one or more different runs"),

@@ -92,6 +92,38 @@ def test_every_model_is_attacked_in_every_way(found):
         assert knowledge["other", defense] == itself | transfer | oblivious
 
 
+def test_a_defended_model_alone_sees_the_whole_attack_on_it(workdir, tmp_path):
+    attack = {"order": ("pgd",), "pgd": {**ATTACKS["pgd"], "returns": "last"}}
+    plan = config_of(
+        attacks=attack, defenses=DEFENSES, made_on=("base", "other+smoothing"), protocol="faithful", num_examples=120
+    )
+    found = evaluate.evaluate_experiment(plan, workdir, devices(), print, lambda: False, str(tmp_path))
+    faithful = {
+        (row["run"], row["defense"], row["made_on"], row["knowledge"], row["eot_samples"])
+        for row in found.rows
+        if row["protocol"] == "faithful" and row["attack"] == "pgd"
+    }
+    assert faithful == {
+        ("base", "none", "base", "everything", 1),
+        ("other", "none", "base", "source model", 1),
+        ("other", "smoothing", "base", "source model", 1),
+        # Of every run with a defense.
+        ("other", "smoothing", "other", "undefended model", 1),
+        ("other", "smoothing", "other", "everything", NUM_SAMPLES),
+    }
+    clean, whole, verdict = (
+        entry
+        for entry in read_outcomes(tmp_path / "outcomes.npz")
+        if (entry.run, entry.defense) == ("other", "smoothing")
+        and (entry.attack == "clean" or (entry.attack == "pgd" and entry.adaptive and entry.eot_samples == NUM_SAMPLES))
+    )
+    assert (whole.protocol, verdict.protocol) == ("faithful", "sound")
+    wrong = clean.predictions != clean.labels
+    # Whole: also on images that need no attack, and to the last step.
+    assert np.any(wrong) and np.all(whole.distances > 0) and np.all(whole.steps == 5)
+    assert np.mean(verdict.steps) < 5 and np.any(verdict.distances[wrong] == 0)
+
+
 def test_the_curve_of_every_model_begins_at_its_clean_accuracy_and_falls(found):
     curves = {}
     for point in found.curve:

@@ -7,7 +7,7 @@ from advjax.experiment.spec import DataFacts
 from advjax.papers import published, recipe
 from advjax.papers.cells import cells
 from advjax.papers.entries import ENTRIES, find
-from advjax.papers.running import jobs_of, under_auto_attack
+from advjax.papers.running import run_digest, jobs_of, under_auto_attack
 from advjax.types import UserError
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -159,6 +159,22 @@ def test_figure_4_has_every_attack_on_every_network(all_cells):
     for network in networks:
         assert {cell.attack for cell in found if cell.model == network} == attacks
     assert {cell.training for cell in found if cell.model == "ResNet9+fx-a"} == {"10% of train, AutoPGD"}
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        *((f"001_table{number}", "001_table1") for number in (4, 5, 7, 8)),
+        *((name, "001_table2") for name in ("001_table6", "001_table7_cifar10", "001_table8_cifar10")),
+    ],
+)
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_adversarial_training_starts_from_the_clean_network_of_the_tables(name, clean, scale, tmp_path):
+    (first,) = jobs_of(ENTRIES[clean], scale, tmp_path, seeds=1)
+    wanted = run_digest(first.config, "vanilla")
+    starts = [job for job in jobs_of(ENTRIES[name], scale, tmp_path, seeds=1) if "clean" in job.config["runs"]]
+    assert starts and all(run_digest(job.config, "clean") == wanted for job in starts)
+    assert first.config["run"]["vanilla"]["select"] == "best" and first.config["data"]["validate_on_test"]
 
 
 def test_a_scale_changes_sizes_and_nothing_else():

@@ -38,8 +38,14 @@ def _plain(table: str, *attacks: str) -> Part:
     theirs = {"clean": "none", "fgsm": "FGSM:eps0.03"}
     theirs |= {f"pgd_{steps}": f"PGD{steps}:eps0.03,alpha0.01" for steps in (10, 40)}
     found = {"table": table, "training": "standard", "run": "plain"}
-    specs = ({**found, "attack": theirs[ours], "our_attack": ours, "adaptive": ours != "clean"} for ours in attacks)
-    return _FIXED_MIX._replace(specs=tuple(specs))
+    return _FIXED_MIX._replace(
+        specs=tuple({**found, "attack": theirs[ours], "our_attack": ours, **_made(ours)} for ours in attacks)
+    )
+
+
+def _made(attack: str) -> dict[str, Any]:
+    """How the report made an attack: the whole of it, on the network itself; nothing for clean images."""
+    return {} if attack == "clean" else {"adaptive": True, "protocol": "faithful"}
 
 
 def _ensemble_specs() -> Iterator[dict[str, Any]]:
@@ -54,7 +60,7 @@ def _ensemble_specs() -> Iterator[dict[str, Any]]:
 def _grid_specs() -> Iterator[dict[str, Any]]:
     for attack in _GRID:
         found = {"table": "004_section3", "training": "standard", "attack": "CW_l2:unknown", "run": "plain"}
-        yield {**found, "our_attack": attack, "adaptive": True}
+        yield {**found, "our_attack": attack, **_made(attack)}
 
 
 def _sweep() -> tuple[Part, ...]:
@@ -78,7 +84,7 @@ def _at(weight: float) -> Iterator[dict[str, Any]]:
     theirs = {"none": "clean", "FGSM:eps0.03": "fgsm", "PGD40:eps0.03,alpha0.01": "pgd_40"}
     for attack, ours in theirs.items():
         found = {"table": "004_figure3", "training": f"fixed_mix:lam{weight}", "attack": attack, "run": "mixed"}
-        yield {**found, "our_attack": ours, "adaptive": ours != "clean"}
+        yield {**found, "our_attack": ours, **_made(ours)}
 
 
 _GRID = {f"cw_{constant:g}_{steps}": _carlini_wagner(constant, steps) for constant in _CONSTANTS for steps in _STEPS}
