@@ -7,7 +7,7 @@ from advjax.experiment.spec import DataFacts
 from advjax.papers import published, recipe
 from advjax.papers.cells import cells
 from advjax.papers.entries import ENTRIES, find
-from advjax.papers.running import run_digest, jobs_of, under_auto_attack
+from advjax.papers.running import jobs_of, run_digest, under_auto_attack
 from advjax.types import UserError
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}

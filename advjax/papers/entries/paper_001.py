@@ -127,6 +127,8 @@ def _table(name: str, *runs: str) -> dict[str, tuple[str, str]]:
 def _sound(method: str, label: str) -> Part:
     """Adversarial training on CIFAR-10 with a PGD in pixels on the network in inference mode."""
     targets = {"mixup": {"order": ["mixup"], "mixup": {"alpha": 1.0}}}
+    soft_labels = {"off_value": 0.01}
+    targets |= {"soft_labels": {**targets["mixup"], "order": ["soft_labels", "mixup"], "soft_labels": soft_labels}}
     targets |= {"partial": {"order": ["partial_mix"], "partial_mix": {"alpha": 1.0}}}
     changes: dict[str, Any] = {"run.robust.targets": targets.get(method, {"order": []})}
     if method == "manifold":
@@ -322,10 +324,11 @@ ENTRIES = (
             _sound("vanilla", "PreActResNet18: adversarial training"),
             _sound("mixup", "PreActResNet18: with mixup"),
             _sound("manifold", "PreActResNet18: with manifold mixup"),
+            _sound("soft_labels", "PreActResNet18: with mixup and soft labels"),
             _sound("partial", "PreActResNet18: partial PGD"),
         ),
         _scales(_CIFAR_SMALL._replace(num_auto_attack=0), Scale(num_auto_attack=0)),
-        {"small": 3.0},
+        {"small": 4.0},
         FigurePlan("points", "Attacks crafted on each network, 8/255 in pixels"),
         note="No numbers of the report: its attack is neither in pixels nor on the network in inference mode.",
     ),
