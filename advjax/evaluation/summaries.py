@@ -223,6 +223,8 @@ def _worst(members: Sequence[Outcome]) -> Outcome:
 
     return members[0]._replace(
         attack=WORST_CASE,
+        # Ours, whichever attack of a paper is the first.
+        protocol="sound",
         knowledge=EVERYTHING,
         eot_samples=max(outcome.eot_samples for outcome in members),
         seconds=sum(outcome.seconds for outcome in members),

@@ -179,11 +179,12 @@ def _mean_cell(
 ) -> Cell:
     """A mean over networks and budgets, as 002 prints them."""
     own = {key: value for key, value in spec.items() if key != "mean_of"}
-    published = select(own)
+    unpublished = spec.get("unpublished")
+    published = unpublished or select(own)
     parts = [_report_cell({**own, **row}, reference, job, report, standard) for row in spec["mean_of"]]
     return Cell(
         published=published,
-        theirs=Accuracy(published.value, None, published.n),
+        theirs=None if unpublished else Accuracy(published.value, None, published.n),
         model="mean",
         attack="mean",
         kind=parts[0].kind,

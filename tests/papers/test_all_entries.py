@@ -27,6 +27,8 @@ def test_an_entry_is_trained_measured_and_shown(name, tmp_path, shared, monkeypa
     if "cats_vs_dogs" in {full_config(part)["data"]["name"] for part in entry.parts}:
         # This data set is not among the development data: the parts on others are measured nevertheless.
         assert code == 2 and "cats_vs_dogs" in said.err
+        others = [cell for cell in stored["cells"] if not cell["published"]["dataset"].startswith("cats_vs_dogs")]
+        assert others and all(cell["ours"] for cell in others)
     else:
         assert code == 0 and stored["complete"], said.err
         # Two steps reach no epoch, and attacks go through few draws.

@@ -68,7 +68,8 @@ def test_the_cells_of_every_entry_are_published(all_cells):
 def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
     for job in (job for found in jobs.values() for job in found):
         attacks = {"clean", *job.config["evaluation"]["attacks"]["order"]}
-        for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
+        specs = job.part.specs if job.part.specs is not None else job.config["published"]
+        for spec in (*specs, *job.part.unpublished):
             for row in spec.get("mean_of", (spec,)):
                 assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
 
@@ -195,12 +196,8 @@ def test_a_scale_changes_sizes_and_nothing_else():
 
 def test_a_figure_has_the_name_of_the_paper_too():
     assert find("001_figure9") is ENTRIES["001_table4"] and find("003_figure4") is ENTRIES["003_table1"]
-    for name, why in {
-        "001_table3": r"is in the entries 001_table1 \(MNIST\) and",
-        "002_table3": "cannot be read",
-    }.items():
-        with pytest.raises(UserError, match=f"{name} .*{why}"):
-            find(name)
+    with pytest.raises(UserError, match=r"001_table3 is in the entries 001_table1 \(MNIST\) and"):
+        find("001_table3")
 
 
 def test_unknown_names_are_one_line():

@@ -200,14 +200,15 @@ def test_means_over_networks_and_budgets(tmp_path):
     for number, run in enumerate(("resnet18", "resnet50", "resnet101")):
         rows.append(row(run, "clean", 900 + number))
         for budget in (1, 2, 3):
-            rows.append(row(run, f"fgsm_{budget}", 100 * budget + number))
-            rows.append(row(run, f"fgsm_{budget}", 0, protocol="faithful"))
+            rows.append(row(run, f"fgsm_{budget}", 0))
+            rows.append(row(run, f"fgsm_{budget}", 100 * budget + number, protocol="faithful"))
     write_report(job, rows)
-    clean, attacked = [cell for cell in cells([job], entry.tables) if cell.published.dataset == "mnist/test20"]
+    clean, attacked = [cell for cell in cells([job], entry.tables) if cell.model == "mean"]
     assert clean.ours.value == pytest.approx(100 * 901 / N)
     assert attacked.theirs.value == 39.46 and attacked.ours.value == pytest.approx(100 * 201 / N)
     bounds = [wilson_interval(100 * budget + number, N) for budget in (1, 2, 3) for number in range(3)]
     assert attacked.ours.interval == pytest.approx([100 * sum(ends) / 9 for ends in zip(*bounds, strict=True)])
+    assert attacked.sound.value == 0
     write_report(job, rows[:-2])
     assert [cell.ours for cell in cells([job], entry.tables)][1] is None
 
@@ -395,7 +396,7 @@ def test_rows_of_one_network_have_no_order(all_cells_of):
 
 
 def test_the_networks_before_and_after_retraining_are_compared(all_cells_of):
-    found = orderings(all_cells_of("002_table4"))
+    found = [entry for entry in orderings(all_cells_of("002_table4")) if entry.table != "002_table1"]
     assert [(entry.table, entry.dataset, entry.holds) for entry in found] == [
         ("002_table2 and 4", "mnist/test20", 1),
         ("002_table2 and 4", "cats_vs_dogs/test20", 1),

@@ -27,10 +27,7 @@ _WITHIN = {
     "003_figure4": "003_table1",
 }
 """A figure of a paper -> the entry that draws it."""
-_NOT_ALONE = {
-    "001_table3": "is in the entries 001_table1 (MNIST) and 001_table2 (CIFAR-10)",
-    "002_table3": "was printed as an image that cannot be read",
-}
+_NOT_ALONE = {"001_table3": "is in the entries 001_table1 (MNIST) and 001_table2 (CIFAR-10)"}
 
 
 def find(name: str) -> Entry:
