@@ -70,7 +70,7 @@ def _points(cells: Sequence[Cell], plan: FigurePlan) -> Svg | None:
 
 def _panel(axes: Axes, cells: Sequence[Cell], plan: FigurePlan, numbers: Mapping[str, int]) -> None:
     """Marks side by side in each column, and the line of the reference across it."""
-    columns = _columns(cells, plan.attacks)
+    columns = _columns(cells, plan.columns)
     networks = _by_network((cell for cell in cells if cell.model != plan.reference), plan)
     for place, (name, members) in enumerate(networks.items()):
         shift = 0.6 * ((place + 0.5) / len(networks) - 0.5)
@@ -94,7 +94,7 @@ def _by_network(cells: Iterable[Cell], plan: FigurePlan) -> dict[str, list[Cell]
 
 
 def _columns(cells: Iterable[Cell], first: Sequence[str]) -> list[str]:
-    """The published attacks of some cells: ``first`` those of a plan, in its order."""
+    """The published attacks of some cells, ``first`` those of the plan."""
     found = dict.fromkeys(cell.published.attack for cell in cells)
     return [*(name for name in first if name in found), *(name for name in found if name not in first)]
 

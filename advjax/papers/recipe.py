@@ -70,11 +70,12 @@ class FigurePlan(NamedTuple):
     sweep: str = ""
     """For "sweep": what comes before the number in the name of the training, as in ``fixed_mix:lam``."""
     attacks: tuple[str, ...] = ()
-    """For "images": our attacks whose images are shown.  For "points": published attacks in the order of their columns,
-    before those of all others."""
+    """For "images": our attacks whose images are shown."""
     networks: Mapping[str, str] = {}
     """For "images" and "points": run -> what to call it, where its name, or that of the published network, would
     mislead."""
+    columns: tuple[str, ...] = ()
+    """For "points": published attacks in the order of their columns, where it is not that of the cells."""
     reference: str = ""
     """For "points": the run that is drawn as a dashed line in each column."""
 

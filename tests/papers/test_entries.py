@@ -68,7 +68,8 @@ def test_the_cells_of_every_entry_are_published(all_cells):
 def test_the_rows_that_the_cells_are_compared_with_will_be_measured(jobs):
     for job in (job for found in jobs.values() for job in found):
         attacks = {"clean", *job.config["evaluation"]["attacks"]["order"]}
-        for spec in job.part.specs if job.part.specs is not None else job.config["published"]:
+        specs = job.part.specs if job.part.specs is not None else job.config["published"]
+        for spec in (*specs, *job.part.unpublished):
             for row in spec.get("mean_of", (spec,)):
                 assert row["run"] in job.config["run"] and row.get("our_attack", spec["our_attack"]) in attacks
 

@@ -43,10 +43,10 @@ def _noise(data: str, networks: Mapping[str, str], known: tuple[str, ...]) -> Pa
 
 def _noise_figure(number: str, networks: Mapping[str, str] | None = None) -> FigurePlan:
     variances = [noise for noise in _NOISES if not noise.endswith(_DEVIATION)]
-    # Beside the levels as variances, of which it is the largest.
+    # The text does not name the worst noise, which is that of the largest variance.
     columns = ("none", *variances, "gaussian_noise:worst", *(noise for noise in _NOISES if noise not in variances))
     caption = f"Accuracy on training images with noise of a variance or a standard deviation ({number})"
-    return FigurePlan("points", caption, attacks=columns, networks=networks or {})
+    return FigurePlan("points", caption, columns=columns, networks=networks or {})
 
 
 ENTRIES = (

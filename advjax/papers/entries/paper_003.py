@@ -212,6 +212,7 @@ ENTRIES = (
         FigurePlan(
             "points",
             "Attacks crafted on the base network (Figure 4)",
+            columns=tuple(_ATTACKS),
             networks={"base": "ResNet9:base, full train"},
         ),
         note="fx-b is not defined in the paper: read as fx-a without distillation. Two networks are ours: trained "
