@@ -17,7 +17,7 @@ from advjax.papers.config_diff import differences
 from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, select
 from advjax.papers.means import over_rows, over_seeds
 from advjax.papers.published import Published
-from advjax.papers.recipe import full_config
+from advjax.papers.recipe import Part, full_config
 from advjax.papers.running import Job, under_auto_attack
 from advjax.reporting.formatting import model_name
 from advjax.runtime.metrics import read_metrics
@@ -94,23 +94,33 @@ def _over_seeds(found: Sequence[Cell]) -> Cell:
 
 def _cells_of(job: Job, tables: Sequence[str]) -> Iterator[Cell]:
     reference = full_config(job.part)
-    specs = job.part.specs
-    if specs is None:
-        # A part may be a variant of its config that other published numbers are for.
-        specs = [spec for spec in reference["published"] if _applies(spec, reference)]
-    specs = [*specs, *job.part.unpublished]
     report, standard = job.reports()
-    for spec in specs:
+    for spec in specs_of(job.part):
         if "unpublished" not in spec and spec["table"] not in tables:
             continue
-        epoch = _epoch(spec)
+        epoch = epoch_of(spec)
         if "mean_of" in spec:
             yield _mean_cell(spec, reference, job, report, standard)
-        elif epoch is not None and spec["table"] in EPOCH_TABLES:
+        elif epoch is not None:
             if epoch <= job.config["run"][spec["run"]]["epochs"]:
                 yield _epoch_cell(spec, epoch, reference, job)
         else:
             yield _report_cell(spec, reference, job, report, standard)
+
+
+def specs_of(part: Part) -> list[Spec]:
+    """What the results of a part are compared with, and what is shown besides."""
+    specs = part.specs
+    if specs is None:
+        reference = full_config(part)
+        # A part may be a variant of its config that other published numbers are for.
+        specs = [spec for spec in reference["published"] if _applies(spec, reference)]
+    return [*specs, *part.unpublished]
+
+
+def epoch_of(spec: Spec) -> int | None:
+    """The epoch of a longer run that an entry of ``published`` is about; None if it is about the run's result."""
+    return _epoch(spec) if spec.get("table") in EPOCH_TABLES else None
 
 
 def _applies(spec: Spec, reference: Mapping[str, Any]) -> bool:
@@ -217,8 +227,8 @@ def _epoch_cell(spec: Spec, epoch: int, reference: Mapping[str, Any], job: Job) 
     )
 
 
-def epochs_of(job: Job, run: str, metric: str, kind: str = "validation") -> list[tuple[int, float]]:
-    """Epoch and value, for every epoch of a run that was validated.
+def epochs_of(job: Job, run: str, metric: str, kind: str = "validation") -> list[tuple[float, float]]:
+    """Epoch and value, for every epoch of a run that was validated; or for every record of training.
 
     Args:
       job: what was run.

@@ -37,7 +37,7 @@ TABLES: Mapping[str, str] = {
     "001_table7": "Table 7: mixup with soft labels; attack v1 on CIFAR-10 is weaker than v2",
     "001_table8": "Table 8: partial PGD; attack v1 on CIFAR-10 is weaker than v2",
     "001_pgd100": "logs: an earlier PGD-100 on training images, each network attacked directly",
-    "001_epochs": "logs: clean test accuracy after selected epochs of clean training",
+    "001_epochs": "logs: clean test accuracy and losses after selected epochs of clean training",
     "001_adversarial_epochs": "logs: selected epochs of adversarial training; adjacent ones differ by several points",
     "001_last_epochs": "logs: mean over the last 50 epochs of adversarial training; std is over these epochs",
     "002_table1": "Table 1: clean accuracy before and after retraining",
@@ -78,7 +78,8 @@ class Published(NamedTuple):
     attack: str
     """Including its budget if the paper states it, as in "FGSM:8/255"; "none" for clean images."""
     metric: str
-    """"accuracy" in percent, "cross_entropy", or a difference in percentage points."""
+    """"accuracy" in percent, "cross_entropy", "binary_cross_entropy" (a training loss, the mean over classes), or a
+    difference in percentage points."""
     value: float
     std: float | None
     """Standard deviation; `TABLES` says over what."""

@@ -67,14 +67,19 @@ class FigurePlan(NamedTuple):
 
     kind: str
     """"points": a column for each attack, a mark for each network; "sweep": accuracy over a number in the name of the
-    training; "curves": accuracy and cross-entropy over epochs; "images": a row of images for each attack."""
+    training; "curves": accuracy and losses over epochs; "images": a row of images for each attack."""
     caption: str
     sweep: str = ""
     """For "sweep": what comes before the number in the name of the training, as in ``fixed_mix:lam``."""
     attacks: tuple[str, ...] = ()
     """For "images": our attacks whose images are shown."""
     networks: Mapping[str, str] = {}
-    """For "images": run -> what to call it, where its name would mislead."""
+    """For "images" and "points": run -> what to call it, where its name, or that of the published network, would
+    mislead."""
+    columns: tuple[str, ...] = ()
+    """For "points": published attacks in the order of their columns, where it is not that of the cells."""
+    reference: str = ""
+    """For "points": the run that is drawn as a dashed line in each column."""
 
 
 class Entry(NamedTuple):

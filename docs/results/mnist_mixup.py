@@ -43,7 +43,8 @@ def main(workdir: str, num_seeds: int = 3) -> None:
 
 def reported() -> dict[str, tuple[float, ...]]:
     """Clean test accuracy in % after each epoch, from the training logs that were published with the report's code."""
-    found = {(entry.model, entry.training): entry.value for entry in published.read("001_epochs")}
+    logs = [entry for entry in published.read("001_epochs") if entry.metric == "accuracy"]
+    found = {(entry.model, entry.training): entry.value for entry in logs}
     methods = {"vanilla": "vanilla", "mixup": "mixup", "manifold": "manifold_mixup"}
     return {name: tuple(found["LeNet5", f"{method}:{epoch}ep"] for epoch in EPOCHS) for name, method in methods.items()}
 

@@ -13,6 +13,7 @@ FOLDER = REPOSITORY / "advjax" / "papers" / "tables"
 
 
 def value(table, **fields):
+    fields = {"metric": "accuracy", **fields}
     (found,) = (
         entry.value for entry in published.read(table) if all(getattr(entry, key) == fields[key] for key in fields)
     )
@@ -33,6 +34,7 @@ def test_a_table_says_what_its_numbers_are(table):
         assert all((entry.model, entry.dataset, entry.training, entry.attack, entry.metric))
         assert entry.provenance in published.PROVENANCES
         assert entry.metric == "cross_entropy" or 0 <= entry.value <= 100
+        assert entry.metric != "binary_cross_entropy" or entry.dataset.endswith("/train")
         assert entry.std is None or 0 <= entry.std < 10
         assert entry.n is None or entry.n in (1024, 2000, 9120, 10000, 14000, 50000)
     identities = [(entry.model, entry.dataset, entry.training, entry.attack, entry.metric) for entry in found]
@@ -60,6 +62,45 @@ def test_numbers_are_those_of_the_papers():
     assert epochs == [96.14, 97.29, 98.3, 98.99]
     attacked = {"model": "PreActResNet18", "training": "adv_mixup:from_pretrained:soft0.01:100ep"}
     assert value("001_adversarial_epochs", **attacked, attack="own_pgd:cifar10:v2") == 57.03
+
+
+@pytest.mark.parametrize("table", ["001_epochs", "001_adversarial_epochs"])
+def test_every_epoch_of_the_logs_has_its_losses(table):
+    found = {}
+    for entry in published.read(table):
+        found.setdefault((entry.model, entry.training), []).append((entry.metric, entry.attack == "none"))
+    attacks = (True,) if table == "001_epochs" else (True, False)
+    measured = [(metric, is_clean) for metric in ("accuracy", "cross_entropy") for is_clean in attacks]
+    # The loss of training is that on the images that were trained on.
+    expected = sorted([*measured, ("binary_cross_entropy", table == "001_epochs")])
+    assert all(sorted(metrics) == expected for metrics in found.values())
+
+
+def test_losses_are_those_of_the_same_epoch_of_the_same_log(shared):
+    with (shared / "spec" / "paper_results" / "001_curves.csv").open(newline="") as file:
+        epochs = {name_in_tables(line): line for line in csv.DictReader(file)}
+    columns = {
+        ("accuracy", True): "clean_test_acc",
+        ("accuracy", False): "pgd_test_acc_whitebox",
+        ("cross_entropy", True): "clean_test_ce",
+        ("cross_entropy", False): "pgd_test_ce_whitebox",
+    }
+    for entry in (*published.read("001_epochs"), *published.read("001_adversarial_epochs")):
+        line = epochs[entry.dataset.partition("/")[0], entry.training]
+        column = columns.get((entry.metric, entry.attack == "none"), "train_bce_running_mean")
+        assert entry.value == float(line[column])
+
+
+def name_in_tables(line):
+    """Data set and training of a line of the collected logs, as the tables call them."""
+    training = line["method"]
+    if line["phase"] == "adversarial":
+        training = f"adv_{training}:from_{'untrained' if line['start'] == 'untrained' else 'pretrained'}"
+    if line["soft_sigma"] != "0":
+        training += f":soft{line['soft_sigma']}"
+    if line["run"].endswith("_lr_drops_200_400"):
+        training += ":lr_drops_200_400"
+    return line["dataset"], f"{training}:{line['epochs_done']}ep"
 
 
 def test_tables_agree_where_they_repeat_each_other():

@@ -234,7 +234,8 @@ def test_epochs_come_from_one_run(tmp_path):
     # The same network as the report's after as many epochs.
     assert twenty.reduced == () and found["mixup:20ep"].ours is None
     path = page.write_page(page.make_page(entry, "small", [job]), [job], tmp_path / "pages")
-    assert "vanilla: training loss, cross-entropy" in path.read_text()
+    text = path.read_text()
+    assert ">vanilla</text>" in text and ">mixup</text>" not in text and "training loss, cross-entropy" in text
 
 
 @dataclasses.dataclass

@@ -1,5 +1,10 @@
 """Intelligent mixup (000): Tables 2 to 4 and Figure 2."""
 
+import itertools
+import math
+from collections.abc import Mapping
+
+from advjax.papers.published import Published
 from advjax.papers.recipe import TINY, Entry, FigurePlan, Part, Scale
 
 _SMALL = Scale(share=0.1, changes={"run.*.epochs": 10}, num_examples=1000, num_auto_attack=200)
@@ -9,13 +14,53 @@ _NOISE_SMALL = Scale(changes={"run.*.epochs": 10, **_FEWER}, num_examples=2000, 
 _NOISE_FULL = Scale(num_auto_attack=0)
 _NOISE = "papers/intelligent_mixup/noise"
 _TINY_IMAGES = TINY._replace(share=0.1, changes={**TINY.changes, "data.image_size": 32})
+_LEVELS = ("01", "05", "08")
+_DEVIATION = ",deviation"
+_NOISES = {
+    f"gaussian_noise:GN{level}{name}": f"gn{level}_{reading}"
+    for (reading, name), level in itertools.product({"variance": "", "std": _DEVIATION}.items(), _LEVELS)
+}
+"""Noise in the figures -> ours: levels are read as variances, unless they are called deviations."""
+
+
+def _noise(data: str, networks: Mapping[str, str], known: tuple[str, ...]) -> Part:
+    """Networks under noise of every level in both readings.
+
+    Args:
+      data: of the config.
+      networks: run -> name of the network.
+      known: noises with published numbers for all networks.
+    """
+    rows = []
+    for (run, name), (noise, ours) in itertools.product(networks.items(), _NOISES.items()):
+        if noise not in known:
+            measured = ("000", "", name, f"{data}/train", "standard", noise, "accuracy")
+            rows.append(
+                {"unpublished": Published(*measured, math.nan, None, None, "", ""), "run": run, "our_attack": ours}
+            )
+    return Part(f"noise_{data}", _NOISE, data, unpublished=tuple(rows))
+
+
+def _noise_figure(number: str, networks: Mapping[str, str] | None = None) -> FigurePlan:
+    variances = [noise for noise in _NOISES if not noise.endswith(_DEVIATION)]
+    # The text does not name the worst noise, which is that of the largest variance.
+    columns = ("none", *variances, "gaussian_noise:worst", *(noise for noise in _NOISES if noise not in variances))
+    caption = f"Accuracy on training images with noise of a variance or a standard deviation ({number})"
+    return FigurePlan("points", caption, columns=columns, networks=networks or {})
+
 
 ENTRIES = (
     Entry(
         "000_table2",
         "Gaussian noise on training images of CIFAR-10",
         ("000_table2",),
-        (Part("noise_cifar10", _NOISE, "cifar10"),),
+        (
+            _noise(
+                "cifar10",
+                {"vgg": "VGG", "resnet": "ResNet", "custom": "Custom"},
+                tuple(f"gaussian_noise:GN{level}" for level in _LEVELS),
+            ),
+        ),
         {
             "full": _NOISE_FULL,
             # The largest network takes most of the time; the two others have 8 of the 12 cells.
@@ -26,24 +71,24 @@ ENTRIES = (
             "tiny": TINY,
         },
         {"full": 20.0, "custom": 4.5, "small": 1.0},
-        FigurePlan("points", "Accuracy on training images with noise (Table 2)"),
+        _noise_figure("Table 2"),
         note="Levels that the paper calls deviations are read as variances, which alone fit its numbers.",
     ),
     Entry(
         "000_figure2",
         "Gaussian noise on training images of Fashion-MNIST",
         ("000_figure2",),
-        (Part("noise_fashion_mnist", _NOISE, "fashion_mnist"),),
+        (_noise("fashion_mnist", {"custom1": "custom1", "custom2": "custom2"}, ()),),
         {"full": _NOISE_FULL, "small": _NOISE_SMALL, "tiny": TINY},
         {"full": 1.2, "small": 0.2},
-        FigurePlan("points", "Accuracy on training images with noise (Figure 2)"),
+        _noise_figure("Figure 2", {"custom1": "custom1, standard", "custom2": "custom2, standard"}),
         note="The text gives few of the numbers of the figure, and does not say which network they are of.",
     ),
     Entry(
         "000_figure2_imagenette",
         "Gaussian noise on training images of Imagenette",
         ("000_figure2",),
-        (Part("noise_imagenette", _NOISE, "imagenette"),),
+        (_noise("imagenette", {"vgg": "VGG16"}, ("gaussian_noise:GN08",)),),
         {
             "full": _NOISE_FULL,
             # The images of a folder may be sorted by class, so none are left out.
@@ -51,7 +96,7 @@ ENTRIES = (
             "tiny": _TINY_IMAGES,
         },
         {"small": 1.2},
-        FigurePlan("points", "Accuracy on training images with noise (Figure 2)"),
+        _noise_figure("Figure 2"),
         note="The images come from a folder: --folder=imagenette.",
     ),
     Entry(
