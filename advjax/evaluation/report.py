@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -58,6 +59,10 @@ class Row(TypedDict):
     """For minimum-norm attacks: median perturbation size, in ``norm``, at which images are misclassified.  An image
     that is misclassified without a perturbation counts as 0, one on which the attack failed as infinite; null where the
     median is infinite, and for other attacks.  Absent from reports written before 2026-11-21."""
+    mean_distance: NotRequired[float | None]
+    """For attacks without an epsilon, minimum-norm or not: mean perturbation size, in ``norm``, over the images that
+    the attack has changed, whether or not it succeeded; null if it has changed none, and for other attacks.  Absent
+    from reports written before 2026-12-02."""
     no_progress: NotRequired[int]
     """How many correct predictions say nothing, since no attack with gradients made progress on the image (see
     `Outcome`).  Absent from reports written before 2026-12-01."""
@@ -256,15 +261,29 @@ def _row(outcome: Outcome, subset: str, members: np.ndarray) -> Row:
         seconds=round(float(outcome.seconds), 3),
         model_hash=outcome.model_hash,
         median_distance=_median_distance(outcome, members),
+        mean_distance=_mean_distance(outcome, members),
         no_progress=int(np.sum(outcome.without_progress[order][inside])),
     )
 
 
 def _median_distance(outcome: Outcome, members: np.ndarray) -> float | None:
-    is_minimum_norm = outcome.norm is not None and (outcome.epsilon is None or math.isinf(outcome.epsilon))
     inside = np.isin(outcome.index, members)
-    if not (is_minimum_norm and inside.any()):
+    if not (_has_no_epsilon(outcome) and inside.any()):
         return None
     right = np.asarray(outcome.predictions) == np.asarray(outcome.labels)
     median = float(np.median(np.where(right, np.inf, outcome.distances)[inside]))
     return median if math.isfinite(median) else None
+
+
+def _mean_distance(outcome: Outcome, members: np.ndarray) -> float | None:
+    sizes = np.asarray(outcome.distances)[np.isin(outcome.index, members)]
+    changed = sizes[sizes > 0]
+    if not (_has_no_epsilon(outcome) and changed.size):
+        return None
+    # Exact sums do not depend on the order of the images.
+    return statistics.fmean(changed.tolist())
+
+
+def _has_no_epsilon(outcome: Outcome) -> bool:
+    """Whether perturbations were looked for without a limit on their size."""
+    return outcome.norm is not None and (outcome.epsilon is None or math.isinf(outcome.epsilon))

@@ -29,13 +29,13 @@ def draw(plan: FigurePlan, cells: Sequence[Cell], jobs: Sequence[Job]) -> Svg | 
     Args:
       plan: what it shows.
       cells: of the entry.
-      jobs: of the entry; curves and images are those of the first seed.
+      jobs: of the entry; curves are those of the first seed, images those of the first job.
     """
     drawn: Mapping[str, Callable[[], Svg | None]] = {
         "points": lambda: _points(cells, plan),
         "sweep": lambda: _sweep(cells, plan.sweep),
         "curves": lambda: curves(jobs),
-        "images": lambda: image_rows(jobs, plan.attacks, plan.networks),
+        "images": lambda: image_rows(jobs[0], plan.attacks, plan.networks),
     }
     return drawn[plan.kind]()
 

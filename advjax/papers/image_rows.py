@@ -1,55 +1,67 @@
 """Rows of images, one of each class: as they are, and under attacks on the trained networks, as papers print them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from advjax.data import pixels
-from advjax.evaluation import adversarial_sets
-from advjax.experiment.from_config import from_config
-from advjax.papers.running import Job
+from advjax.data import Dataset, pixels
+from advjax.evaluation.attack_runs import Resources, run_attack
+from advjax.evaluation.predictions import predictions
+from advjax.evaluation.scored_model import ScoredModel
+from advjax.jobs.evaluate import scored_models, test_images
+from advjax.jobs.workdir import open_experiment
+from advjax.papers.running import Job, with_shared_runs
 from advjax.reporting.html_page import image_uri
 from advjax.reporting.plots.style import COLORS, Svg
+from advjax.runtime.devices import Devices, mesh
 
 _SIDE, _GAP, _TEXT = 56, 4, 16
+_BATCH_SIZE = 64
+"""Enough for the few images here; predictions fill every batch."""
 
 
-def image_rows(jobs: Sequence[Job], attacks: Sequence[str], networks: Mapping[str, str]) -> Svg | None:
-    """The first test image of each class, and below it what each attack makes of it on each network that it attacked.
+def image_rows(job: Job, attacks: Sequence[str], networks: Mapping[str, str]) -> Svg | None:
+    """An image of each class, and below it what each attack makes of it on each network; None before the evaluation.
 
-    Below an image is the class that the attacked network sees in it.
+    The networks are attacked anew, each image with the whole attack: the images that an evaluation keeps are those of
+    verdicts, which spare what is misclassified anyway and end at the first success.  Below an image is the class that
+    the attacked network sees in it.
 
     Args:
-      jobs: of an entry; the images are those that its first seed has kept.
-      attacks: names in the configs.
+      job: of an entry, which has trained the networks.
+      attacks: names in its config.
       networks: run -> what to call it instead.
     """
-    rows = []
-    for job in jobs:
-        kept = [
-            adversarial_sets.load(path)
-            for attack in attacks
-            for path in sorted((job.folder / "adversarial").glob(f"{attack}.*.npz"))
-        ]
-        if not kept or job.config["seed"] != jobs[0].config["seed"]:
-            continue
-        test = from_config(job.config).load_data().test
-        for found in kept:
-            chosen = _one_of_each(found.labels)
-            if not rows:
-                clean = adversarial_sets.clean_images(found, test)
-                names = [test.class_names[label] for label in found.labels[chosen]]
-                rows.append(("as they are", pixels(clean.images)[chosen], names))
-            seen = [test.class_names[prediction] for prediction in found.predictions[chosen]]
-            network = found.provenance["made_on"]
-            heading = f"{found.provenance['attack']} on {networks.get(network, network)}"
-            rows.append((heading, pixels(found.images)[chosen], seen))
-    return _grid(rows) if rows else None
+    if not job.is_done:
+        return None
+    config = with_shared_runs(job, job.folder.parents[1])
+    experiment = open_experiment(config, str(job.folder))
+    models = scored_models(experiment, str(job.folder), warnings.warn)
+    resources = Resources(Devices(mesh(), config["mapping"]), _BATCH_SIZE, experiment.seed, store=None)
+    shown = _one_of_each(test_images(experiment), models[0], resources)
+    described = {found.name: found for found in experiment.evaluation.attacks}
+    # The prediction -1, of logits that are NaN, takes the last name.
+    names = np.array([*shown.class_names, "none (NaN)"])
+    rows = [("as they are", pixels(shown.images), names[shown.labels])]
+    for attack in attacks:
+        for model in models:
+            images = run_attack(model, described[attack], shown, resources, survivors_only=False).images
+            heading = f"{attack} on {networks.get(model.name, model.name)}"
+            rows.append((heading, images, names[_predicted(model, images, shown.index, resources)]))
+    return _grid(rows)
 
 
-def _one_of_each(labels: np.ndarray) -> np.ndarray:
-    """Positions of the first image of every class that there is, in the order of the classes."""
-    return np.unique(labels, return_index=True)[1]
+def _one_of_each(test: Dataset, model: ScoredModel, resources: Resources) -> Dataset:
+    """Of each class the first image that the model classifies correctly, or the first of all if it does none."""
+    is_wrong = _predicted(model, test.images, test.index, resources) != test.labels
+    order = np.argsort(is_wrong, kind="stable")
+    return test.take(order[np.unique(test.labels[order], return_index=True)[1]])
+
+
+def _predicted(model: ScoredModel, images: np.ndarray, index: np.ndarray, resources: Resources) -> np.ndarray:
+    options = {"seed": resources.seed, "batch_size": resources.batch_size, "devices": resources.devices}
+    return predictions(model, images, index, **options)
 
 
 def _grid(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Svg:

@@ -67,6 +67,10 @@ class Accuracy(NamedTuple):
     """The model that the attack was made on, unless it is the scored one itself, or there was no attack."""
     draws: int | None = None
     """Draws that each gradient averaged, of an attack on a random model itself; None for others."""
+    distance: float | None = None
+    """Mean perturbation size of an attack without an epsilon, over the images that it has changed; None for others."""
+    norm: str = ""
+    """Of ``distance``; "" without one."""
 
 
 class Pair(NamedTuple):
@@ -194,7 +198,7 @@ def pair(rows: Sequence[Row], spec: Spec, published: Published) -> Pair:
 
 
 def accuracy_of(row: Row, rows: Sequence[Row]) -> Accuracy | None:
-    """The accuracy of a row in percent, with how the attack was made; None for an empty subset.
+    """The accuracy of a row in percent, with how the attack was made and what it took; None for an empty subset.
 
     Args:
       row: one of a report.
@@ -206,12 +210,15 @@ def accuracy_of(row: Row, rows: Sequence[Row]) -> Accuracy | None:
         other["eot_samples"] > 1 and (other["run"], other["defense"]) == (row["run"], row["defense"]) for other in rows
     )
     is_itself = row["adaptive"] and row["made_on"] == row["run"]
+    distance = row.get("mean_distance")
     return Accuracy(
         100 * row["accuracy"],
         _percent(row["low"], row["high"]),
         row["n"],
         attacked="" if is_itself or row["made_on"] is None else row["made_on"],
         draws=row["eot_samples"] if is_random and is_itself else None,
+        distance=distance,
+        norm="" if distance is None else row["norm"] or "",
     )
 
 

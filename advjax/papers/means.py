@@ -36,10 +36,13 @@ def over_rows(asked: Iterable[Accuracy | None]) -> Accuracy | None:
 
 def _mean(known: Sequence[Accuracy]) -> Accuracy:
     """The mean of several, without an interval."""
+    distances = [accuracy.distance for accuracy in known if accuracy.distance is not None]
     return Accuracy(
         statistics.mean(accuracy.value for accuracy in known),
         None,
         known[0].n,
         attacked=" or ".join(sorted({accuracy.attacked for accuracy in known} - {""})),
         draws=min((accuracy.draws for accuracy in known if accuracy.draws), default=None),
+        distance=statistics.mean(distances) if len(distances) == len(known) else None,
+        norm=known[0].norm if len(distances) == len(known) else "",
     )

@@ -27,17 +27,21 @@ EXPLANATION = (
     "we found: under the same attack, or the one named there, and under AutoAttack, whose norm and epsilon are named "
     "below, made on the scored model itself with the true labels or, if that left less, on the network named there. "
     "Draws are those of a random model that each gradient averages: few of them flatter it. "
+    "Beside an attack without an epsilon is the mean size of its perturbations, in its norm, over the images that it "
+    "has changed. "
     "Intervals are over test images, and over seeds as well where there are several."
 )
 CSV_COLUMNS = (
     *("entry", "scale", "table", "published_model", "published_dataset", "published_training", "published_attack"),
     *("published", "published_low", "published_high", "published_n", "provenance", "note"),
     *("model", "attack", "kind", "ours", "low", "high", "n", "seeds", "difference"),
-    *("ours_draws", "sound_attack", "sound", "sound_low", "sound_high", "sound_n", "sound_attacked", "sound_draws"),
+    *("ours_draws", "ours_distance", "ours_norm"),
+    *("sound_attack", "sound", "sound_low", "sound_high", "sound_n", "sound_attacked", "sound_draws"),
+    *("sound_distance", "sound_norm"),
     *("auto_attack", "auto_attack_low", "auto_attack_high", "auto_attack_n", "auto_attack_attacked"),
     *("auto_attack_draws", "reduced"),
 )
-"""Columns of the csv file; accuracies in percent, unknown values empty."""
+"""Columns of the csv file; accuracies in percent, distances in the norm beside them, unknown values empty."""
 
 
 class Page(NamedTuple):
@@ -158,10 +162,11 @@ def _fields(cell: Cell) -> Iterator[str]:
     yield from _numbers(cell.ours)
     yield " ".join(f"{value:.2f}" for value in cell.per_seed)
     yield "" if cell.difference is None else f"{cell.difference:.2f}"
-    yield _draws(cell.ours)
+    yield from (_draws(cell.ours), *_distance(cell.ours))
     yield cell.sound_attack if cell.sound else ""
-    for accuracy in (cell.sound, cell.auto_attack):
-        yield from (*_numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy))
+    yield from (*_lowest(cell.sound), *_distance(cell.sound))
+    # AutoAttack has an epsilon.
+    yield from _lowest(cell.auto_attack)
     yield "; ".join(cell.reduced)
 
 
@@ -171,6 +176,17 @@ def _numbers(accuracy: Accuracy | None) -> list[str]:
     low, high = accuracy.interval or (None, None)
     shown = ["" if number is None else f"{number:.2f}" for number in (accuracy.value, low, high)]
     return [*shown, "" if accuracy.n is None else str(accuracy.n)]
+
+
+def _lowest(accuracy: Accuracy | None) -> list[str]:
+    return [*_numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy)]
+
+
+def _distance(accuracy: Accuracy | None) -> tuple[str, str]:
+    """Mean perturbation size, and its norm."""
+    if accuracy is None or accuracy.distance is None:
+        return "", ""
+    return f"{accuracy.distance:.4g}", accuracy.norm
 
 
 def _draws(accuracy: Accuracy | None) -> str:

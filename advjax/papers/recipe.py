@@ -72,7 +72,7 @@ class FigurePlan(NamedTuple):
     sweep: str = ""
     """For "sweep": what comes before the number in the name of the training, as in ``fixed_mix:lam``."""
     attacks: tuple[str, ...] = ()
-    """For "images": our attacks whose images are shown."""
+    """For "images": our attacks, which each network of the entry is shown under."""
     networks: Mapping[str, str] = {}
     """For "images" and "points": run -> what to call it, where its name, or that of the published network, would
     mislead."""

@@ -103,7 +103,7 @@ def run_job(
     """
     if job.is_done:
         return
-    config = _with_shared_runs(job, pathlib.Path(workdir))
+    config = with_shared_runs(job, pathlib.Path(workdir))
     devices = Devices(mesh(), config["mapping"])
     with locked(job.folder):
         started = time.monotonic()
@@ -133,8 +133,8 @@ def under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]
     return standard
 
 
-def _with_shared_runs(job: Job, workdir: pathlib.Path) -> dict[str, Any]:
-    """The config, with the runs that another part has trained as checkpoints."""
+def with_shared_runs(job: Job, workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a job, with the runs that another part has trained as checkpoints."""
     config = copy.deepcopy(job.config)
     for name in config["runs"]:
         found = workdir / "trained" / f"{run_digest(job.config, name)}.json"

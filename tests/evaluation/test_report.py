@@ -55,6 +55,7 @@ def test_rows_hold_exactly_the_contract():
         "seconds": 1.235,
         "model_hash": "hash of fixer",
         "median_distance": None,
+        "mean_distance": None,
         "no_progress": 0,
     }
 
@@ -107,6 +108,18 @@ def test_minimum_norm_attacks_have_a_median_distance_and_no_robust_accuracy():
     assert report_lib.rows([mostly_right])[0]["median_distance"] is None
     bounded = make_outcome("base", "pgd", made_on="base", wrong=range(10))
     assert report_lib.rows([bounded])[0]["median_distance"] is None
+
+
+def test_attacks_without_an_epsilon_have_a_mean_distance_over_the_images_that_they_changed():
+    distances = np.arange(10) / 10
+    outcome = make_outcome("base", "cw", made_on="base", epsilon=None, wrong=range(5))._replace(distances=distances)
+    whole, few, unchanged = report_lib.rows([outcome], {"few": np.array([0, 1, 2, 9]), "unchanged": np.array([0])})
+    # Whether or not an image is misclassified now: the first is as it was.
+    assert whole["mean_distance"] == pytest.approx(0.5)
+    assert few["mean_distance"] == pytest.approx(0.4)
+    assert unchanged["mean_distance"] is None
+    assert report_lib.rows([outcome._replace(epsilon=math.inf)])[0]["mean_distance"] == whole["mean_distance"]
+    assert report_lib.rows([outcome._replace(epsilon=0.5)])[0]["mean_distance"] is None
 
 
 def test_only_an_attack_on_the_scored_run_is_robust_accuracy():

@@ -27,7 +27,7 @@ from support.paths import REPOSITORY
 ROW_KEYS = {
     *("run", "split", "subset", "attack", "norm", "epsilon", "made_on", "adaptive", "knowledge", "defense", "protocol"),
     *("labels", "seed", "eot_samples", "n", "accuracy", "low", "high", "sd_fifths", "median_distance", "seconds"),
-    *("model_hash", "no_progress"),
+    *("model_hash", "mean_distance", "no_progress"),
 }
 
 RUNS = ("base", "fixer")

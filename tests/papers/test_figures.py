@@ -1,18 +1,23 @@
 """The figures of the papers: marks that can be told apart, and a legend that covers none."""
 
+import base64
+import io
 import re
-from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from advjax.evaluation import adversarial_sets
+from advjax.experiment import defaults
+from advjax.experiment.from_config import complete
 from advjax.papers.cells import cells
 from advjax.papers.entries import ENTRIES
 from advjax.papers.figures import draw
 from advjax.papers.join import Accuracy
-from advjax.papers.running import jobs_of
-from support.tiny_data import tiny_dataset
+from advjax.papers.recipe import FigurePlan, Part, Scale
+from advjax.papers.running import Job, jobs_of, run_job
+
+EPSILON = 0.3
 
 
 def drawn(name, tmp_path):
@@ -73,27 +78,55 @@ def test_the_base_of_the_ablation_is_a_dashed_line(tmp_path):
     assert names[0] == "identity, delta 1, lambda 1" and names[-1] == "base, full train" and len(names) == 9
 
 
-def test_rows_of_images_name_the_networks_that_were_attacked(tmp_path, monkeypatch):
-    entry = ENTRIES["001_figure7"]
-    jobs = jobs_of(entry, "small", tmp_path, seeds=1)
-    test = tiny_dataset()
-    for run in jobs[0].config["runs"]:
-        provenance = {
-            "attack": "own_pgd",
-            "made_on": run,
-            "data": adversarial_sets.describe_data(test, "test"),
-            "bounds": [0.0, 1.0],
-        }
-        kept = adversarial_sets.AdversarialSet(
-            test.images, test.labels, test.index, test.labels, np.zeros(len(test.labels), np.float32), provenance
-        )
-        adversarial_sets.save(kept, jobs[0].folder / "adversarial" / f"own_pgd.{run}.npz")
-    experiment = SimpleNamespace(load_data=lambda: SimpleNamespace(test=test))
-    monkeypatch.setattr("advjax.papers.image_rows.from_config", lambda config: experiment)
-    figure = draw(entry.figure, [], jobs)
-    headings = re.findall(r'font-weight="bold">([^<]+)<', figure)
-    assert headings == ["as they are", "own_pgd on the untrained network", "own_pgd on the trained network"]
-    assert figure.count("<image ") == 30
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """The figure of a network that is trained and of one that hardly is, before and after their evaluation."""
+    optimizer = {"name": "adam", "schedule": {"name": "one_cycle", "peak_learning_rate": 0.005}}
+    run = {"model": {"name": "lenet5"}, "optimizer": optimizer, "batch_size": 32, "select": "last"}
+    described = {"trained": defaults.run(num_steps=120, **run), "fresh": defaults.run(num_steps=1, **run)}
+    pgd = {"name": "pgd", "norm": "linf", "epsilon": EPSILON, "num_steps": 8, "step_size": 0.05, "random_start": False}
+    config = defaults.experiment(
+        data={"name": "digits", "image_size": 16},
+        runs=tuple(described),
+        run=described,
+        evaluation={
+            **{"attacks": {"order": ("pgd",), "pgd": pgd}, "made_on": "trained"},
+            **{"num_examples": 64, "batch_size": 64, "num_checked": 0, "num_pictures": 0},
+        },
+    )
+    folder = tmp_path_factory.mktemp("papers")
+    job = Job(Part("images", ""), Scale(num_auto_attack=0), complete(config), folder / "parts" / "images-0")
+    plan = FigurePlan("images", "", attacks=("pgd",), networks={"fresh": "the untrained network"})
+    before = draw(plan, [], [job])
+    run_job(job, folder, print)
+    return before, draw(plan, [], [job])
+
+
+def test_rows_of_images_are_drawn_after_the_evaluation(attacked):
+    assert attacked[0] is None
+
+
+def test_rows_of_images_name_the_networks_in_the_order_of_the_config(attacked):
+    headings = re.findall(r'font-weight="bold">([^<]+)<', attacked[1])
+    assert headings == ["as they are", "pgd on trained", "pgd on the untrained network"]
+    classes = re.findall(r'font-size="9">([^<]+)<', attacked[1])
+    assert len(classes) == 30 and classes[:10] == sorted(classes[:10])
+    # The attack succeeds on each image of the trained network, which are all that it classifies correctly.
+    assert all(seen != true for seen, true in zip(classes[10:20], classes[:10], strict=True))
+
+
+def test_every_image_gets_the_whole_attack(attacked):
+    """Also on a network that is wrong about most of them."""
+    clean, trained, fresh = np.split(images_in(attacked[1]), 3)
+    for row in (trained, fresh):
+        reached = np.abs(row - clean).max(axis=(1, 2))
+        np.testing.assert_allclose(reached, EPSILON, atol=1 / 255)
+
+
+def images_in(figure):
+    """The images of a figure: float [n, h, w], 0 to 1."""
+    found = re.findall(r'href="data:image/png;base64,([^"]+)"', figure)
+    return np.stack([np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(image))), float) / 255 for image in found])
 
 
 def test_nothing_is_drawn_of_what_has_not_been_measured(tmp_path):

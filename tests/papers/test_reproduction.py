@@ -111,6 +111,33 @@ def test_cells_of_a_random_model_take_the_strongest_attack_and_name_its_draws(tm
     assert all(cell.sound is None for cell in cells(jobs, entry.tables) if cell.attack == "pgd_40")
 
 
+def test_cells_of_attacks_without_an_epsilon_show_their_mean_distance(tmp_path):
+    """The grid of C&W attacks with two seeds, one point of which has been measured with both."""
+    entry = ENTRIES["004_section3"]
+    jobs = jobs_of(entry, "full", tmp_path, seeds=2)
+    grids = [job for job in jobs if job.part.name == "cw_grid"]
+    for job, distance in zip(grids, (0.25, 0.75), strict=True):
+        unbounded = {"norm": "l2", "epsilon": None}
+        measured = [row("plain", "cw_1_200", 185, mean_distance=distance, **unbounded)]
+        # As reports were written before they had distances.
+        write_report(job, [*measured, row("plain", "cw_10_200", 17, **unbounded)])
+    found = {cell.attack: cell for cell in cells(jobs, entry.tables) if cell.ours}
+    assert (found["cw_1_200"].ours.distance, found["cw_1_200"].ours.norm) == (pytest.approx(0.5), "l2")
+    assert (found["cw_10_200"].ours.distance, found["cw_10_200"].ours.norm) == (None, "")
+    page.write_page(page.make_page(entry, "full", jobs), jobs, tmp_path / "pages")
+    stem = tmp_path / "pages" / "004_section3.full"
+    lines = [line for line in stem.with_suffix(".full.md").read_text().splitlines() if "mean l2" in line]
+    assert len(lines) == 1 and "(cw_1_200 on plain)" in lines[0] and lines[0].count(", mean l2 0.5") == 2
+    assert stem.with_suffix(".full.html").read_text().count("mean l2 0.5<") == 2
+    with stem.with_suffix(".full.csv").open(newline="") as file:
+        given = {line["attack"]: line for line in csv.DictReader(file)}
+    assert (given["cw_1_200"]["ours_distance"], given["cw_1_200"]["sound_norm"]) == ("0.5", "l2")
+    assert (given["cw_10_200"]["ours_distance"], given["fgsm"]["ours_norm"]) == ("", "")
+    stored = json.loads(stem.with_suffix(".full.json").read_text())
+    (cell,) = [cell for cell in stored["cells"] if cell["attack"] == "cw_1_200"]
+    assert (cell["ours"]["distance"], cell["ours"]["norm"]) == (0.5, "l2")
+
+
 def test_what_stands_beside_one_published_number_has_no_order(sweep):
     (one, *_) = [cell for cell in cells(sweep, ("004_figure3",)) if cell.ours and cell.theirs]
     assert orderings([one, one._replace(ours=one.ours._replace(value=1.0, interval=(0.5, 2.0)))]) == []
@@ -268,6 +295,8 @@ def calls(monkeypatch):
     monkeypatch.setenv("ADVJAX_COMPILATION_CACHE", "")
     monkeypatch.setattr("advjax.papers.running.train", train)
     monkeypatch.setattr("advjax.papers.running.evaluate_experiment", evaluate)
+    # There are no networks that could be attacked.
+    monkeypatch.setattr("advjax.papers.figures.image_rows", lambda *arguments: None)
     return made
 
 

@@ -94,7 +94,7 @@ _IMAGES = {"cw_invisible": _carlini_wagner(0.1, 1000), "cw_visible": _carlini_wa
 _CW_IMAGES = Part(
     "cw_images",
     "cifar_fixed_mix",
-    changes=_on_plain(_IMAGES, num_examples=64, save_adversarial="float32"),
+    changes=_on_plain(_IMAGES, num_examples=64),
     specs=(),
     auto_attack=False,
 )
@@ -145,5 +145,7 @@ ENTRIES = (
         _scales(num_auto_attack=0),
         {"full": 0.2, "small": 0.1},
         FigurePlan("images", "C&W with c = 0.1 and c = 100 (Figures 1 and 2)", attacks=tuple(_IMAGES)),
+        note="Of each class, the first image that the network classifies correctly is shown, after all steps of the "
+        "attack: on other images, its loss is at a minimum where it begins.",
     ),
 )
