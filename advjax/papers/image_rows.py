@@ -42,13 +42,14 @@ def image_rows(job: Job, attacks: Sequence[str], networks: Mapping[str, str]) ->
     shown = _one_of_each(test_images(experiment), models[0], resources)
     described = {found.name: found for found in experiment.evaluation.attacks}
     # The prediction -1, of logits that are NaN, takes the last name.
-    names = np.array([*shown.class_names, "none (NaN)"])
-    rows = [("as they are", pixels(shown.images), names[shown.labels])]
+    names = (*shown.class_names, "none (NaN)")
+    rows = [("as they are", pixels(shown.images), [names[label] for label in shown.labels])]
     for attack in attacks:
         for model in models:
             images = run_attack(model, described[attack], shown, resources, survivors_only=False).images
+            seen = _predicted(model, images, shown.index, resources)
             heading = f"{attack} on {networks.get(model.name, model.name)}"
-            rows.append((heading, images, names[_predicted(model, images, shown.index, resources)]))
+            rows.append((heading, images, [names[prediction] for prediction in seen]))
     return _grid(rows)
 
 
