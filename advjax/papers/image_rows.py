@@ -42,18 +42,19 @@ def image_rows(job: Job, attacks: Sequence[str], networks: Mapping[str, str]) ->
     shown = _one_of_each(test_images(experiment), models[0], resources)
     described = {found.name: found for found in experiment.evaluation.attacks}
     # The prediction -1, of logits that are NaN, takes the last name.
-    names = np.array([*shown.class_names, "none (NaN)"])
-    rows = [("as they are", pixels(shown.images), names[shown.labels])]
+    names = (*shown.class_names, "none (NaN)")
+    rows = [("as they are", pixels(shown.images), [names[label] for label in shown.labels])]
     for attack in attacks:
         for model in models:
             images = run_attack(model, described[attack], shown, resources, survivors_only=False).images
+            seen = _predicted(model, images, shown.index, resources)
             heading = f"{attack} on {networks.get(model.name, model.name)}"
-            rows.append((heading, images, names[_predicted(model, images, shown.index, resources)]))
+            rows.append((heading, images, [names[prediction] for prediction in seen]))
     return _grid(rows)
 
 
 def _one_of_each(test: Dataset, model: ScoredModel, resources: Resources) -> Dataset:
-    """Of each class the first image that the model classifies correctly, or the first of all if it does none."""
+    """Of each class the first image that the model classifies correctly or, if there is none, the first of the class."""
     is_wrong = _predicted(model, test.images, test.index, resources) != test.labels
     order = np.argsort(is_wrong, kind="stable")
     return test.take(order[np.unique(test.labels[order], return_index=True)[1]])

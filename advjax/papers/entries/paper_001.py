@@ -209,8 +209,8 @@ def _rows_of_images(caption: str, attack: str) -> FigurePlan:
 
 
 _IMAGES_SHOWN = (
-    "Of each class, the first image that the trained network classifies correctly is shown, after all steps of the "
-    'attack. The untrained network is the run "mixup", which takes a single step of no length.'
+    "Of each class, the first image that the trained network classifies correctly, if there is one, is shown after all "
+    'steps of the attack. The untrained network is the run "mixup", which takes a single step of no length.'
 )
 ENTRIES = (
     Entry(

@@ -145,7 +145,7 @@ ENTRIES = (
         _scales(num_auto_attack=0),
         {"full": 0.2, "small": 0.1},
         FigurePlan("images", "C&W with c = 0.1 and c = 100 (Figures 1 and 2)", attacks=tuple(_IMAGES)),
-        note="Of each class, the first image that the network classifies correctly is shown, after all steps of the "
-        "attack: on other images, its loss is at a minimum where it begins.",
+        note="Of each class, the first image that the network classifies correctly, if there is one, is shown after "
+        "all steps of the attack. Others stay as they are: the loss of the attack is at its minimum where it begins.",
     ),
 )
