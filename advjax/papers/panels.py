@@ -25,7 +25,7 @@ def marker(number: int) -> str:
 def finish(axes: Axes, heading: str, is_accuracy: bool = True) -> None:
     """Heading, grid, and the scale of accuracies."""
     if is_accuracy:
-        axes.set_ylim(-2, 102)
+        axes.set_ylim(-3, 103)
         axes.set_ylabel("accuracy (%)")
     axes.grid(axis="y", color=COLORS.grid, linewidth=0.6, zorder=-1)
     axes.tick_params(length=0)
