@@ -54,7 +54,7 @@ def image_rows(job: Job, attacks: Sequence[str], networks: Mapping[str, str]) ->
 
 
 def _one_of_each(test: Dataset, model: ScoredModel, resources: Resources) -> Dataset:
-    """Of each class the first image that the model classifies correctly or, if there is none, the first of the class."""
+    """Of each class the first image that the model classifies correctly; if there is none, the first of the class."""
     is_wrong = _predicted(model, test.images, test.index, resources) != test.labels
     order = np.argsort(is_wrong, kind="stable")
     return test.take(order[np.unique(test.labels[order], return_index=True)[1]])

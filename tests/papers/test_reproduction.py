@@ -33,6 +33,11 @@ def row(run, attack, correct, n=N, **changes):
     return {**common, **itself, **facts, "accuracy": correct / n, "low": low, "high": high, "n": n, **changes}
 
 
+def faithful(run, attack, correct, **changes):
+    """A row of the whole attack of a paper on the model itself."""
+    return row(run, attack, correct, protocol="faithful", **changes)
+
+
 def write_report(job, rows, folder=""):
     path = job.folder / folder / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +52,11 @@ def sweep(tmp_path):
     by_name = {job.part.name: job for job in jobs}
     write_report(
         by_name["fixed_mix_0.1"],
-        [row("mixed", "clean", 300), row("mixed", "fgsm", 100), row("mixed", "pgd_40", 90)],
+        [row("mixed", "clean", 300), faithful("mixed", "fgsm", 100), faithful("mixed", "pgd_40", 90)],
     )
     write_report(
         by_name["fixed_mix_1"],
-        [row("mixed", "clean", 560), row("mixed", "fgsm", 104), row("mixed", "pgd_40", 0)],
+        [row("mixed", "clean", 560), faithful("mixed", "fgsm", 104), faithful("mixed", "pgd_40", 0)],
     )
     write_report(by_name["fixed_mix_1"], [row("mixed", "auto_attack", 3, n=128)], "standard")
     return jobs
@@ -79,8 +84,8 @@ def test_cells_of_a_random_model_take_the_strongest_attack_and_name_its_draws(tm
     random = {"defense": "ensemble"}
     rows = [
         row("noisy", "clean", 544, **random),
-        row("noisy", "fgsm", 268, **random),
-        row("noisy", "pgd_40", 217, **random),
+        faithful("noisy", "fgsm", 268, **random),
+        faithful("noisy", "pgd_40", 217, **random),
         row("noisy", "pgd_40", 171, eot_samples=2, **random),
         row("noisy", "pgd_40", 144, adaptive=False, knowledge="oblivious", **random),
     ]
@@ -118,9 +123,9 @@ def test_cells_of_attacks_without_an_epsilon_show_their_mean_distance(tmp_path):
     grids = [job for job in jobs if job.part.name == "cw_grid"]
     for job, distance in zip(grids, (0.25, 0.75), strict=True):
         unbounded = {"norm": "l2", "epsilon": None}
-        measured = [row("plain", "cw_1_200", 185, mean_distance=distance, **unbounded)]
+        measured = [faithful("plain", "cw_1_200", 185, mean_distance=distance, **unbounded)]
         # As reports were written before they had distances.
-        write_report(job, [*measured, row("plain", "cw_10_200", 17, **unbounded)])
+        write_report(job, [*measured, faithful("plain", "cw_10_200", 17, **unbounded)])
     found = {cell.attack: cell for cell in cells(jobs, entry.tables) if cell.ours}
     assert (found["cw_1_200"].ours.distance, found["cw_1_200"].ours.norm) == (pytest.approx(0.5), "l2")
     assert (found["cw_10_200"].ours.distance, found["cw_10_200"].ours.norm) == (None, "")
@@ -208,7 +213,7 @@ def test_equal_seeds_leave_the_interval_over_images(tmp_path):
     entry = ENTRIES["004_figure3"]
     jobs = [job for job in jobs_of(entry, "full", tmp_path, seeds=2) if job.part.name == "fixed_mix_0.1"]
     for job in jobs:
-        write_report(job, [row("mixed", "clean", 200), row("mixed", "fgsm", 50)])
+        write_report(job, [row("mixed", "clean", 200), faithful("mixed", "fgsm", 50)])
         write_report(job, [row("mixed", "auto_attack", 3, n=128)], "standard")
     clean, fgsm = [cell for cell in cells(jobs, entry.tables) if cell.ours]
     for accuracy, correct, n in (
