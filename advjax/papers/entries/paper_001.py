@@ -241,7 +241,7 @@ ENTRIES = (
         _MNIST_SCALES,
         {"small": 12.0, "mini": 1.8},
         FigurePlan("curves", "Accuracy over epochs (Figure 9)"),
-        note="At scales small and mini, the trained networks to start from have seen 20 epochs instead of 500.",
+        note="At scales small and mini, the trained networks to start from have seen 100 epochs instead of 500.",
     ),
     Entry(
         "001_table5",
