@@ -23,15 +23,15 @@ def test_one_draw_is_the_ensemble_of_the_report():
 
 
 @pytest.mark.parametrize(
-    ("config", "argument", "models"),
+    ("config", "arguments", "models"),
     [
-        ("cifar_fixed_mix", "", ("plain", "mixed")),
-        ("cifar_two_updates", "", ("fgsm", "pgd")),
-        ("cifar_random_self_ensemble", "one_draw", ("noisy", "noisy+ensemble")),
+        ("cifar_fixed_mix", (), ("plain", "mixed")),
+        ("cifar_two_updates", (), ("fgsm", "pgd")),
+        ("cifar_random_self_ensemble", ("one_draw",), ("noisy", "noisy+ensemble")),
     ],
 )
-def test_its_protocol_is_the_whole_attack_and_its_last_images(config, argument, models):
-    described = plain(config_of(config, argument))
+def test_its_protocol_is_the_whole_attack_and_its_last_images(config, arguments, models):
+    described = plain(config_of(config, *arguments))
     evaluation = described["evaluation"]
     assert (tuple(evaluation["made_on"]), evaluation["protocol"]) == (models, "faithful")
     assert {evaluation["attacks"][name]["returns"] for name in ("pgd_10", "pgd_40")} == {"last"}
