@@ -1,4 +1,4 @@
-"""Whether the order in which a paper puts its networks is also that of ours."""
+"""Whether the order in which a paper puts its networks is also that of ours, and the leads that its text names."""
 
 import itertools
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from advjax.papers.cells import Cell
 from advjax.papers.join import Accuracy
+from advjax.papers.recipe import Lead
 
 _UNORDERED = ("001_table3",)
 """Tables whose rows are one network, attacked several times."""
@@ -26,6 +27,8 @@ class Ordering(NamedTuple):
     """Pairs in the opposite order."""
     undecided: int
     """Pairs whose intervals overlap in ours."""
+    indistinct: int
+    """Pairs, of all the above, whose published intervals overlap: the paper does not show their order itself."""
 
     @property
     def verdict(self) -> str:
@@ -35,6 +38,41 @@ class Ordering(NamedTuple):
         if not self.reversed:
             return "holds" if not self.undecided else "holds where it can be told"
         return "does not hold" if self.reversed >= self.holds else "holds in part"
+
+
+class FoundLead(NamedTuple):
+    """A lead that a text names, beside ours."""
+
+    published: Lead
+    points: float | None
+    """Ours; None if one of the networks has not been measured."""
+    verdict: str
+    """In words."""
+
+
+def leads(cells: Sequence[Cell], published: Sequence[Lead]) -> list[FoundLead]:
+    """The leads that a text names, beside ours.
+
+    Args:
+      cells: of the entry.
+      published: its leads.
+    """
+    return [_lead(cells, lead) for lead in published]
+
+
+def _lead(cells: Sequence[Cell], lead: Lead) -> FoundLead:
+    known = {
+        cell.published.model: cell.ours
+        for cell in cells
+        if (cell.published.dataset, cell.published.attack) == (lead.dataset, lead.attack)
+    }
+    leader, behind = known[lead.leader], known[lead.behind]
+    if leader is None or behind is None:
+        return FoundLead(lead, None, "not measured")
+    points = leader.value - behind.value
+    if _overlap(leader, behind):
+        return FoundLead(lead, points, "cannot be told: the intervals overlap")
+    return FoundLead(lead, points, "holds" if points * lead.points > 0 else "reversed")
 
 
 def orderings(cells: Sequence[Cell]) -> list[Ordering]:
@@ -53,12 +91,13 @@ def orderings(cells: Sequence[Cell]) -> list[Ordering]:
 
 
 def _ordering(key: tuple[str, str, str], found: Sequence[Cell]) -> Ordering:
-    counts = {"holds": 0, "reversed": 0, "undecided": 0}
+    counts = dict.fromkeys(("holds", "reversed", "undecided", "indistinct"), 0)
     for one, other in itertools.combinations(found, 2):
         assert one.ours and other.ours and one.theirs and other.theirs
         published = one.theirs.value - other.theirs.value
         if not published:
             continue
+        counts["indistinct"] += _overlap(one.theirs, other.theirs)
         if _overlap(one.ours, other.ours):
             counts["undecided"] += 1
         else:

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from advjax.papers.cells import Cell, cells
 from advjax.papers.figures import draw
 from advjax.papers.join import Accuracy
-from advjax.papers.orderings import Ordering, orderings
+from advjax.papers.orderings import FoundLead, Ordering, leads, orderings
 from advjax.papers.output import title
 from advjax.papers.recipe import Entry
 from advjax.papers.running import Job
-from advjax.papers.scale_words import in_words, is_reduced
+from advjax.papers.scale_words import in_words, is_reduced, notes
 from advjax.runtime.environment import describe_environment
 from advjax.runtime.files import plain, write_atomically
 
@@ -51,7 +51,10 @@ class Page(NamedTuple):
     scale: str
     cells: list[Cell]
     orderings: list[Ordering]
+    leads: list[FoundLead]
     words: list[str]
+    notes: list[str]
+    """What the reports say about their images."""
     is_complete: bool
     """Whether all parts have been run."""
     is_reduced: bool
@@ -72,7 +75,9 @@ def make_page(entry: Entry, scale: str, jobs: Sequence[Job]) -> Page:
         scale=scale,
         cells=found,
         orderings=orderings(found),
+        leads=leads(found, entry.leads),
         words=in_words(parts),
+        notes=notes(jobs),
         is_complete=all(job.is_done for job in jobs),
         is_reduced=any(is_reduced(of_seeds[0]) for of_seeds in parts),
     )
@@ -111,9 +116,11 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
             "complete": page.is_complete,
             "note": page.entry.note,
             "size": page.words,
+            "notes": page.notes,
             "environment": describe_environment(),
             "folders": [job.folder.name for job in jobs],
             "orderings": [{**entry._asdict(), "verdict": entry.verdict} for entry in page.orderings],
+            "leads": [{**found._asdict(), "published": found.published._asdict()} for found in page.leads],
             "cells": [_plain_cell(cell) for cell in page.cells],
         },
         "page",
@@ -141,7 +148,9 @@ def render(page: Page, figure: str | None, kind: str) -> str:
         explanation=EXPLANATION,
         note=page.entry.note,
         words=page.words,
+        notes=page.notes,
         orderings=page.orderings,
+        leads=page.leads,
         figures=[{"caption": plan.caption, "svg": Markup(figure)}] if plan and figure else [],
         has_marks=any(cell.theirs for cell in page.cells),
         cells=page.cells,

@@ -14,7 +14,7 @@ from advjax.papers.join import Spec
 from advjax.runtime.named_function import INSTALLED_CONFIGS, make_configs_importable
 from advjax.types import UserError
 
-__all__ = ["TINY", "Entry", "FigurePlan", "Part", "Scale", "build", "full_config"]
+__all__ = ["TINY", "Entry", "FigurePlan", "Lead", "Part", "Scale", "build", "full_config"]
 
 
 _FEW = 100
@@ -82,6 +82,18 @@ class FigurePlan(NamedTuple):
     """For "points": the run that is drawn as a dashed line in each column."""
 
 
+class Lead(NamedTuple):
+    """A difference between two networks that the text of a paper names, where it prints no numbers of either."""
+
+    dataset: str
+    """Their images, as in `advjax.papers.published.Published`; so are the names below."""
+    attack: str
+    leader: str
+    behind: str
+    points: float
+    """Accuracy of the first minus that of the second, in percentage points."""
+
+
 class Entry(NamedTuple):
     """A table or figure of a paper."""
 
@@ -97,6 +109,8 @@ class Entry(NamedTuple):
     figure: FigurePlan | None = None
     note: str = ""
     """What a reader must know, such as that the data are a stand-in."""
+    leads: tuple[Lead, ...] = ()
+    """What the text says of its networks instead of numbers."""
 
 
 TINY = Scale(

@@ -1,7 +1,7 @@
 """The size of an experiment in plain words, beside the paper's."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from advjax.papers.config_diff import IGNORED, leaves
@@ -29,6 +29,16 @@ def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
         lines.append(f"{job.part.name}: {'; '.join(said)}")
     # Several of the parts may be the same experiment.
     return list(dict.fromkeys(lines))
+
+
+def notes(jobs: Iterable[Job]) -> list[str]:
+    """What the reports of the jobs say about their images, such as that they are training images, once each."""
+    found: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for report, under in zip(job.reports(), ("", " (AutoAttack)"), strict=True):
+            for note in report.notes if report else ():
+                found.setdefault(note, {})[f"{job.part.name}{under}"] = None
+    return [f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def _others(job: Job, full: Mapping[str, Any]) -> Iterator[str]:

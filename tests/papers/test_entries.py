@@ -195,6 +195,7 @@ def test_a_scale_changes_sizes_and_nothing_else():
 
 
 def test_a_figure_has_the_name_of_the_paper_too():
+    assert find("004_figure2") is ENTRIES["004_figures1_2"]
     assert find("001_figure9") is ENTRIES["001_table4"] and find("003_figure4") is ENTRIES["003_table1"]
     with pytest.raises(UserError, match=r"001_table3 is in the entries 001_table1 \(MNIST\) and"):
         find("001_table3")

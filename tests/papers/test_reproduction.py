@@ -38,10 +38,10 @@ def faithful(run, attack, correct, **changes):
     return row(run, attack, correct, protocol="faithful", **changes)
 
 
-def write_report(job, rows, folder=""):
+def write_report(job, rows, folder="", notes=()):
     path = job.folder / folder / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = report.Report(report.SCHEMA_VERSION, "", job.config, {}, rows, [], [], [], [])
+    found = report.Report(report.SCHEMA_VERSION, "", job.config, {}, rows, list(notes), [], [], [])
     path.write_text(json.dumps(found._asdict()))
 
 
@@ -151,9 +151,57 @@ def test_what_stands_beside_one_published_number_has_no_order(sweep):
 def test_orderings_by_hand(sweep):
     found = {entry.attack: entry for entry in orderings(cells(sweep, ("004_figure3",)))}
     # Published: 23.6 and 55.0 clean; 12.2 and 9.8 under FGSM; 9.8 and 5.6 under PGD.
-    assert found["none"].verdict == "holds" and found["none"][3:] == (1, 0, 0)
-    assert found["FGSM:eps0.03"].verdict == "cannot be told: all intervals overlap"
-    assert found["PGD40:eps0.03,alpha0.01"].verdict == "holds"
+    assert found["none"].verdict == "holds" and found["none"][3:] == (1, 0, 0, 0)
+    fgsm = found["FGSM:eps0.03"]
+    # Neither do the published numbers tell these networks apart, [10.3, 14.4] and [8.1, 11.7].
+    assert fgsm.verdict == "cannot be told: all intervals overlap" and fgsm[3:] == (0, 0, 1, 1)
+    pgd = found["PGD40:eps0.03,alpha0.01"]
+    assert pgd.verdict == "holds" and pgd[3:] == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fixers", "trained", "points", "verdict"),
+    [
+        (400, 300, 20.0, "holds"),
+        (300, 400, -20.0, "reversed"),
+        (300, 290, 2.0, "cannot be told: the intervals overlap"),
+        (300, None, None, "not measured"),
+    ],
+)
+def test_leads_that_the_text_names_by_hand(fixers, trained, points, verdict, tmp_path):
+    jobs = jobs_of(ENTRIES["003_figure5_one_percent"], "mini", tmp_path, seeds=1)
+    by_name = {job.part.name: job for job in jobs}
+    for part, run, correct in (("fx_a", "fixer", fixers), ("transfer", "transfer", trained)):
+        if correct is not None:
+            write_report(by_name[f"{part}_0.01_auto_pgd"], [row(run, "clean", correct, n=500)])
+    made = page.make_page(ENTRIES["003_figure5_one_percent"], "mini", jobs)
+    (lead,) = made.leads
+    assert (lead.published.leader, lead.published.points) == ("ResNet9: fx-a", 18.0)
+    assert lead.points == (points if points is None else pytest.approx(points)) and lead.verdict == verdict
+    shown = "" if points is None else f"{points:+.1f}"
+    line = f"| cifar10/test, 1% of train | none | ResNet9: fx-a | ResNet9: adv train | +18 | {shown} | {verdict} |"
+    assert line in page.render(made, None, "md").splitlines()
+    assert verdict in page.render(made, None, "html")
+    assert page.as_json(made, jobs)["leads"][0]["published"]["points"] == 18.0
+
+
+def test_the_leads_of_every_entry_are_between_networks_that_it_has(tmp_path):
+    for name, entry in ENTRIES.items():
+        made = page.make_page(entry, "full", jobs_of(entry, "full", tmp_path, seeds=1))
+        assert [found.verdict for found in made.leads] == ["not measured"] * len(entry.leads), name
+
+
+def test_a_page_says_what_the_reports_say_about_their_images(sweep):
+    few, chosen = "evaluated on 128 of 1,024 images, the first", "training was validated on the test images"
+    for job, folder, note in ((sweep[0], "", chosen), (sweep[1], "", chosen), (sweep[1], "standard", few)):
+        write_report(job, [], folder, [note])
+    made = page.make_page(ENTRIES["004_figure3"], "small", sweep)
+    names = [job.part.name for job in sweep[:2]]
+    assert made.notes == [f"{', '.join(names)}: {chosen}", f"{names[1]} (AutoAttack): {few}"]
+    lines = page.render(made, None, "md").splitlines()
+    assert {f"* {note}" for note in made.notes} < set(lines)
+    assert all(f"<li>{note}</li>" in page.render(made, None, "html") for note in made.notes)
+    assert page.as_json(made, sweep)["notes"] == made.notes
 
 
 def test_a_page_shows_what_there_is(sweep, tmp_path):

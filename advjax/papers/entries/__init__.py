@@ -24,7 +24,7 @@ ENTRIES: Mapping[str, Entry] = {name: _BY_NAME[name] for name in (*_FIRST, *sort
 _WITHIN = {
     **{"001_figure3": "001_table1", "001_figure4": "001_table1", "001_figure5": "001_table2"},
     **{"001_figure6": "001_table2", "001_figure9": "001_table4", "001_figure10": "001_table6"},
-    "003_figure4": "003_table1",
+    **{"003_figure4": "003_table1", "004_figure1": "004_figures1_2", "004_figure2": "004_figures1_2"},
 }
 """A figure of a paper -> the entry that draws it."""
 _NOT_ALONE = {"001_table3": "is in the entries 001_table1 (MNIST) and 001_table2 (CIFAR-10)"}
