@@ -12,6 +12,11 @@ _SMALL = Scale(share=0.1, epochs=1 / 3, num_examples=1000, num_auto_attack=200)
 # Not a share of the images: noise is measured on images that were trained on.
 _FEWER = {"data.train_split": "train[:10000]", "data.test_split": "train[:10000]"}
 _NOISE_SMALL = Scale(changes={"run.*.epochs": 10, **_FEWER}, num_examples=2000, num_auto_attack=0)
+_SETTINGS = (
+    'Of C&W and DeepFool the paper says "standard settings": C&W is that of the Adversarial Robustness Toolbox, '
+    "DeepFool has the 50 steps and the overshoot of 0.02 of its authors. The steps of the others are 2.5 epsilon divided "
+    "by their number."
+)
 _NOISE_FULL = Scale(num_auto_attack=0)
 _NOISE = "papers/intelligent_mixup/noise"
 _TINY_IMAGES = TINY._replace(share=0.1, changes={**TINY.changes, "data.image_size": 32})
@@ -134,6 +139,7 @@ ENTRIES = (
         {"full": Scale(), "small": _SMALL._replace(width=0.25), "tiny": TINY},
         {"small": 2.0},
         FigurePlan("points", "Attacks crafted on the base network (Table 3)"),
+        note=_SETTINGS,
     ),
     Entry(
         "000_table4",
@@ -143,5 +149,6 @@ ENTRIES = (
         {"full": Scale(), "small": _SMALL, "tiny": TINY},
         {"full": 3.4, "small": 0.3},
         FigurePlan("points", "Attacks crafted on the base network (Table 4)"),
+        note=_SETTINGS,
     ),
 )
