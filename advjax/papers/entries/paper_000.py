@@ -14,8 +14,8 @@ _FEWER = {"data.train_split": "train[:10000]", "data.test_split": "train[:10000]
 _NOISE_SMALL = Scale(changes={"run.*.epochs": 10, **_FEWER}, num_examples=2000, num_auto_attack=0)
 _SETTINGS = (
     'Of C&W and DeepFool the paper says "standard settings": C&W is that of the Adversarial Robustness Toolbox, '
-    "DeepFool has the 50 steps and the overshoot of 0.02 of its authors. The steps of the others are 2.5 epsilon divided "
-    "by their number."
+    "DeepFool has the 50 steps and the overshoot of 0.02 of its authors. The steps of the others are 2.5 epsilon "
+    "divided by their number."
 )
 _NOISE_FULL = Scale(num_auto_attack=0)
 _NOISE = "papers/intelligent_mixup/noise"
