@@ -128,6 +128,17 @@ def test_the_tables_of_the_mixup_report_are_about_the_networks_before_the_last_e
         assert adversarial and {run["epochs"] for run in adversarial} == {epochs}
 
 
+def test_at_every_size_each_class_of_a_benchmark_has_an_image():
+    """Of the smallest one, CIFAR-10 with validation images left out, a class has about 4,000."""
+    for entry in ENTRIES.values():
+        for scale in entry.scales:
+            for part in entry.parts:
+                config = recipe.build(part, entry.scales[scale], 0)
+                if config["data"]["name"] in SHAPES:
+                    fractions = {name: config["run"][name]["train_fraction"] for name in config["runs"]}
+                    assert min(fractions.values()) * 4000 >= 1, (entry.name, scale, part.name, fractions)
+
+
 def test_entries_that_share_a_part_share_its_folder(tmp_path):
     folders = {}
     for name in ("003_table1", "003_figure6"):
