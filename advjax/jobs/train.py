@@ -29,6 +29,7 @@ def train(
     devices: Devices,
     notify: Notify,
     stop_requested: Callable[[], bool] = lambda: False,
+    on_trained: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Trains the runs in order; a finished one is left as it is, an interrupted one resumes.
 
@@ -38,6 +39,7 @@ def train(
       devices: where to compute.
       notify: receives what people should know.
       stop_requested: asked after every call of the training program, see ``steps_per_call``.
+      on_trained: receives the name of each run of this folder once it is there.
 
     Raises:
       UserError: something in the config makes no sense, its evaluation included, or the folder holds another
@@ -51,7 +53,7 @@ def train(
     for run in experiment.runs:
         claim(run, workdir)
     write_experiment(experiment, config, workdir)
-    train_runs(experiment, workdir, devices, notify, stop_requested)
+    train_runs(experiment, workdir, devices, notify, stop_requested, on_trained)
 
 
 def train_runs(
@@ -60,6 +62,7 @@ def train_runs(
     devices: Devices,
     notify: Notify,
     stop_requested: Callable[[], bool] = lambda: False,
+    on_trained: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Variables]:
     """Trains the runs of an experiment in order, see ``train``; returns the variables of each."""
     trainer = _Trainer(experiment, workdir, devices, notify, stop_requested)
@@ -67,6 +70,7 @@ def train_runs(
     for run in experiment.runs:
         if not run.is_taken:
             _train_run(run, trainer, done)
+            on_trained(run.name)
         done[run.name] = restore(run, workdir, experiment.facts.image_shape, notify)
     return done
 

@@ -10,7 +10,8 @@
     python -m advjax.papers --workdir=workdirs/cifar_fixer,workdirs/cifar_denoising --csv=comparison.csv
     python -m advjax.papers --workdir=workdirs/mine --config=cifar_fixer
 
-Exit codes: 0 on success, 2 on a user error, which is explained in one line.
+Exit codes: 0 on success; 2 on a user error, which is explained in one line; 42 if the budget or a signal stopped
+``run``, which the same command resumes.
 """
 
 import argparse

@@ -4,7 +4,6 @@ A published number stands beside the result of the same experiment at another si
 """
 
 import json
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from advjax.papers.join import Accuracy, Spec, accuracy_of, applicable, pair, se
 from advjax.papers.means import over_rows, over_seeds
 from advjax.papers.published import Published
 from advjax.papers.recipe import Part, full_config
-from advjax.papers.running import Job, under_auto_attack
+from advjax.papers.running import Job, folder_of_run, under_auto_attack
 from advjax.reporting.formatting import model_name
 from advjax.runtime.metrics import read_metrics
 
@@ -78,8 +77,10 @@ def cells(jobs: Sequence[Job], tables: Sequence[str]) -> list[Cell]:
     return [_over_seeds(found) for found in grouped.values()]
 
 
-def _completeness(cell: Cell) -> int:
-    return sum(value is not None for value in (cell.ours, cell.sound, cell.auto_attack))
+def _completeness(cell: Cell) -> tuple[int, int]:
+    """How much of a cell is known, and of how many images."""
+    known = [value for value in (cell.ours, cell.sound, cell.auto_attack) if value]
+    return len(known), sum(value.n or 0 for value in known)
 
 
 def _over_seeds(found: Sequence[Cell]) -> Cell:
@@ -155,7 +156,7 @@ def _report_cell(
         sound=_strongest(rows, spec, sound_attack) if sound_attack else None,
         sound_attack=sound_attack,
         auto_attack=_strongest(standard.rows, spec, "auto_attack") if standard and comparable else None,
-        reduced=_reduced(reference, job.config, spec),
+        reduced=(*_reduced(reference, job.config, spec), *_fewer_images(reference, job.config)),
     )
 
 
@@ -236,23 +237,14 @@ def epochs_of(job: Job, run: str, metric: str, kind: str = "validation") -> list
       metric: such as "accuracy".
       kind: of the records.
     """
-    folder = _folder_of(job, run)
-    if folder is None or not (folder / "metrics.jsonl").exists():
+    folder = folder_of_run(job, run)
+    if not (folder / "metrics.jsonl").exists():
         return []
     steps = _steps_per_epoch(job, run)
     records = [record for record in read_metrics(folder) if record["kind"] == kind and record.get(metric) is not None]
     if kind == "validation":
         records = [record for record in records if record["step"] % steps == 0]
     return [(record["step"] / steps, record[metric]) for record in records]
-
-
-def _folder_of(job: Job, run: str) -> pathlib.Path | None:
-    """Where a run was trained: in the folder of the job, or in that of another part."""
-    config = job.folder / "config.json"
-    if not config.exists():
-        return None
-    checkpoint = json.loads(config.read_text(encoding="utf-8"))["run"][run]["checkpoint"]
-    return pathlib.Path(checkpoint) if checkpoint else job.folder / run
 
 
 def _steps_per_epoch(job: Job, run: str) -> int:
@@ -272,6 +264,11 @@ def _of_count(share: float, n: int) -> Accuracy:
 def _reduced(reference: Mapping[str, Any], config: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:
     changed = differences(reference, config, spec)
     return tuple(f"{path} is {value}" for path, value in changed.items())
+
+
+def _fewer_images(reference: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    whole, count = (one["evaluation"]["num_examples"] for one in (reference, config))
+    return () if count == whole else (f"evaluation.num_examples is {count}",)
 
 
 def _epoch(spec: Spec) -> int | None:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -36,7 +36,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
-    """Runs one of the commands and returns its exit code: 0, or ``PREEMPTED`` if it was stopped before its end.
+    """Runs one of the commands and returns its exit code.
+
+    It is 0, ``PREEMPTED`` if it was stopped before its end, or 2 if some of several entries could not be run.
 
     Raises:
       UserError: an unknown entry or scale, an invalid budget, or a config that makes no sense.
@@ -44,7 +46,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     if options.command == "list":
-        console.print(_listing())
+        console.print(_listing(list(map(find, options.entries)) or ENTRIES.values()))
         return 0
     entries = _chosen(options.entries, options.scale, required=options.command == "run")
     _check_folder(entries, options.folder)
@@ -66,6 +68,7 @@ def _run_all(
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
+    code = 0
     for entry in entries:
         if stop_requested():
             say("stopped; repeat the command to go on")
@@ -79,31 +82,42 @@ def _run_all(
             if len(entries) == 1:
                 raise
             say(f"{entry.name}: not run: {error}")
-    return 0
+            code = 2
+    return code
 
 
 def _run_entry(
     entry: Entry, options: argparse.Namespace, say: Callable[[str], None], stop_requested: Callable[[], bool]
 ) -> None:
-    """Runs what is missing of an entry, and writes the page of what there is, however the run ends."""
-    jobs = _jobs(entry, options)
+    """Runs what is missing of an entry, and writes the page of what there is, however the run ends.
+
+    A part that cannot be run does not keep the others from it.
+    """
+    jobs, refused = _jobs(entry, options), dict[str, UserError]()
     try:
         for job in jobs:
-            run_job(job, options.workdir, say, stop_requested)
-    except UserError:
-        if any(job.is_done for job in jobs):
-            _write(entry, jobs, options, say)
-        raise
+            try:
+                run_job(job, say, stop_requested)
+            except UserError as error:
+                if str(error) not in refused:
+                    say(f"{job.part.name}: not run: {error}")
+                refused.setdefault(str(error), error)
     except PreemptedError:
         _write(entry, jobs, options, say)
         raise
-    _write(entry, jobs, options, say)
+    if any(job.is_done for job in jobs):
+        _write(entry, jobs, options, say)
+    if refused:
+        raise next(iter(refused.values()))
 
 
 def _write(entry: Entry, jobs: Sequence[Job], options: argparse.Namespace, say: Callable[[str], None]) -> None:
     """The page of what there is, and its conclusion."""
     page = make_page(entry, options.scale, jobs)
     measured = sum(cell.ours is not None for cell in page.cells)
+    if not measured and not page.is_complete and (options.workdir / "pages" / f"{page.stem}.html").exists():
+        # That of another version of the entry, or of other images, says more.
+        return
     path = write_page(page, jobs, options.workdir / "pages")
     reduced = ", reduced" if page.is_reduced else ""
     count = f"{measured} of {len(page.cells)} cells measured: " if page.cells else ""
@@ -135,10 +149,10 @@ def _check_folder(entries: Sequence[Entry], folder: str) -> None:
         raise UserError(f"--folder holds the images of one entry, and {', '.join(named) or 'none of these'} needs one")
 
 
-def _listing() -> object:
+def _listing(entries: Iterable[Entry]) -> object:
     heads = "entry", "contents", "parts", "scales, with core hours of one seed where they are estimated"
     table = plain_table(*heads, numbers=("parts",))
-    for entry in ENTRIES.values():
+    for entry in entries:
         hours = {scale: f" {entry.hours[scale]:g}" if scale in entry.hours else "" for scale in entry.scales}
         scales = ", ".join(f"{scale}{estimate}" for scale, estimate in hours.items())
         table.add_row(*map(Text, (entry.name, entry.title, str(len(entry.parts)), scales)))

@@ -35,7 +35,7 @@ def image_rows(job: Job, attacks: Sequence[str], networks: Mapping[str, str]) ->
     """
     if not job.is_done:
         return None
-    config = with_shared_runs(job, job.folder.parents[1])
+    config = with_shared_runs(job)
     experiment = open_experiment(config, str(job.folder))
     models = scored_models(experiment, str(job.folder), warnings.warn)
     resources = Resources(Devices(mesh(), config["mapping"]), _BATCH_SIZE, experiment.seed, store=None)

@@ -11,11 +11,13 @@ def over_seeds(known: Sequence[Accuracy]) -> Accuracy | None:
     """The mean over seeds, with an interval over seeds and images where both can be told; None of none."""
     if len(known) < 2:
         return known[0] if known else None
-    mean = _mean(known)
-    if any(accuracy.interval is None or accuracy.n != mean.n for accuracy in known):
+    mean, counts = _mean(known), [accuracy.n for accuracy in known if accuracy.interval and accuracy.n]
+    if len(counts) < len(known):
         return mean
-    low, high = interval_over_seeds([accuracy.value / 100 for accuracy in known], mean.n or 0)
-    return mean._replace(interval=(100 * low, 100 * high))
+    # Networks may be scored on other images each, such as those that the base has right: the fewest say the least.
+    n = min(counts)
+    low, high = interval_over_seeds([accuracy.value / 100 for accuracy in known], n)
+    return mean._replace(n=n, interval=(100 * low, 100 * high))
 
 
 def over_rows(asked: Iterable[Accuracy | None]) -> Accuracy | None:

@@ -1,6 +1,8 @@
 """Whether the order in which a paper puts its networks is also that of ours, and the leads that its text names."""
 
+import collections
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,14 +11,19 @@ from advjax.papers.cells import Cell
 from advjax.papers.join import Accuracy
 from advjax.papers.recipe import Lead
 
-_UNORDERED = ("001_table3",)
-"""Tables whose rows are one network, attacked several times."""
+_UNORDERED = ("001_table3", "001_adversarial_epochs")
+"""Tables whose rows are one network, attacked several times; and single epochs of adversarial training, between which
+accuracy moves more than between networks."""
 _ONE_QUESTION = {"002_table2": "002_table2 and 4", "002_table4": "002_table2 and 4"}
 """Table -> the tables that are one comparison together: the networks before and after retraining."""
 
 
 class Ordering(NamedTuple):
-    """The pairs of networks of a table on the same images under the same attack, after as many epochs."""
+    """The pairs of networks of a table on the same images under the same attack, after as many epochs.
+
+    A pair whose published intervals overlap has no published order, and nothing is asked of ours.  Where the paper does
+    not say how many images a number is of, it has no interval, and every difference counts.
+    """
 
     table: str
     dataset: str
@@ -27,14 +34,23 @@ class Ordering(NamedTuple):
     """Pairs in the opposite order."""
     undecided: int
     """Pairs whose intervals overlap in ours."""
+    unmeasured: int
+    """Pairs of which a network has not been measured."""
     indistinct: int
-    """Pairs, of all the above, whose published intervals overlap: the paper does not show their order itself."""
+    """Pairs that are none of the above, since their published intervals overlap."""
 
     @property
     def verdict(self) -> str:
         """In words."""
+        found = self._verdict
+        return f"{found} so far" if self.unmeasured and (self.holds or self.reversed) else found
+
+    @property
+    def _verdict(self) -> str:
         if not (self.holds or self.reversed):
-            return "cannot be told: all intervals overlap"
+            if self.undecided:
+                return "cannot be told: our intervals overlap"
+            return "has not been measured" if self.unmeasured else "is not shown by the paper: its intervals overlap"
         if not self.reversed:
             return "holds" if not self.undecided else "holds where it can be told"
         return "does not hold" if self.reversed >= self.holds else "holds in part"
@@ -46,8 +62,21 @@ class FoundLead(NamedTuple):
     published: Lead
     points: float | None
     """Ours; None if one of the networks has not been measured."""
-    verdict: str
-    """In words."""
+    interval: tuple[float, float] | None
+    """95% interval of ``points`` over test images, as if those of the networks were different ones (Newcombe, "Interval
+    estimation for the difference between independent proportions", Statistics in Medicine 1998, method 10)."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.points is None or self.interval is None:
+            return "not measured"
+        low, high = self.interval
+        if low <= 0 <= high:
+            return "cannot be told: the interval contains 0"
+        if self.points * self.published.points < 0:
+            return "reversed"
+        return "holds" if low <= self.published.points <= high else "another size, in the same direction"
 
 
 def leads(cells: Sequence[Cell], published: Sequence[Lead]) -> list[FoundLead]:
@@ -68,11 +97,16 @@ def _lead(cells: Sequence[Cell], lead: Lead) -> FoundLead:
     }
     leader, behind = known[lead.leader], known[lead.behind]
     if leader is None or behind is None:
-        return FoundLead(lead, None, "not measured")
+        return FoundLead(lead, None, None)
     points = leader.value - behind.value
-    if _overlap(leader, behind):
-        return FoundLead(lead, points, "cannot be told: the intervals overlap")
-    return FoundLead(lead, points, "holds" if points * lead.points > 0 else "reversed")
+    if leader.interval is None or behind.interval is None:
+        return FoundLead(lead, points, None)
+    down, up = (
+        math.hypot(above.value - above.interval[0], below.interval[1] - below.value)
+        for above, below in ((leader, behind), (behind, leader))
+        if above.interval and below.interval
+    )
+    return FoundLead(lead, points, (points - down, points + up))
 
 
 def orderings(cells: Sequence[Cell]) -> list[Ordering]:
@@ -80,32 +114,41 @@ def orderings(cells: Sequence[Cell]) -> list[Ordering]:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         table, dataset, attack = cell.published.table, cell.published.dataset, cell.published.attack
-        if cell.ours is None or cell.theirs is None or table in _UNORDERED:
+        if cell.theirs is None or table in _UNORDERED:
             continue
         if epochs := re.search(r":(\d+)ep$", cell.published.training):
             dataset = f"{dataset}, after {epochs[1]} epoch{'s' if epochs[1] != '1' else ''}"
         groups.setdefault((_ONE_QUESTION.get(table, table), dataset, attack), []).append(cell)
-    made = (_ordering(key, found) for key, found in groups.items())
     # Several of ours may stand beside one published number, which has no order.
-    return [entry for entry in made if entry.holds + entry.reversed + entry.undecided]
+    return [
+        _ordering(key, found)
+        for key, found in groups.items()
+        if len({cell.theirs.value for cell in found if cell.ours and cell.theirs}) > 1
+    ]
 
 
 def _ordering(key: tuple[str, str, str], found: Sequence[Cell]) -> Ordering:
-    counts = dict.fromkeys(("holds", "reversed", "undecided", "indistinct"), 0)
-    for one, other in itertools.combinations(found, 2):
-        assert one.ours and other.ours and one.theirs and other.theirs
-        published = one.theirs.value - other.theirs.value
-        if not published:
-            continue
-        counts["indistinct"] += _overlap(one.theirs, other.theirs)
-        if _overlap(one.ours, other.ours):
-            counts["undecided"] += 1
-        else:
-            counts["holds" if published * (one.ours.value - other.ours.value) > 0 else "reversed"] += 1
-    return Ordering(*key, **counts)
+    outcomes = collections.Counter(_outcome(one, other) for one, other in itertools.combinations(found, 2))
+    return Ordering(*key, *(outcomes[field] for field in Ordering._fields[len(key) :]))
 
 
-def _overlap(one: Accuracy, other: Accuracy) -> bool:
-    low, high = one.interval or (one.value, one.value)
-    other_low, other_high = other.interval or (other.value, other.value)
-    return max(low, other_low) <= min(high, other_high)
+def _outcome(one: Cell, other: Cell) -> str:
+    """The field of `Ordering` that counts a pair; "" for two networks beside the same number."""
+    assert one.theirs and other.theirs
+    published = one.theirs.value - other.theirs.value
+    if not published:
+        return ""
+    if _overlap(one.theirs, other.theirs):
+        return "indistinct"
+    if one.ours is None or other.ours is None:
+        return "unmeasured"
+    if _overlap(one.ours, other.ours) is not False:
+        return "undecided"
+    return "holds" if published * (one.ours.value - other.ours.value) > 0 else "reversed"
+
+
+def _overlap(one: Accuracy, other: Accuracy) -> bool | None:
+    """Whether two intervals overlap; None if one of them is not known."""
+    if one.interval is None or other.interval is None:
+        return None
+    return max(one.interval[0], other.interval[0]) <= min(one.interval[1], other.interval[1])

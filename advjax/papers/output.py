@@ -3,7 +3,7 @@
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -119,15 +119,15 @@ def _accuracy(accuracy: Accuracy) -> str:
 def _fields(pair: Pair) -> Iterator[str]:
     published = pair.published
     yield from (published.table, published.model, published.dataset, published.training, published.attack)
-    yield from _numbers(pair.theirs)
+    yield from numbers(pair.theirs)
     yield from (published.provenance, published.note, pair.model, pair.attack, pair.subset, pair.kind)
-    yield from _numbers(pair.ours)
+    yield from numbers(pair.ours)
     yield "" if pair.difference is None else f"{pair.difference:.2f}"
     yield _text(pair.overlap).lower()
 
 
-def _numbers(accuracy: Accuracy | None) -> Iterable[str]:
-    """Accuracy, both ends of its interval, and number of images."""
+def numbers(accuracy: Accuracy | None) -> list[str]:
+    """Accuracy, both ends of its interval, and number of images, as in csv files."""
     if accuracy is None:
         return [""] * 4
     low, high = accuracy.interval or (None, None)

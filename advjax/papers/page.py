@@ -14,11 +14,11 @@ from advjax.papers.cells import Cell, cells
 from advjax.papers.figures import draw
 from advjax.papers.join import Accuracy
 from advjax.papers.orderings import FoundLead, Ordering, leads, orderings
-from advjax.papers.output import title
+from advjax.papers.output import numbers, title
+from advjax.papers.published import PROVENANCES
 from advjax.papers.recipe import Entry
-from advjax.papers.running import Job
+from advjax.papers.running import STANDARD, Job
 from advjax.papers.scale_words import in_words, is_reduced, notes
-from advjax.runtime.environment import describe_environment
 from advjax.runtime.files import plain, write_atomically
 
 EXPLANATION = (
@@ -27,6 +27,7 @@ EXPLANATION = (
     "we found: under the same attack, or the one named there, and under AutoAttack, whose norm and epsilon are named "
     "below, made on the scored model itself with the true labels or, if that left less, on the network named there. "
     "Draws are those of a random model that each gradient averages: few of them flatter it. "
+    "AutoAttack ends on an image at its first success, which on a random model may be luck that other draws undo. "
     "Beside an attack without an epsilon is the mean size of its perturbations, in its norm, over the images that it "
     "has changed. "
     "Intervals are over test images, and over seeds as well where there are several."
@@ -42,6 +43,7 @@ CSV_COLUMNS = (
     *("auto_attack_draws", "reduced"),
 )
 """Columns of the csv file; accuracies in percent, distances in the norm beside them, unknown values empty."""
+_NOT_AS_PRINTED = ("text", "corrected", "derived", "figure")
 
 
 class Page(NamedTuple):
@@ -55,6 +57,8 @@ class Page(NamedTuple):
     words: list[str]
     notes: list[str]
     """What the reports say about their images."""
+    remarks: list[str]
+    """Caveats about published numbers."""
     is_complete: bool
     """Whether all parts have been run."""
     is_reduced: bool
@@ -78,6 +82,7 @@ def make_page(entry: Entry, scale: str, jobs: Sequence[Job]) -> Page:
         leads=leads(found, entry.leads),
         words=in_words(parts),
         notes=notes(jobs),
+        remarks=_remarks(found),
         is_complete=all(job.is_done for job in jobs),
         is_reduced=any(is_reduced(of_seeds[0]) for of_seeds in parts),
     )
@@ -117,7 +122,8 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
             "note": page.entry.note,
             "size": page.words,
             "notes": page.notes,
-            "environment": describe_environment(),
+            "remarks": page.remarks,
+            "environments": _environments(jobs),
             "folders": [job.folder.name for job in jobs],
             "orderings": [{**entry._asdict(), "verdict": entry.verdict} for entry in page.orderings],
             "leads": [{**found._asdict(), "published": found.published._asdict()} for found in page.leads],
@@ -125,6 +131,33 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
         },
         "page",
     )
+
+
+def _remarks(found: Sequence[Cell]) -> list[str]:
+    """Where published numbers come from, unless a table or log, and what is to be said of them: once for all alike."""
+    numbers: dict[str, list[str]] = {}
+    for cell in found:
+        published = cell.published
+        origin = PROVENANCES[published.provenance] if published.provenance in _NOT_AS_PRINTED else ""
+        if cell.theirs and (remark := "; ".join(filter(None, (origin, published.note)))):
+            what = ", ".join(filter(None, (published.model, published.training, published.attack)))
+            numbers.setdefault(remark, []).append(f"{published.value:g} ({what})")
+    everything = sum(cell.theirs is not None for cell in found)
+    return [
+        f"{'All published numbers' if len(known) == everything > 1 else ', '.join(dict.fromkeys(known))}: {remark}"
+        for remark, known in numbers.items()
+    ]
+
+
+def _environments(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Where the reports come from, and which."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        for report, folder in zip(job.reports(), (job.folder.name, f"{job.folder.name}/{STANDARD}"), strict=True):
+            if report:
+                known = json.dumps(report.environment, sort_keys=True)
+                found.setdefault(known, {**report.environment, "folders": []})["folders"].append(folder)
+    return list(found.values())
 
 
 def render(page: Page, figure: str | None, kind: str) -> str:
@@ -149,6 +182,7 @@ def render(page: Page, figure: str | None, kind: str) -> str:
         note=page.entry.note,
         words=page.words,
         notes=page.notes,
+        remarks=page.remarks,
         orderings=page.orderings,
         leads=page.leads,
         figures=[{"caption": plan.caption, "svg": Markup(figure)}] if plan and figure else [],
@@ -166,9 +200,9 @@ def _standalone(svg: str) -> str:
 def _fields(cell: Cell) -> Iterator[str]:
     published = cell.published
     yield from (published.table, published.model, published.dataset, published.training, published.attack)
-    yield from _numbers(cell.theirs)
+    yield from numbers(cell.theirs)
     yield from (published.provenance, published.note, cell.model, cell.attack, cell.kind)
-    yield from _numbers(cell.ours)
+    yield from numbers(cell.ours)
     yield " ".join(f"{value:.2f}" for value in cell.per_seed)
     yield "" if cell.difference is None else f"{cell.difference:.2f}"
     yield from (_draws(cell.ours), *_distance(cell.ours))
@@ -179,16 +213,8 @@ def _fields(cell: Cell) -> Iterator[str]:
     yield "; ".join(cell.reduced)
 
 
-def _numbers(accuracy: Accuracy | None) -> list[str]:
-    if accuracy is None:
-        return [""] * 4
-    low, high = accuracy.interval or (None, None)
-    shown = ["" if number is None else f"{number:.2f}" for number in (accuracy.value, low, high)]
-    return [*shown, "" if accuracy.n is None else str(accuracy.n)]
-
-
 def _lowest(accuracy: Accuracy | None) -> list[str]:
-    return [*_numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy)]
+    return [*numbers(accuracy), accuracy.attacked if accuracy else "", _draws(accuracy)]
 
 
 def _distance(accuracy: Accuracy | None) -> tuple[str, str]:

@@ -7,12 +7,13 @@ were printed as illegible images are omitted.
 import csv
 import functools
 import importlib.resources
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from advjax.types import UserError
 
-__all__ = ["PAPERS", "PROVENANCES", "TABLES", "Published", "read"]
+__all__ = ["PAPERS", "PROVENANCES", "TABLES", "Published", "read", "unpublished"]
 
 PAPERS: Mapping[str, str] = {
     "000": "intelligent mixup",
@@ -89,6 +90,11 @@ class Published(NamedTuple):
     """A key of `PROVENANCES`."""
     note: str
     """A caveat about this number, or ""."""
+
+
+def unpublished(paper: str, model: str, dataset: str, training: str, attack: str) -> Published:
+    """What an accuracy is called that a figure shows without a number, or that is ours alone."""
+    return Published(paper, "", model, dataset, training, attack, "accuracy", math.nan, None, None, "", "")
 
 
 @functools.cache

@@ -46,6 +46,11 @@ class Job(NamedTuple):
     folder: pathlib.Path
 
     @property
+    def workdir(self) -> pathlib.Path:
+        """The folder of all parts, and of what they share."""
+        return self.folder.parents[1]
+
+    @property
     def has_auto_attack(self) -> bool:
         """Whether the networks are put under AutoAttack, too."""
         return self.part.auto_attack and self.scale.num_auto_attack > 0
@@ -91,7 +96,6 @@ def _folder(parts: pathlib.Path, part: Part, identity: Mapping[str, Any]) -> pat
 
 def run_job(
     job: Job,
-    workdir: str | os.PathLike[str],
     notify: Callable[[str], None],
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -103,12 +107,12 @@ def run_job(
     """
     if job.is_done:
         return
-    config = with_shared_runs(job, pathlib.Path(workdir))
+    config = with_shared_runs(job)
     devices = Devices(mesh(), config["mapping"])
     with locked(job.folder):
         started = time.monotonic()
-        train(config, str(job.folder), devices, notify, stop_requested)
-        _remember(job, config, pathlib.Path(workdir))
+        remember = functools.partial(_remember, job)
+        train(config, str(job.folder), devices, notify, stop_requested, remember)
         if not (job.folder / "report.json").exists():
             evaluate_experiment(config, str(job.folder), devices, notify, stop_requested)
         if job.has_auto_attack and not (job.folder / STANDARD / "report.json").exists():
@@ -133,28 +137,34 @@ def under_auto_attack(config: Mapping[str, Any], scale: Scale) -> dict[str, Any]
     return standard
 
 
-def with_shared_runs(job: Job, workdir: pathlib.Path) -> dict[str, Any]:
+def with_shared_runs(job: Job) -> dict[str, Any]:
     """The config of a job, with the runs that another part has trained as checkpoints."""
     config = copy.deepcopy(job.config)
     for name in config["runs"]:
-        found = workdir / "trained" / f"{run_digest(job.config, name)}.json"
-        # A run that was begun here goes on here.
-        if not found.exists() or (job.folder / name / "run.json").exists():
-            continue
-        folder = workdir / json.loads(found.read_text(encoding="utf-8"))["folder"]
-        if folder.is_dir():
+        folder = folder_of_run(job, name)
+        if folder != job.folder / name:
             config["run"][name]["checkpoint"] = str(folder.absolute())
     return config
 
 
-def _remember(job: Job, config: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """Notes where the runs of a job are, relative to the workdir, which may be moved."""
-    trained = workdir / "trained"
+def folder_of_run(job: Job, name: str) -> pathlib.Path:
+    """Where a run is trained: in the folder of the job, or in that of another part, which has trained it before.
+
+    A run that was begun in the folder of the job goes on there.
+    """
+    own, found = job.folder / name, job.workdir / "trained" / f"{run_digest(job.config, name)}.json"
+    if (own / "run.json").exists() or not found.exists():
+        return own
+    other = job.workdir / json.loads(found.read_text(encoding="utf-8"))["folder"]
+    return other if other.is_dir() else own
+
+
+def _remember(job: Job, name: str) -> None:
+    """Notes where a run of a job is, relative to the workdir, which may be moved."""
+    trained = job.workdir / "trained"
     trained.mkdir(parents=True, exist_ok=True)
-    for name in config["runs"]:
-        if not config["run"][name]["checkpoint"]:
-            where = {"folder": os.path.relpath(job.folder / name, workdir), "part": job.part.name}
-            write_atomically(trained / f"{run_digest(job.config, name)}.json", json.dumps(where).encode())
+    where = {"folder": os.path.relpath(job.folder / name, job.workdir), "part": job.part.name}
+    write_atomically(trained / f"{run_digest(job.config, name)}.json", json.dumps(where).encode())
 
 
 def run_digest(config: Mapping[str, Any], name: str) -> str:

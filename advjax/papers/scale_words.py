@@ -24,8 +24,11 @@ def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
         runs = [_run(name, job, full) for name in job.config["runs"]]
         evaluation, whole = job.config["evaluation"], full["evaluation"]["num_examples"]
         images = f"{_images(evaluation['num_examples'])} test images [{_images(whole)}]"
+        if job.config["data"]["validate_on_test"]:
+            images += " (all after single epochs)"
         standard = f", {_auto_attack(job)}" if job.has_auto_attack else ", no AutoAttack"
         said = [*runs, f"{images}{standard}", _seeds([job, *others]), *_others(job, full)]
+        said += [] if others else _missing(job)
         lines.append(f"{job.part.name}: {'; '.join(said)}")
     # Several of the parts may be the same experiment.
     return list(dict.fromkeys(lines))
@@ -39,6 +42,15 @@ def notes(jobs: Iterable[Job]) -> list[str]:
             for note in report.notes if report else ():
                 found.setdefault(note, {})[f"{job.part.name}{under}"] = None
     return [f"{', '.join(names)}: {note}" for note, names in found.items()]
+
+
+def _missing(job: Job) -> Iterator[str]:
+    """What of a job has not been run, so that its size is only what it would be."""
+    report, standard = job.reports()
+    if report is None:
+        yield "not evaluated yet"
+    elif job.has_auto_attack and standard is None:
+        yield "AutoAttack has not been run yet"
 
 
 def _others(job: Job, full: Mapping[str, Any]) -> Iterator[str]:
@@ -71,6 +83,8 @@ def _auto_attack(job: Job) -> str:
 def is_reduced(job: Job) -> bool:
     """Whether a job is smaller than the paper's experiment, in its networks, its training, or its test images."""
     full, config = full_config(job.part), job.config
+    if list(config["runs"]) != list(full["runs"]):
+        return True
     runs = [(config["run"][name], full["run"][name]) for name in config["runs"]]
     kept = [
         {key: value for key, value in part["data"].items() if f"data.{key}" not in IGNORED} for part in (config, full)

@@ -1,11 +1,10 @@
 """Intelligent mixup (000): Tables 2 to 4 and Figure 2."""
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from advjax.papers.published import Published
+from advjax.papers.published import unpublished
 from advjax.papers.recipe import TINY, Entry, FigurePlan, Part, Scale
 
 _SMALL = Scale(share=0.1, epochs=1 / 3, num_examples=1000, num_auto_attack=200)
@@ -42,10 +41,8 @@ def _noise(data: str, networks: Mapping[str, str], known: tuple[str, ...]) -> Pa
     rows = []
     for (run, name), (noise, ours) in itertools.product(networks.items(), _NOISES.items()):
         if noise not in known:
-            measured = ("000", "", name, f"{data}/train", "standard", noise, "accuracy")
-            rows.append(
-                {"unpublished": Published(*measured, math.nan, None, None, "", ""), "run": run, "our_attack": ours}
-            )
+            shown = unpublished("000", name, f"{data}/train", "standard", noise)
+            rows.append({"unpublished": shown, "run": run, "our_attack": ours})
     return Part(f"noise_{data}", _NOISE, data, unpublished=tuple(rows))
 
 
@@ -65,10 +62,9 @@ def _mixup(config: str, model: str, data: str, budget: str, **changes: Any) -> P
     attacks |= {"CW_l2": "carlini_wagner_l2", "DeepFool": "deepfool"}
     rows = []
     for run, (attack, ours) in itertools.product(_ABLATIONS, attacks.items()):
-        measured = ("000", "", model, f"{data}/test", _ABLATIONS[run], attack, "accuracy")
+        shown = unpublished("000", model, f"{data}/test", _ABLATIONS[run], attack)
         made = {} if attack == "none" else {"made_on": "base"}
-        unpublished = Published(*measured, math.nan, None, None, "", "")
-        rows.append({"unpublished": unpublished, "run": run, "our_attack": ours, **made})
+        rows.append({"unpublished": shown, "run": run, "our_attack": ours, **made})
     changed = {f"evaluation.{key}": value for key, value in changes.items()}
     return Part(f"intelligent_mixup_{data}", config, changes=changed, unpublished=tuple(rows))
 

@@ -8,11 +8,10 @@ The paper tests in two ways.  In protocol B, its primary one, each network is at
 retrained network classifies the old images, which were made on the network of the same architecture before retraining.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from advjax.papers.published import Published
+from advjax.papers.published import unpublished
 from advjax.papers.recipe import TINY, Entry, Part, Scale
 
 _Specs = tuple[dict[str, Any], ...]
@@ -40,11 +39,7 @@ _HOURS = {"small": 6.0}
 
 def _unpublished(data: str, training: str, model: str, attack: str) -> dict[str, Any]:
     """What a cell is called that has no published number."""
-    return {
-        "unpublished": Published(
-            "002", "", model, f"{data}/test20", training, attack, "accuracy", math.nan, None, None, "", ""
-        )
-    }
+    return {"unpublished": unpublished("002", model, f"{data}/test20", training, attack)}
 
 
 def _clean(suffix: str) -> Iterator[tuple[str, dict[str, Any]]]:

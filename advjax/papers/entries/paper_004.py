@@ -1,10 +1,9 @@
 """Robust Neural Networks (Dauphine report, 004): all tables, and Figures 1 to 3."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-from advjax.papers.published import Published
+from advjax.papers.published import unpublished
 from advjax.papers.recipe import TINY, Entry, FigurePlan, Part, Scale
 
 _SMALL = Scale(share=0.5, num_examples=512, num_auto_attack=128)
@@ -51,10 +50,9 @@ def _made(attack: str) -> dict[str, Any]:
 def _ensemble_specs() -> Iterator[dict[str, Any]]:
     """The ensemble under attacks that follow the mean gradient over twenty draws, which the report did not make."""
     for attack, ours in {"FGSM:eps0.03": "fgsm", "PGD40:eps0.03,alpha0.01": "pgd_40"}.items():
-        shown = ("004", "", "Net62k", "cifar10/valid1024", "rse, 20 draws a gradient (ours)", attack)
-        unpublished = Published(*shown, "accuracy", math.nan, None, None, "", "")
+        shown = unpublished("004", "Net62k", "cifar10/valid1024", "rse, 20 draws a gradient (ours)", attack)
         attacked = {"our_attack": ours, "adaptive": True, "eot_samples": 20}
-        yield {"unpublished": unpublished, "run": "noisy", "defense": "ensemble", **attacked}
+        yield {"unpublished": shown, "run": "noisy", "defense": "ensemble", **attacked}
 
 
 def _grid_specs() -> Iterator[dict[str, Any]]:
