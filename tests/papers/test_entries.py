@@ -216,6 +216,19 @@ def test_single_epochs_are_attacked_as_the_tables_are():
     assert len(checked) == 3
 
 
+@pytest.mark.parametrize("paper", sorted({name[:3] for name in ENTRIES}))
+def test_every_change_of_a_scale_is_about_some_part_of_the_paper(paper):
+    """Parts without the key are left alone, so a misspelled one would change nothing."""
+    entries = [entry for name, entry in ENTRIES.items() if name.startswith(paper)]
+    scales = [scale for entry in entries for name, scale in entry.scales.items() if name != "tiny"]
+    parts = {(part.config, part.argument): part for entry in entries for part in entry.parts}.values()
+    paths = {(config, path) for scale in scales for config, some in scale.of_config.items() for path in some}
+    paths |= {("", path) for scale in scales for path in scale.changes}
+    for config, path in paths:
+        full = [recipe.full_config(part) for part in parts if config in ("", part.config)]
+        assert any(not recipe._apply(one, {path: 0}, lenient=True) for one in full), (config, path)
+
+
 def test_a_scale_changes_sizes_and_nothing_else():
     (part, *_) = ENTRIES["003_table1"].parts
     scale = recipe.Scale(width=0.125, share=0.5, epochs=1 / 3, num_examples=100, num_stochastic=7)
