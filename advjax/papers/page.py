@@ -19,6 +19,7 @@ from advjax.papers.published import PROVENANCES
 from advjax.papers.recipe import Entry
 from advjax.papers.running import STANDARD, Job
 from advjax.papers.scale_words import in_words, is_reduced, notes
+from advjax.reporting.formatting import breakable
 from advjax.runtime.files import plain, write_atomically
 
 EXPLANATION = (
@@ -169,6 +170,7 @@ def render(page: Page, figure: str | None, kind: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = breakable
     plan = page.entry.figure
     measured = sum(cell.ours is not None for cell in page.cells)
     count = f" · {measured} of {len(page.cells)} cells measured" if page.cells else ""

@@ -13,12 +13,12 @@ _SAID = (".model.width", ".epochs", ".num_steps", ".train_fraction")
 
 
 def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
-    """One line for each part: network width, share of the data, epochs, images and seeds, the paper's in brackets.
+    """Network width, share of the data, epochs, images and seeds, the paper's in brackets: a line for all parts alike.
 
     Args:
       parts: of the entry, each as its jobs, one for each seed.
     """
-    lines = []
+    lines: dict[str, dict[str, None]] = {}
     for job, *others in parts:
         full = full_config(job.part)
         runs = [_run(name, job, full) for name in job.config["runs"]]
@@ -29,9 +29,9 @@ def in_words(parts: Sequence[Sequence[Job]]) -> list[str]:
         standard = f", {_auto_attack(job)}" if job.has_auto_attack else ", no AutoAttack"
         said = [*runs, f"{images}{standard}", _seeds([job, *others]), *_others(job, full)]
         said += [] if others else _missing(job)
-        lines.append(f"{job.part.name}: {'; '.join(said)}")
-    # Several of the parts may be the same experiment.
-    return list(dict.fromkeys(lines))
+        # Several of the parts may be the same experiment.
+        lines.setdefault("; ".join(said), {})[job.part.name] = None
+    return [f"{', '.join(names)}: {said}" for said, names in lines.items()]
 
 
 def notes(jobs: Iterable[Job]) -> list[str]:

@@ -1,6 +1,9 @@
 """How reports write models, threat models, accuracies and distances."""
 
 import math
+import re
+
+from markupsafe import Markup, escape
 
 from advjax.evaluation.report import ALL, Row, SummaryCell
 
@@ -11,6 +14,11 @@ MISSING = "–"
 def model_name(run: str, defense: str) -> str:
     """The run, followed by its defense if it has one: ``fixer``, ``fixer with random_resize_pad``."""
     return run if defense == "none" else f"{run} with {defense}"
+
+
+def breakable(name: str) -> Markup:
+    """A name for HTML, with line-break opportunities after its punctuation, for narrow columns."""
+    return Markup(re.sub(r"([_+]|[:,](?=\S))", r"\1<wbr>", str(escape(name))))
 
 
 def threat_name(norm: str | None, epsilon: float | None) -> str:

@@ -5,13 +5,12 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from advjax.evaluation.report import BASE_CORRECT, Report
@@ -81,7 +80,7 @@ def render_page(report: Report, *, training: Metrics, gallery: Sequence[GalleryI
         "percent": formatting.percent,
         "threat": formatting.threat_name,
         "subset": formatting.subset_name,
-        "breakable": _breakable,
+        "breakable": formatting.breakable,
     }
     environment.globals |= {
         "legend": legend,
@@ -162,11 +161,6 @@ def _panel(item: GalleryItem) -> dict[str, Any]:
         "is_small": max(item.original.shape[:2]) <= 96,
         "predictions": item.predictions,
     }
-
-
-def _breakable(name: str) -> Markup:
-    """``name`` with line-break opportunities after underscores and plus signs, for narrow columns."""
-    return Markup(re.sub("([_+])", r"\1<wbr>", str(escape(name))))
 
 
 def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html
 import json
+import re
 
 import PIL.Image
 import pytest
@@ -22,6 +23,7 @@ from advjax.papers.recipe import Entry, Part, Scale
 from advjax.papers.running import jobs_of, run_job
 from advjax.runtime.preemption import PreemptedError
 from advjax.types import UserError
+from support.pages import Checker
 
 N = 1024
 
@@ -276,6 +278,24 @@ def test_a_page_shows_what_there_is(sweep, tmp_path):
     stored = json.loads((tmp_path / "pages" / "004_figure3.small.json").read_text())
     assert stored["reduced"] and not stored["complete"] and len(stored["cells"]) == 18
     assert (tmp_path / "pages" / "004_figure3.small.svg").read_text().startswith("<svg")
+
+
+def test_every_number_of_a_page_has_a_name_on_a_phone(sweep, tmp_path):
+    """Where the heads of tables are not shown: those of orderings, leads and cells."""
+    jobs = jobs_of(ENTRIES["003_figure5_one_percent"], "mini", tmp_path, seeds=1)
+    pages = (
+        page.make_page(ENTRIES["004_figure3"], "small", sweep),
+        page.make_page(ENTRIES["003_figure5_one_percent"], "mini", jobs),
+    )
+    for made, tables in zip(pages, (2, 2), strict=True):
+        text = page.render(made, None, "html")
+        assert text.count("<table") == tables
+        Checker().feed(text)
+        for table in text.split("<table")[1:]:
+            heads = [re.sub("<[^>]*>", "", head) for head in re.findall(r"<th scope=\"col\".*?</th>", table)]
+            for line in table.split("<tr>")[2:]:
+                assert re.findall(r"<td[^>]*?data-label=\"([^\"]*)\"", line) == heads[1:]
+                assert line.count("<td") == len(heads) - 1
 
 
 def test_the_page_in_markdown_says_the_same(sweep, tmp_path):
@@ -613,7 +633,10 @@ def test_seeds_that_are_not_measured_yet_are_not_counted(tmp_path):
     first = [job for job in jobs if job.part.name == "fixed_mix_0.1"]
     write_report(first[0], [row("mixed", "clean", 200)])
     words = {line.split(":")[0]: line for line in page.make_page(entry, "full", jobs).words}
-    assert words["fixed_mix_0.1"].endswith("1 of 3 seeds") and words["fixed_mix_1"].endswith("0 of 3 seeds")
+    assert words["fixed_mix_0.1"].endswith("1 of 3 seeds")
+    # Parts of the same size share a line.
+    alike = "fixed_mix_0.2, fixed_mix_0.4, fixed_mix_0.8, fixed_mix_1"
+    assert words[alike].endswith("0 of 3 seeds") and len(words) == 3
     for job in first[1:]:
         write_report(job, [row("mixed", "clean", 200)])
     words = {line.split(":")[0]: line for line in page.make_page(entry, "full", jobs).words}
