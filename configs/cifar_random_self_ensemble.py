@@ -5,9 +5,9 @@
 This is the network of the Dauphine report (004); append ``:vgg16`` for the authors' own, 200 epochs of a VGG16.
 Predictions are means over 50 draws.  The adaptive attack averages its gradients over draws; the report's followed a
 single one.  Append ``:one_draw`` for the report's evaluation: attacks that follow one draw, and predictions by the sum
-of log-probabilities.  On one CPU core (3.5 min of training; 2026-11-21, Python 3.11, JAX 0.10.2, seed 0), the small
-network has clean accuracy 53.9% (report: 52%) and 13.2% under FGSM (docs/results/dauphine.md).  PGD-40 through one
-draw leaves 21.2%, on the network without noise 14.1% (docs/papers/004_table2.full.md).  The VGG16 has not been run.
+of log-probabilities.  The small network has clean accuracy 53.3% (report: 52%), 18.8 and 12.8% under FGSM and PGD-40
+through one draw (16 and 9.8%), 16.8 and 14.0% through twenty, and 11.3% of 256 images under AutoAttack through twenty
+(docs/papers/004_table2.full.md; 3.5 min of training on one CPU core).  The VGG16 has not been run.
 """
 
 from advjax.papers.join import publish
