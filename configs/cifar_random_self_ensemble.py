@@ -6,7 +6,7 @@ This is the network of the Dauphine report (004); append ``:vgg16`` for the auth
 Predictions are means over 50 draws.  The adaptive attack averages its gradients over draws; the report's followed a
 single one.  Append ``:one_draw`` for the report's evaluation: attacks that follow one draw, and predictions by the sum
 of log-probabilities.  The small network has clean accuracy 53.3% (report: 52%), 18.8 and 12.8% under FGSM and PGD-40
-through one draw (16 and 9.8%), 16.8 and 14.0% through twenty, and 11.3% of 256 images under AutoAttack through twenty
+through one draw (16 and 9.8%), 16.8 and 14.0% through twenty, and at most 11.3% of 256 images under AutoAttack
 (docs/papers/004_table2.full.md; 3.5 min of training on one CPU core).  The VGG16 has not been run.
 """
 

@@ -96,16 +96,12 @@ def _lead(cells: Sequence[Cell], lead: Lead) -> FoundLead:
         if (cell.published.dataset, cell.published.attack) == (lead.dataset, lead.attack)
     }
     leader, behind = known[lead.leader], known[lead.behind]
-    if leader is None or behind is None:
+    if leader is None or behind is None or leader.interval is None or behind.interval is None:
         return FoundLead(lead, None, None)
     points = leader.value - behind.value
-    if leader.interval is None or behind.interval is None:
-        return FoundLead(lead, points, None)
-    down, up = (
-        math.hypot(above.value - above.interval[0], below.interval[1] - below.value)
-        for above, below in ((leader, behind), (behind, leader))
-        if above.interval and below.interval
-    )
+    (low, high), (behind_low, behind_high) = leader.interval, behind.interval
+    down = math.hypot(leader.value - low, behind_high - behind.value)
+    up = math.hypot(high - leader.value, behind.value - behind_low)
     return FoundLead(lead, points, (points - down, points + up))
 
 

@@ -127,7 +127,10 @@ def as_json(page: Page, jobs: Sequence[Job]) -> dict[str, Any]:
             "environments": _environments(jobs),
             "folders": [job.folder.name for job in jobs],
             "orderings": [{**entry._asdict(), "verdict": entry.verdict} for entry in page.orderings],
-            "leads": [{**found._asdict(), "published": found.published._asdict()} for found in page.leads],
+            "leads": [
+                {**found._asdict(), "published": found.published._asdict(), "verdict": found.verdict}
+                for found in page.leads
+            ],
             "cells": [_plain_cell(cell) for cell in page.cells],
         },
         "page",
